@@ -1,0 +1,57 @@
+"""Players: the sublayers of a decoder-only model, in the order in which they are executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lowmem_layers.errors import UsageError
+
+Kind = Literal["attn", "ffn", "moe"]
+
+_NAME = re.compile(r"(attn|ffn|moe)\.(0|[1-9]\d*)")
+
+
+@dataclass(frozen=True, order=True)
+class Player:
+    """One sublayer: its decoder-layer index and its kind (attention, dense FFN, mixture of experts)."""
+
+    layer: int
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.layer < 0:
+            raise ValueError(f"no such sublayer: kind {self.kind!r}, layer {self.layer}")
+
+    @property
+    def name(self) -> str:
+        """Name it as the field does: `attn.0`, `ffn.0`, `moe.0`."""
+        return f"{self.kind}.{self.layer}"
+
+    @property
+    def is_attention(self) -> bool:
+        """Tell attention from the feed-forward kinds (dense or experts)."""
+        return self.kind == "attn"
+
+
+def parse_player(name: str) -> Player:
+    """Read `attn.0` back.
+
+    Raises:
+        UsageError: the name is not KIND.LAYER.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12 or moe.3")
+    kind: Kind = match[1]  # type: ignore[assignment]
+    return Player(int(match[2]), kind)
+
+
+def players_of(ffn_kinds: Sequence[Literal["ffn", "moe"]]) -> tuple[Player, ...]:
+    """List the players of a model with one attention and one feed-forward sublayer a decoder layer.
+
+    Shapes: `ffn_kinds` has one entry a decoder layer; the result has N = 2 × layers.
+    """
+    return tuple(Player(layer, kind) for layer, ffn in enumerate(ffn_kinds) for kind in ("attn", ffn))
