@@ -1,0 +1,147 @@
+"""Importance of every sublayer from a table of values, with its uncertainty: the front door of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.influence import Influence, contributions, influence_of, mean_over_tasks
+from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.ranks import rank_intervals, ranks
+from lowmem_layers.game.shares import share_intervals, shares
+from lowmem_layers.game.table import FloatArray, ValueTable
+from lowmem_layers.game.weights import Estimator, estimator_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """What one estimator says about every player on one task (or on the mean of several, task `all`).
+
+    Shapes: every array (players,), in execution order; `in_top_k` boolean. Intervals are nan with fewer than 2 clusters.
+    Units: `value` and `ablation_drop` those of the metric; `share` a fraction of the sum of the clipped values; ranks
+    from 1 (ties share the best one). `top_k_decision`: 1 certainly in the top k, −1 certainly not, 0 undecided (at `level`).
+    """
+
+    task: str
+    estimator: str
+    players: tuple[str, ...]
+    n_items: int
+    n_clusters: int
+    level: float
+    value: FloatArray
+    ci_low: FloatArray
+    ci_high: FloatArray
+    ablation_drop: FloatArray
+    ablation_ci_low: FloatArray
+    ablation_ci_high: FloatArray
+    share: FloatArray
+    share_ci_low: FloatArray
+    share_ci_high: FloatArray
+    rank: FloatArray
+    rank_ci_low: FloatArray
+    rank_ci_high: FloatArray
+    top_k: int
+    in_top_k: NDArray[np.bool_]
+    top_k_decision: NDArray[np.int64]
+
+    def order(self) -> list[int]:
+        """List the players' positions from the most important; equal values in execution order, nan last."""
+        return [int(p) for p in np.argsort(-self.value, kind="stable")]
+
+
+def estimate(
+    table: ValueTable,
+    estimator: Estimator = "neighbourhood",
+    *,
+    max_removed: int | None = None,
+    level: float = 0.95,
+    top_k: int = 3,
+    seed: int = 0,
+) -> Importance:
+    """Estimate every player's importance on one task.
+
+    `max_removed` is L of the window estimators (None: as large as the table's windows go).
+
+    Raises:
+        UsageError: a coalition that the estimator needs was not measured (it is named), or a bad option.
+    """
+    return combine([table], estimator, task=table.task, max_removed=max_removed, level=level, top_k=top_k, seed=seed)
+
+
+def combine(
+    tables: Sequence[ValueTable],
+    estimator: Estimator = "neighbourhood",
+    *,
+    task: str = "all",
+    max_removed: int | None = None,
+    level: float = 0.95,
+    top_k: int = 3,
+    seed: int = 0,
+) -> Importance:
+    """Average importance over tasks (every task the same weight); the tasks' errors are independent.
+
+    Values and drops are averaged, ranks are those of the averages, shares are averaged after each task's own clipping
+    and normalisation (as the paper does).
+
+    Raises:
+        UsageError: no tables, tables of different players, a missing coalition, or a bad option.
+    """
+    _check(tables, level, top_k)
+    values = [_influence(table, estimator, max_removed) for table in tables]
+    value = mean_over_tasks(values)
+    drop = mean_over_tasks([_influence(table, "ablation", None) for table in tables])
+    share = np.mean([shares(part.value) for part in values], axis=0)
+    rank_low, rank_high = rank_intervals(value, level, seed)
+    ci_low, ci_high = mean_interval(value, level)
+    drop_low, drop_high = mean_interval(drop, level)
+    share_low, share_high = share_intervals(values, level)
+    rank = ranks(value.value)
+    return Importance(
+        task=task,
+        estimator=estimator,
+        players=tables[0].players,
+        n_items=sum(table.n_items for table in tables),
+        n_clusters=sum(table.n_clusters for table in tables),
+        level=level,
+        value=value.value,
+        ci_low=ci_low,
+        ci_high=ci_high,
+        ablation_drop=drop.value,
+        ablation_ci_low=drop_low,
+        ablation_ci_high=drop_high,
+        share=share,
+        share_ci_low=share_low,
+        share_ci_high=share_high,
+        rank=rank,
+        rank_ci_low=rank_low,
+        rank_ci_high=rank_high,
+        top_k=top_k,
+        in_top_k=rank <= top_k,
+        top_k_decision=np.where(rank_high <= top_k, 1, np.where(rank_low > top_k, -1, 0)).astype(np.int64),
+    )
+
+
+def _influence(table: ValueTable, estimator: Estimator, max_removed: int | None) -> Influence:
+    weights = estimator_weights(estimator, table.coalitions, table.players, max_removed)
+    return influence_of(contributions(table, weights), table.cluster_codes)
+
+
+def _check(tables: Sequence[ValueTable], level: float, top_k: int) -> None:
+    if not tables:
+        raise UsageError("no tables to combine", "give the table of at least one task")
+    for table in tables[1:]:
+        if table.players != tables[0].players:
+            raise UsageError(
+                f"tasks {tables[0].task!r} and {table.task!r} have different players",
+                "combine tasks of one model only",
+            )
+    if not 0.0 < level < 1.0:
+        raise UsageError(f"a confidence level of {level}", "choose one between 0 and 1, such as 0.95")
+    if not 1 <= top_k <= tables[0].n_players:
+        raise UsageError(
+            f"a top {top_k} of {tables[0].n_players} players", "choose between 1 and the number of players"
+        )

@@ -1,0 +1,125 @@
+"""From per-item contributions to an estimate and the independent pieces of its error.
+
+An estimate is a mean over items, so its error is a sum of one piece a cluster. The pieces carry everything that
+intervals, shares, ranks and comparisons need: variances, covariances between sublayers, and sums over tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.table import FloatArray, IntArray, ValueTable
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """Estimates with the pieces of their error.
+
+    Shapes: `value` (players,); `pieces` (clusters, players), summing to zero: the variance is Σ pieces², a covariance
+    Σ pieces · pieces; `dof` (players,), the degrees of freedom of the variances, nan for fewer than 2 clusters.
+    """
+
+    value: FloatArray
+    pieces: FloatArray
+    dof: FloatArray
+
+    @property
+    def variance(self) -> FloatArray:
+        """Estimate each estimate's variance; nan where fewer than 2 clusters leave it unknown. Shapes: (players,)."""
+        return np.where(np.isnan(self.dof), np.nan, np.einsum("gp,gp->p", self.pieces, self.pieces))
+
+    @property
+    def standard_error(self) -> FloatArray:
+        """Take the root of the variance. Shapes: (players,)."""
+        return np.sqrt(self.variance)
+
+
+def contributions(table: ValueTable, weights: FloatArray) -> FloatArray:
+    """Apply an estimator's weights to every item's values.
+
+    A player whose estimate touches a non-finite value gets nan, all others are untouched by it.
+    Shapes: `weights` (players, coalitions); returns (items, players).
+    """
+    finite = np.isfinite(table.values)
+    result = np.where(finite, table.values, 0.0) @ weights.T
+    if not finite.all():
+        result[:, (weights[:, ~finite.all(axis=0)] != 0).any(axis=1)] = np.nan
+    return result
+
+
+def influence_of(per_item: FloatArray, clusters: IntArray) -> Influence:
+    """Average over items and split the error over clusters, with the CR2 small-sample correction.
+
+    Each cluster's sum of residuals is divided by √(1 − its share of the items), which makes the variance unbiased for
+    independent items; the degrees of freedom are Bell and McCaffrey's for an intercept (G − 1 for equal clusters).
+    Shapes: `per_item` (items, players), `clusters` (items,) codes 0..G−1.
+    Source: Bell and McCaffrey 2002; Imbens and Kolesár 2016, section III.
+    """
+    n_items, n_players = per_item.shape
+    sizes = np.bincount(clusters).astype(np.float64)
+    value = per_item.mean(axis=0)
+    if len(sizes) < 2:
+        return Influence(value, np.zeros((len(sizes), n_players)), np.full(n_players, np.nan))
+    residual_sums = sum_by(per_item - value, clusters, len(sizes))
+    leverage = sizes / n_items
+    pieces = residual_sums / (n_items * np.sqrt(1.0 - leverage))[:, None]
+    return Influence(value, pieces, np.full(n_players, degrees_of_freedom(sizes)))
+
+
+def sum_by(rows: FloatArray, codes: IntArray, n_groups: int) -> FloatArray:
+    """Sum rows that share a code. Shapes: (rows, players) → (groups, players)."""
+    if n_groups == len(rows) and np.array_equal(codes, np.arange(n_groups)):
+        return rows
+    order = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[order], np.arange(n_groups))
+    return np.add.reduceat(rows[order], starts, axis=0)
+
+
+def degrees_of_freedom(sizes: FloatArray) -> float:
+    """Count Bell and McCaffrey's degrees of freedom of a mean's clustered variance.
+
+    The smaller of the answers for independent and for identical items within a cluster (their working model is not
+    known); both are G − 1 for equal sizes. Shapes: `sizes` (clusters,).
+    """
+    share = sizes / sizes.sum()
+    scaled = share / np.sqrt(1.0 - share)
+    independent = _satterthwaite(share, scaled, share)
+    identical = _satterthwaite(share, scaled, share**2)
+    return min(independent, identical)
+
+
+def _satterthwaite(share: FloatArray, scaled: FloatArray, noise: FloatArray) -> float:
+    # Covariance of the pieces a_g = (e_g − share_g Σ e) / √(1 − share_g), with Var e_g = noise_g (sums over a cluster).
+    root = np.sqrt(1.0 - share)
+    total = noise.sum()
+    diagonal = (noise - 2 * share * noise + share**2 * total) / (1.0 - share)
+    # Off the diagonal: (share_g share_h total − share_g noise_h − share_h noise_g) / (root_g root_h).
+    a, b = scaled, noise / root
+    square = total**2 * (a @ a) ** 2 + 2 * (a @ a) * (b @ b) + 2 * (a @ b) ** 2 - 4 * total * (a @ a) * (a @ b)
+    own = (total * a * a - 2 * a * b) ** 2
+    return float(diagonal.sum() ** 2 / (diagonal @ diagonal + square - own.sum()))
+
+
+def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
+    """Average independent tasks; the degrees of freedom are Welch and Satterthwaite's.
+
+    Raises:
+        UsageError: no tasks, or different numbers of players.
+    """
+    if not parts or len({len(part.value) for part in parts}) != 1:
+        raise UsageError(
+            f"cannot average {len(parts)} tasks of {sorted({len(part.value) for part in parts})} players",
+            "average at least one task, all of the same players",
+        )
+    n_tasks = len(parts)
+    variances = np.array([part.variance for part in parts])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dof = variances.sum(axis=0) ** 2 / (variances**2 / np.array([part.dof for part in parts])).sum(axis=0)
+    smallest = np.min([part.dof for part in parts], axis=0)
+    dof = np.where(variances.sum(axis=0) == 0, smallest, dof)
+    pieces = np.concatenate([part.pieces for part in parts]) / n_tasks
+    return Influence(np.mean([part.value for part in parts], axis=0), pieces, dof)

@@ -1,0 +1,76 @@
+"""Ranks, and what the data can say about them.
+
+Rank 1 is the largest value; ties share the best rank they could have (1, 2, 2, 4), a nan value has rank nan.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lowmem_layers.game.influence import Influence
+from lowmem_layers.game.table import FloatArray
+
+
+def ranks(value: FloatArray) -> FloatArray:
+    """Rank values: 1 + how many are strictly larger. Shapes: (..., players) → the same; nan where the value is nan."""
+    larger = (value[..., None, :] > value[..., :, None]).sum(axis=-1)
+    return np.where(np.isnan(value), np.nan, 1.0 + larger)
+
+
+def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 2000) -> tuple[FloatArray, FloatArray]:
+    """Bound every player's rank by comparing it with all others at once.
+
+    A player ranks below those that are significantly larger and above those significantly smaller; the critical value
+    is the `level` quantile of the largest of its N − 1 studentised differences, so each player's interval covers its
+    true rank with at least `level`, also with ties (where a bootstrap of the ranks themselves fails).
+    Players with nan values could be anywhere: they widen every interval by one place each and get nan themselves.
+    Shapes: two arrays (players,).
+    Source: Mogstad, Romano, Shaikh, Wilhelm 2024, "Inference for ranks", marginal confidence sets.
+    """
+    n_players = len(estimate.value)
+    known = np.flatnonzero(np.isfinite(estimate.value) & np.isfinite(estimate.dof))
+    low, high = np.full(n_players, np.nan), np.full(n_players, np.nan)
+    if len(known) == 0:
+        return low, high
+    larger, smaller = significant_differences(estimate, known, level, seed, draws)
+    unknown = n_players - len(known)
+    low[known] = 1.0 + larger
+    high[known] = n_players - smaller
+    return low, np.maximum(high, low) if unknown == 0 else high
+
+
+def significant_differences(
+    estimate: Influence, known: np.ndarray, level: float, seed: int, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count, for each known player, the others significantly larger and smaller. Shapes: two arrays (known,)."""
+    value, pieces = estimate.value[known], estimate.pieces[:, known]
+    error = difference_errors(pieces)
+    simulated = _simulate(pieces, estimate.dof[known], draws, seed)
+    larger, smaller = np.zeros(len(known)), np.zeros(len(known))
+    for p in range(len(known)):
+        gap = value - value[p]
+        usable = error[p] > 0
+        scaled = np.abs(simulated[:, usable] - simulated[:, [p]]) / error[p, usable]
+        critical = float(np.quantile(scaled.max(axis=1), level)) if usable.any() else 0.0
+        larger[p] = (gap > critical * error[p]).sum()
+        smaller[p] = (gap < -critical * error[p]).sum()
+    return larger, smaller
+
+
+def difference_errors(pieces: FloatArray) -> FloatArray:
+    """Estimate the standard error of every difference of two estimates. Shapes: (clusters, players) → (players, players)."""
+    covariance = pieces.T @ pieces
+    variance = np.diag(covariance)
+    squared = np.maximum(variance[:, None] + variance[None, :] - 2.0 * covariance, 0.0)
+    return np.sqrt(np.where(squared > 1e-12 * (variance[:, None] + variance[None, :]), squared, 0.0))
+
+
+def _simulate(pieces: FloatArray, dof: FloatArray, draws: int, seed: int) -> FloatArray:
+    # Errors of the estimates under a multivariate t with the estimated covariance. Shapes: (draws, players).
+    rng = np.random.default_rng(seed)
+    covariance = pieces.T @ pieces
+    eigenvalue, eigenvector = np.linalg.eigh(covariance)
+    root = eigenvector * np.sqrt(np.maximum(eigenvalue, 0.0))
+    normal = rng.standard_normal((draws, len(covariance))) @ root.T
+    smallest = float(dof.min())
+    return normal / np.sqrt(rng.chisquare(smallest, draws) / smallest)[:, None]

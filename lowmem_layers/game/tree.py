@@ -1,0 +1,108 @@
+"""The prefix tree of coalitions: what a sweep over the sublayers computes, each shared prefix once.
+
+Two coalitions whose removed sets agree on the first p sublayers have the same residual stream in front of sublayer p.
+So a sweep needs one state for each distinct *prefix* (the removed set cut at p), not one for each coalition. Walking
+p from 0 to N − 1, a prefix whose coalitions all keep p is advanced; one whose coalitions all remove p is left as it is;
+one with both kinds forks: the state is copied for those that remove p, and advanced for the others.
+
+The states live in numbered slots. A prefix keeps its slot as it advances, so a state is moved only where it forks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lowmem_layers.errors import UsageError
+
+Removed = tuple[int, ...]
+"""A coalition, written as the sorted positions of the sublayers that are removed; `()` is the full model."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens at one sublayer: first the copies (from slot, to slot), then the sublayer on the slots `advanced`."""
+
+    position: int
+    copies: tuple[tuple[int, int], ...]
+    advanced: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """The steps of a sweep over all coalitions, and the slot in which each one ends.
+
+    Shapes: `steps` has N entries, `final_slots` one a coalition (in the order given); slots are 0 … n_slots − 1 and
+    slot 0 holds the state before the first step.
+    """
+
+    n_players: int
+    steps: tuple[Step, ...]
+    final_slots: tuple[int, ...]
+    n_slots: int
+
+    @property
+    def applications(self) -> int:
+        """Count the sublayer applications: the nodes of the tree at which something is computed."""
+        return sum(len(step.advanced) for step in self.steps)
+
+    def live_slots(self, position: int) -> int:
+        """Count the slots in use once the copies of step `position` are made."""
+        return 1 + sum(len(step.copies) for step in self.steps[: position + 1])
+
+
+def prefix_tree(coalitions: Sequence[Removed], n_players: int) -> PrefixTree:
+    """Build the tree of any coalitions: windows, single removals, permutation chains, arbitrary sets.
+
+    A coalition given twice ends twice in the same slot and costs nothing more.
+
+    Raises:
+        UsageError: no coalition, or one that is not a sorted set of positions below `n_players`.
+    """
+    _check(coalitions, n_players)
+    slot_members: list[list[Removed]] = [sorted(set(coalitions))]
+    steps = [_step(position, slot_members) for position in range(n_players)]
+    slot_of = {members[0]: slot for slot, members in enumerate(slot_members)}
+    return PrefixTree(n_players, tuple(steps), tuple(slot_of[c] for c in coalitions), len(slot_members))
+
+
+def _step(position: int, slot_members: list[list[Removed]]) -> Step:
+    """Split every slot's coalitions at one sublayer; new slots are appended to `slot_members`."""
+    copies: list[tuple[int, int]] = []
+    advanced: list[int] = []
+    for slot in range(len(slot_members)):
+        removing = [c for c in slot_members[slot] if position in c]
+        keeping = [c for c in slot_members[slot] if position not in c]
+        if keeping:
+            advanced.append(slot)
+            slot_members[slot] = keeping
+        if keeping and removing:
+            copies.append((slot, len(slot_members)))
+            slot_members.append(removing)
+    return Step(position, tuple(copies), tuple(advanced))
+
+
+def windows_formula(n_players: int, max_removed: int) -> int:
+    """Count the applications of a sweep over all windows of 1 … L sublayers and the full model, in closed form.
+
+    N + Σ_{k=1..L} (N − k)(N − k + 1) / 2: the full model's N, and each window removed from position i on costs the
+    sublayers behind it.
+    """
+    return n_players + sum((n_players - k) * (n_players - k + 1) // 2 for k in range(1, max_removed + 1))
+
+
+def naive_applications(coalitions: Iterable[Removed], n_players: int) -> int:
+    """Count the sublayer applications of one whole forward pass a coalition."""
+    return sum(n_players - len(removed) for removed in coalitions)
+
+
+def _check(coalitions: Sequence[Removed], n_players: int) -> None:
+    if not coalitions:
+        raise UsageError("there is no coalition to evaluate", "give at least the full model, ()")
+    for removed in coalitions:
+        increasing = all(a < b for a, b in zip(removed, removed[1:], strict=False))
+        if not increasing or (removed and not 0 <= removed[0] <= removed[-1] < n_players):
+            raise UsageError(
+                f"{removed!r} is not a coalition of {n_players} players",
+                f"a coalition is a sorted tuple of distinct positions from 0 to {n_players - 1}",
+            )
