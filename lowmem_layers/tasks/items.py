@@ -1,0 +1,111 @@
+"""What a task is made of: items with their scored continuations, as text and as tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question with its choices, as text.
+
+    Choice j is scored by log P(continuations[j] given contexts[j]); most tasks repeat one context. A continuation
+    starts with the space that divides it from its context; `choice_chars` and `choice_bytes` are the lengths of the
+    choice without that space (lm-evaluation-harness: `completion_len`, `byte_length`).
+    Items that share material (a passage, a twin sentence) carry the same `cluster`.
+    """
+
+    task: str
+    id: str
+    contexts: tuple[str, ...]
+    continuations: tuple[str, ...]
+    choice_chars: tuple[int, ...]
+    choice_bytes: tuple[int, ...]
+    gold: int
+    cluster: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named list of items and the metric they are usually judged by.
+
+    `chance` is the expected accuracy of random guessing; `source` says where the items come from (for the run's
+    record); `shared_prefix` is the few-shot text with which every context begins; `windows` is set for plain text,
+    which is cut into items only when it is encoded.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    metric: str
+    chance: float
+    source: dict[str, Any] = field(default_factory=dict)
+    shared_prefix: str = ""
+    windows: Windows | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How plain text is cut: every item sees at most `window` tokens and scores at most `stride` of them."""
+
+    window: int
+    stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChoice:
+    """Context and continuation as token ids, already cut to the model's window; the last `n_scored` are scored.
+
+    The model is fed `tokens[:-1]`.
+    """
+
+    tokens: tuple[int, ...]
+    n_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItem:
+    """An item as tokens, with all that metrics need later: no text."""
+
+    task: str
+    id: str
+    choices: tuple[EncodedChoice, ...]
+    gold: int
+    cluster: str
+    choice_chars: tuple[int, ...] = ()
+    choice_bytes: tuple[int, ...] = ()
+
+
+def make_item(
+    task: str, item_id: str, contexts: Iterable[str], choices: Iterable[str], gold: int, cluster: str | None = None
+) -> Item:
+    """Join choices to their contexts by the target delimiter, one space (lm-evaluation-harness: `target_delimiter`)."""
+    kept = tuple(choices)
+    return Item(
+        task=task,
+        id=item_id,
+        contexts=tuple(contexts),
+        continuations=tuple(" " + choice for choice in kept),
+        choice_chars=tuple(len(choice) for choice in kept),
+        choice_bytes=tuple(len(choice.encode()) for choice in kept),
+        gold=gold,
+        cluster=item_id if cluster is None else cluster,
+    )
+
+
+def fingerprint(items: Iterable[Item]) -> str:
+    """Hash the items: sha256 over one canonical JSON line an item, in order."""
+    digest = hashlib.sha256()
+    for item in items:
+        fields = [item.id, item.contexts, item.continuations, item.choice_chars, item.gold, item.cluster]
+        digest.update(json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def chance_level(items: Iterable[Item]) -> float:
+    """Say what random guessing scores: the mean of 1 / number of choices."""
+    shares = [1 / len(item.continuations) for item in items]
+    return sum(shares) / len(shares)

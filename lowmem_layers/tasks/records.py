@@ -1,0 +1,178 @@
+"""Records of a data file, each knowing where it stands, so that every complaint names file, line and field."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lowmem_layers.errors import TaskError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One object of a data set and the place it was read from (`boolq.jsonl, line 3`)."""
+
+    fields: Mapping[str, Any]
+    where: str
+
+    def fail(self, field: str, problem: str, hint: str = "") -> NoReturn:
+        """Refuse this record, naming the field.
+
+        Raises:
+            TaskError: always.
+        """
+        raise TaskError(f"{self.where}, field {field!r}: {problem}", hint or "correct the line, or leave it out")
+
+    def has(self, field: str) -> bool:
+        """Tell whether the field is there and not null."""
+        return self.fields.get(field) is not None
+
+    def get(self, field: str) -> Any:
+        """Read a field of any type; `choices.text` reads inside an object.
+
+        Raises:
+            TaskError: it is missing.
+        """
+        value: Any = self.fields
+        for part in field.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                known = ", ".join(sorted(map(shown, self.fields))[:12]) or "none"
+                self.fail(field, "missing", f"the fields of this record are: {known}")
+            value = value[part]
+        return value
+
+    def text(self, field: str, *, blank: bool = False) -> str:
+        """Read text as it stands: nothing stripped, control characters kept.
+
+        Raises:
+            TaskError: it is missing, of another type, blank (unless allowed), or holds half a surrogate pair.
+        """
+        return self.check_text(field, self.get(field), blank=blank)
+
+    def check_text(self, field: str, value: Any, *, blank: bool = False) -> str:
+        """Refuse a value that is not usable text."""
+        if not isinstance(value, str):
+            self.fail(field, f"expected text, got {shown(value)}")
+        if not blank and not value.strip():
+            self.fail(field, f"empty: {shown(value)}")
+        if not is_unicode(value):
+            self.fail(field, "holds half of a surrogate pair, which no tokenizer can read")
+        return value
+
+    def texts(self, field: str, at_least: int) -> tuple[str, ...]:
+        """Read a list of non-empty texts.
+
+        Raises:
+            TaskError: it is missing, not a list, too short, or an entry is not text or is empty.
+        """
+        values = self.get(field)
+        if not isinstance(values, list | tuple):
+            self.fail(field, f"expected a list of texts, got {shown(values)}")
+        if len(values) < at_least:
+            self.fail(field, f"expected at least {at_least} entries, got {len(values)}")
+        return tuple(self.check_text(f"{field}[{index}]", value) for index, value in enumerate(values))
+
+    def choice_index(self, field: str, n_choices: int) -> int:
+        """Read the index of the gold choice.
+
+        Raises:
+            TaskError: it is missing, not a whole number, or outside the choices.
+        """
+        value = self.get(field)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(field, f"expected a whole number from 0 to {n_choices - 1}, got {shown(value)}")
+        if not 0 <= value < n_choices:
+            hint = "-1 marks items without a published answer: use a split that has answers" if value == -1 else ""
+            self.fail(field, f"{value} is outside the {n_choices} choices (0 to {n_choices - 1})", hint)
+        return value
+
+    def identifier(self, index: int, task: str, names: tuple[str, ...] = ("id", "idx")) -> str:
+        """Take the data set's own id, else name the item by its place: `boolq-0`.
+
+        Raises:
+            TaskError: the id is neither text nor a whole number, or holds control characters.
+        """
+        for name in names:
+            value = self.fields.get(name)
+            if isinstance(value, bool) or (value is not None and not isinstance(value, int | str)):
+                self.fail(name, f"expected text or a whole number, got {shown(value)}")
+            if value is not None:
+                return self._checked_id(name, str(value))
+        return f"{task}-{index}"
+
+    def _checked_id(self, field: str, value: str) -> str:
+        self.check_text(field, value)
+        if any(unicodedata.category(sign) == "Cc" for sign in value):
+            self.fail(field, f"control characters in {shown(value)}", "ids are printed in tables: use plain text")
+        return value
+
+
+def shown(value: Any) -> str:
+    """Shorten any value for a message, on one line, ASCII-safe."""
+    return ascii(value)[:60] if isinstance(value, str) else reprlib.repr(value).encode("ascii", "replace").decode()
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether the text can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_jsonl(path: Path) -> Iterator[Record]:
+    """Read one JSON object a line; blank lines are skipped, a byte order mark too.
+
+    Raises:
+        TaskError: no such file, or a line is not UTF-8, not JSON, or not an object.
+    """
+    if not path.is_file():
+        raise TaskError(f"no data file {path}", "one JSON object a line; check the folder and the name")
+    with open_data(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path.name}, line {number}"
+            text = _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where)
+            if text.strip():
+                yield Record(parse_object(text, where), where)
+
+
+def open_data(path: Path) -> Any:
+    """Open a data file for reading bytes.
+
+    Raises:
+        TaskError: it cannot be opened.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise TaskError(f"cannot read {path}: {error.strerror}", "check the file's permissions") from error
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{where}: not UTF-8 (byte {error.start + 1})", "save the file as UTF-8") from error
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        TaskError: it is malformed, or another kind of JSON value.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of over 4,300 digits
+        reason = getattr(error, "msg", None) or "nested too deeply or a number too long"
+        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise TaskError(f"{where}: malformed JSON ({reason}{column})", "one JSON object a line") from error
+    if not isinstance(value, dict):
+        raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "one JSON object a line")
+    return value
