@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from lowmem_layers.model.formats import dense, four_bit, int8
+from lowmem_layers.model.formats import dense, four_bit, gguf_blocks, gptq, int8
 from lowmem_layers.model.formats.packed import Packed
 
-_MODULES = {module.NAME: module for module in (dense, four_bit, int8)}
+_MODULES = {module.NAME: module for module in (dense, four_bit, gguf_blocks, gptq, int8)}
 
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:

@@ -1,0 +1,62 @@
+"""GGUF blocks against the gguf package's own numpy dequantisation."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from lowmem_layers.model.formats import gguf_blocks, unpack
+from lowmem_layers.model.formats.gguf_blocks import BLOCKS
+
+
+def random_rows(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    """Draw random blocks whose half-precision scales are finite."""
+    block = BLOCKS[name]
+    generator = np.random.default_rng(seed)
+    data = generator.integers(0, 256, (rows * columns // block.numbers, block.n_bytes), dtype=np.uint8)
+    for start in scale_offsets(name):
+        halves = generator.normal(0, 0.1, len(data)).astype(np.float16)
+        data[:, start : start + 2] = halves.view(np.uint8).reshape(-1, 2)
+    return data.reshape(rows, -1)
+
+
+def scale_offsets(name: str) -> tuple[int, ...]:
+    return {
+        "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+        "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_unpacks_to_the_bit(name: str) -> None:
+    rows = random_rows(name, 6, 512)
+    expected = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])
+    out = torch.empty(6, 512)
+    unpack(gguf_blocks.pack(torch.from_numpy(rows), name, (6, 512)), out)
+    np.testing.assert_array_equal(out.numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q6_K"])
+def test_rounds_once_into_bfloat16(name: str) -> None:
+    rows = random_rows(name, 4, 256, seed=1)
+    expected = torch.from_numpy(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])).bfloat16()
+    out = torch.empty(4, 256, dtype=torch.bfloat16)
+    unpack(gguf_blocks.pack(torch.from_numpy(rows), name, (4, 256)), out)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_block_sizes_are_the_file_formats(name: str) -> None:
+    numbers, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    assert (BLOCKS[name].numbers, BLOCKS[name].n_bytes) == (numbers, n_bytes)
+
+
+def test_the_comparison_notices_a_changed_byte() -> None:
+    rows = random_rows("Q4_K", 2, 256)
+    expected = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q4_K)
+    rows[1, 50] ^= 1
+    out = torch.empty(2, 256)
+    unpack(gguf_blocks.pack(torch.from_numpy(rows), "Q4_K", (2, 256)), out)
+    assert not np.array_equal(out.numpy(), expected)
