@@ -1,0 +1,72 @@
+"""What a study asks of an engine, and everything that is put together before the first tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from lowmem_layers.game.players import Player
+from lowmem_layers.study.events import Announce
+from lowmem_layers.study.spec import StudySpec
+from lowmem_layers.tasks.items import EncodedItem
+
+Removed = tuple[int, ...]
+
+
+class TaskLike(Protocol):
+    """A task as the study records it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def chance(self) -> float: ...
+    @property
+    def source(self) -> Mapping[str, Any]: ...
+
+
+class Engine(Protocol):
+    """From items and coalitions to log-likelihoods."""
+
+    def plan_tiles(self, items: Sequence[Any], coalitions: Sequence[Removed]) -> list[list[int]]:
+        """Group item indices into tiles."""
+        ...
+
+    def score(
+        self, items: Sequence[Any], coalitions: Sequence[Removed], on_work: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
+        """Score one tile: (coalitions, choices) float64 nats an item."""
+        ...
+
+    def work(self, items: Sequence[Any], coalitions: Sequence[Removed]) -> int:
+        """Count the sublayer applications × tokens that scoring takes."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Say what decides the numbers: chunk sizes and the like."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, its tasks and an engine, ready to score.
+
+    Shapes: `encoded` has one entry an item, the tasks' items in the order of `tasks`.
+    """
+
+    players: tuple[Player, ...]
+    tasks: tuple[TaskLike, ...]
+    encoded: tuple[EncodedItem, ...]
+    engine: Engine
+    model: Mapping[str, Any]
+    machine: Mapping[str, Any]
+
+
+class Prepare(Protocol):
+    """Put a model, tasks and an engine together for a resolved spec."""
+
+    def __call__(self, spec: StudySpec, announce: Announce, /) -> Prepared: ...

@@ -1,0 +1,71 @@
+"""What a run announces while it goes on; displays show it, nothing depends on who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage of the run begins: what is being done, in words."""
+
+    stage: str
+
+
+@dataclass(frozen=True)
+class RunPlanned:
+    """The whole job is known.
+
+    Units: work is sublayer applications × tokens; `work_done` is what an earlier run left finished.
+    """
+
+    folder: str
+    model: str
+    n_players: int
+    n_coalitions: int
+    n_items: int
+    n_tiles: int
+    work_total: int
+    items_done: int
+    tiles_done: int
+    work_done: int
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """So much work was done since the last such event.
+
+    Units: sublayer applications × tokens.
+    """
+
+    work: int
+
+
+@dataclass(frozen=True)
+class TileCommitted:
+    """A tile is on disk; `leaders` are the sublayers ahead so far, by gold log-likelihood (nats)."""
+
+    tile: int
+    n_items: int
+    items_done: int
+    tiles_done: int
+    elapsed_s: float
+    leaders: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is over: done, interrupted or failed."""
+
+    folder: str
+    status: str
+    elapsed_s: float
+
+
+Event = StageStarted | RunPlanned | WorkDone | TileCommitted | RunFinished
+Announce = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Watch nothing."""

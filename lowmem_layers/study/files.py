@@ -1,0 +1,83 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lowmem_layers.errors import RecordError
+
+TEMPORARY = ".partial"
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file, bring it to the disk, and give it its name.
+
+    Raises:
+        RecordError: the file cannot be written (no room, no permission); nothing is left of it.
+    """
+    partial = path.with_name(path.name + TEMPORARY)
+    try:
+        write(partial)
+        _to_disk(partial)
+        partial.replace(path)
+        _to_disk(path.parent)
+    except OSError as error:
+        discard(partial)
+        raise cannot_write(path, error) from error
+    except BaseException:
+        discard(partial)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all.
+
+    Raises:
+        RecordError: the file cannot be written.
+    """
+    write_whole(path, lambda partial: _fill(partial, text))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        RecordError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def discard(path: Path) -> None:
+    """Remove a file if it is there and can be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # the reason why it could not be written is the one worth telling
+
+
+def cannot_write(path: Path, error: OSError) -> RecordError:
+    """Say in one line that, and why, a file cannot be written."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return RecordError(
+        f"cannot write {path}: {reason}",
+        "make room or choose another place with --out; the same command then goes on where it stopped",
+    )
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _to_disk(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,83 @@
+"""Importance as a table: the columns that others rely on, and shares and rank intervals beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+
+from lowmem_layers.game.estimate import Importance, combine, estimate
+from lowmem_layers.game.table import ValueTable
+from lowmem_layers.game.weights import Estimator
+from lowmem_layers.study.spec import one_of
+
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+
+IMPORTANCE_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("sublayer", pa.string()),
+        ("estimator", pa.string()),
+        ("value", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("ablation_drop", pa.float64()),
+        ("ablation_ci_low", pa.float64()),
+        ("ablation_ci_high", pa.float64()),
+        ("rank", pa.int32()),
+        ("rank_ci_low", pa.int32()),
+        ("rank_ci_high", pa.int32()),
+        ("share", pa.float64()),
+        ("share_ci_low", pa.float64()),
+        ("share_ci_high", pa.float64()),
+        ("n_items", pa.int32()),
+    ]
+)
+
+
+def estimates(tables: Sequence[ValueTable], estimator: str = "neighbourhood", level: float = 0.95) -> list[Importance]:
+    """Estimate importance on every task, and on their mean (`all`) where there are several.
+
+    Raises:
+        UsageError: an unknown estimator, or one that needs coalitions that were not measured.
+    """
+    one_of("--estimator", estimator, ESTIMATORS)
+    known: Estimator = estimator  # type: ignore[assignment]
+    top_k = min(3, tables[0].n_players)
+    found = [estimate(table, known, level=level, top_k=top_k) for table in tables]
+    return found if len(tables) == 1 else [*found, combine(tables, known, level=level, top_k=top_k)]
+
+
+def importance_table(tables: Sequence[ValueTable], estimator: str = "neighbourhood", level: float = 0.95) -> pa.Table:
+    """Lay out `estimates`: a row a task and sublayer, in execution order.
+
+    Raises:
+        UsageError: an unknown estimator, or one that needs coalitions that were not measured.
+    """
+    return pa.concat_tables([_rows(found) for found in estimates(tables, estimator, level)])
+
+
+def _rows(found: Importance) -> pa.Table:
+    n_players = len(found.players)
+    plain = {
+        "task": [found.task] * n_players,
+        "sublayer": list(found.players),
+        "estimator": [found.estimator] * n_players,
+        "n_items": [found.n_items] * n_players,
+    }
+    columns = [
+        pa.array(plain[field.name], field.type) if field.name in plain else _numbers(found, field)
+        for field in IMPORTANCE_SCHEMA
+    ]
+    return pa.table(columns, schema=IMPORTANCE_SCHEMA)
+
+
+def _numbers(found: Importance, field: pa.Field) -> pa.Array:
+    """Take a column; a rank that is not a number (its value is none) becomes null."""
+    values = np.asarray(getattr(found, field.name), dtype=np.float64)
+    if pa.types.is_floating(field.type):
+        return pa.array(values)
+    unknown = ~np.isfinite(values)
+    return pa.array(np.where(unknown, 0, values).astype(np.int32), mask=unknown)

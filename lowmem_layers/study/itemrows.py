@@ -1,0 +1,97 @@
+"""The items of a record: what metrics and score files need to know of them, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+
+from lowmem_layers.errors import RecordError
+from lowmem_layers.tasks.items import EncodedItem
+
+ITEMS_FILE = "items.parquet"
+ITEMS_SCHEMA = pa.schema(
+    [
+        ("task", pa.string()),
+        ("item", pa.string()),
+        ("choice", pa.int32()),
+        ("gold", pa.int8()),
+        ("chars", pa.int32()),
+        ("bytes", pa.int32()),
+        ("cluster", pa.string()),
+        ("n_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    """One item of the record, without its text.
+
+    Shapes: `chars`, `sizes` (bytes) and `n_tokens` (scored tokens) have one entry a choice.
+    """
+
+    task: str
+    id: str
+    gold: int
+    cluster: str
+    chars: tuple[int, ...]
+    sizes: tuple[int, ...]
+    n_tokens: tuple[int, ...]
+
+    @property
+    def n_choices(self) -> int:
+        """Count the choices."""
+        return len(self.chars)
+
+
+def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
+    """Take from encoded items what the record keeps."""
+    return [
+        ItemRow(
+            item.task,
+            item.id,
+            item.gold,
+            item.cluster,
+            item.choice_chars,
+            item.choice_bytes,
+            tuple(choice.n_scored for choice in item.choices),
+        )
+        for item in items
+    ]
+
+
+def items_table(rows: Sequence[ItemRow]) -> pa.Table:
+    """Lay the items out, one row a choice."""
+    flat = [
+        (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens)
+        for row in rows
+        for choice, (chars, size, n_tokens) in enumerate(zip(row.chars, row.sizes, row.n_tokens, strict=True))
+    ]
+    return pa.table([list(column) for column in zip(*flat, strict=True)], schema=ITEMS_SCHEMA)
+
+
+def rows_from_table(table: pa.Table, path: Path) -> list[ItemRow]:
+    """Read `items_table` back.
+
+    Raises:
+        RecordError: a column is missing, or an item has no gold.
+    """
+    if not table.schema.equals(ITEMS_SCHEMA):
+        raise RecordError(f"{path} is damaged: its columns are {', '.join(table.column_names)}", _HINT)
+    flat = zip(*(table[name].to_pylist() for name in ITEMS_SCHEMA.names), strict=True)
+    rows: list[ItemRow] = []
+    for (task, name), group in groupby(flat, key=lambda row: row[:2]):
+        choices = list(group)
+        gold = [row[2] for row in choices if row[3]]
+        if len(gold) != 1 or [row[2] for row in choices] != list(range(len(choices))):
+            raise RecordError(f"{path} is damaged: item {name} of {task} has {len(gold)} gold choices", _HINT)
+        chars, sizes, _, n_tokens = zip(*(row[4:] for row in choices), strict=True)
+        rows.append(ItemRow(task, name, gold[0], choices[0][6], chars, sizes, n_tokens))
+    return rows
+
+
+_HINT = "run the same command again: it writes the file anew"

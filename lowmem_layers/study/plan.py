@@ -1,0 +1,72 @@
+"""The plan of a run: which coalitions are measured, and which items share a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lowmem_layers.errors import EngineError, RecordError, UsageError
+from lowmem_layers.game.coalitions import windows
+from lowmem_layers.game.players import Player
+from lowmem_layers.study.contracts import Prepared, Removed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Coalitions (the full model first) and tiles (item indices, ascending within a tile)."""
+
+    coalitions: tuple[Removed, ...]
+    tiles: tuple[tuple[int, ...], ...]
+
+
+def make_plan(prepared: Prepared, max_removed: int) -> Plan:
+    """Plan the windows of up to `max_removed` sublayers over all items.
+
+    Raises:
+        UsageError: there are fewer sublayers than `max_removed`.
+    """
+    coalitions = tuple(plan_coalitions(prepared.players, max_removed))
+    tiles = tuple(tuple(sorted(tile)) for tile in prepared.engine.plan_tiles(prepared.encoded, coalitions))
+    if sorted(index for tile in tiles for index in tile) != list(range(len(prepared.encoded))):
+        raise EngineError("the tile plan does not hold every item exactly once")
+    return Plan(coalitions, tiles)
+
+
+def plan_coalitions(players: Sequence[Player], max_removed: int) -> list[Removed]:
+    """List the coalitions of a run.
+
+    Raises:
+        UsageError: there are fewer sublayers than `max_removed`.
+    """
+    if max_removed > len(players):
+        raise UsageError(
+            f"--max-removed {max_removed} is more than the model's {len(players)} sublayers",
+            f"--max-removed takes 0 to {len(players)} for this model; the paper uses 4",
+        )
+    return windows(len(players), max_removed)
+
+
+def spell_tile(tile: Sequence[int]) -> str:
+    """Write item indices as ranges: `0-3 7`."""
+    runs: list[list[int]] = []
+    for index in tile:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def parse_tile(spelled: str) -> tuple[int, ...]:
+    """Read `spell_tile` back.
+
+    Raises:
+        RecordError: the text is not a list of ranges.
+    """
+    indices: list[int] = []
+    for part in spelled.split():
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise RecordError(f"{spelled!r} is not a list of items", "run.json is damaged; start the run again")
+        indices.extend(range(int(first), int(last or first) + 1))
+    return tuple(indices)

@@ -1,0 +1,58 @@
+"""Putting a model, its tasks and the engine together; bad input is refused here, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowmem_layers.model.spec import ModelSpec
+from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.study.events import Announce, StageStarted
+from lowmem_layers.study.plan import plan_coalitions
+from lowmem_layers.study.spec import StudySpec
+
+
+def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
+    """Read the tasks, load the model, encode the items.
+
+    Raises:
+        LowmemLayersError: the tasks, the model or the memory given are unusable.
+    """
+    from lowmem_layers.tasks import encode_task, load_tasks
+
+    announce(StageStarted("reading the tasks"))
+    data_dir = Path(spec.data_dir) if spec.data_dir else None
+    tasks = load_tasks(spec.tasks or (), data_dir=data_dir, limit=spec.limit)
+    announce(StageStarted("importing torch"))
+    import torch
+
+    from lowmem_layers.engine import Engine
+    from lowmem_layers.model import load_model
+
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    model = load_model(model_spec(spec), announce=lambda line: announce(StageStarted(line)))
+    plan_coalitions(model.players, spec.max_removed or 0)
+    announce(StageStarted("encoding the items"))
+    bos = spec.bos or "auto"
+    encoded = [
+        item for task in tasks for item in encode_task(task, model.tokenizer, bos=bos, max_length=model.max_length)
+    ]
+    machine = {"threads": torch.get_num_threads()}
+    return Prepared(model.players, tuple(tasks), tuple(encoded), Engine(model), model.describe(), machine)
+
+
+def model_spec(spec: StudySpec) -> ModelSpec:
+    """Take from a resolved spec what loading a model asks for."""
+    return ModelSpec(
+        model=spec.model or "",
+        quant=spec.quant or "none",  # type: ignore[arg-type]
+        dtype=spec.dtype or "auto",  # type: ignore[arg-type]
+        device=spec.device or "auto",  # type: ignore[arg-type]
+        offload=spec.offload or "auto",  # type: ignore[arg-type]
+        max_gpu_memory=spec.max_gpu_memory,
+        max_cpu_memory=spec.max_cpu_memory,
+        revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
+        requantize=spec.requantize,
+        cache=spec.cache,
+    )

@@ -1,0 +1,130 @@
+"""run.json: what a run is, so that its numbers can be trusted and its folder recognised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lowmem_layers.errors import RecordError
+from lowmem_layers.study.files import write_text
+from lowmem_layers.study.plan import Plan, parse_tile, spell_tile
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+START_ANEW = "start the run again in another folder with --out, or remove this one"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything run.json says.
+
+    `identity` holds the resolved options that decide the numbers, `data` one entry a task, `machine` what the numbers'
+    last bits hang on (threads, device).
+    """
+
+    status: str
+    created: str
+    passed: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    model: Mapping[str, Any]
+    data: tuple[Mapping[str, Any], ...]
+    machine: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    players: tuple[str, ...]
+    plan: Plan
+    work: int
+    seed: int
+    elapsed_s: float = 0.0
+
+    @property
+    def n_items(self) -> int:
+        """Count the items of all tasks."""
+        return sum(int(task["items"]) for task in self.data)
+
+    def with_status(self, status: str, elapsed_s: float) -> Manifest:
+        """Give the same record with another status, and more time on its account."""
+        return replace(self, status=status, elapsed_s=round(self.elapsed_s + elapsed_s, 3))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write run.json, whole or not at all.
+
+    Raises:
+        RecordError: the folder cannot be written.
+    """
+    write_text(folder / RUN_FILE, json.dumps(_to_json(manifest), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read run.json.
+
+    Raises:
+        RecordError: it is missing, damaged, or of a later version of this package.
+    """
+    path = folder / RUN_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecordError(
+            f"{folder} is not a run folder: it holds no {RUN_FILE}", "lowmem-layers run writes one; its end says where"
+        ) from error
+    except (NotADirectoryError, PermissionError) as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}", "give the folder of a run") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is damaged: {error}", START_ANEW) from error
+    return _from_json(stored, path)
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "status": manifest.status,
+        "created": manifest.created,
+        "elapsed_s": manifest.elapsed_s,
+        "spec": {"passed": dict(manifest.passed), "resolved": dict(manifest.resolved)},
+        "identity": dict(manifest.identity),
+        "seed": manifest.seed,
+        "model": dict(manifest.model),
+        "data": [dict(task) for task in manifest.data],
+        "machine": dict(manifest.machine),
+        "engine": dict(manifest.engine),
+        "versions": dict(manifest.versions),
+        "work": manifest.work,
+        "players": " ".join(manifest.players),
+        "removed": [" ".join(map(str, removed)) for removed in manifest.plan.coalitions],
+        "tiles": [spell_tile(tile) for tile in manifest.plan.tiles],
+    }
+
+
+def _from_json(stored: Any, path: Path) -> Manifest:
+    schema = stored.get("schema") if isinstance(stored, dict) else None
+    if schema != SCHEMA:
+        raise RecordError(f"{path} has schema {schema}; this version reads {SCHEMA}", START_ANEW)
+    try:
+        return Manifest(
+            status=stored["status"],
+            created=stored["created"],
+            passed=stored["spec"]["passed"],
+            resolved=stored["spec"]["resolved"],
+            identity=stored["identity"],
+            model=stored["model"],
+            data=tuple(stored["data"]),
+            machine=stored["machine"],
+            engine=stored["engine"],
+            versions=stored["versions"],
+            players=tuple(stored["players"].split()),
+            plan=Plan(
+                tuple(tuple(int(index) for index in removed.split()) for removed in stored["removed"]),
+                tuple(parse_tile(tile) for tile in stored["tiles"]),
+            ),
+            work=int(stored["work"]),
+            seed=int(stored["seed"]),
+            elapsed_s=float(stored["elapsed_s"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{path} is damaged: {type(error).__name__} {error}", START_ANEW) from error

@@ -1,0 +1,128 @@
+"""One run from its spec to its end; the same call again goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from lowmem_layers._version import __version__
+from lowmem_layers.errors import RecordError
+from lowmem_layers.study.contracts import Prepare, Prepared
+from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
+from lowmem_layers.study.folder import claim, known_run, tidy
+from lowmem_layers.study.identity import describe_data, same_run
+from lowmem_layers.study.itemrows import ITEMS_FILE, items_table, rows_of
+from lowmem_layers.study.lock import locked
+from lowmem_layers.study.opened import Run, open_run
+from lowmem_layers.study.plan import make_plan
+from lowmem_layers.study.record import Manifest, read_manifest, write_manifest
+from lowmem_layers.study.spec import StudySpec, default_folder
+from lowmem_layers.study.tables import write_table
+from lowmem_layers.study.tiles import score_tiles
+
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
+
+
+def run_study(
+    spec: StudySpec,
+    out: str | Path | None = None,
+    *,
+    announce: Announce = ignore,
+    prepare: Prepare | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Run:
+    """Measure what the spec asks for and record it; finished tiles of an earlier call are kept.
+
+    Raises:
+        RecordError: the folder holds another run, is damaged, in use or cannot be written.
+        LowmemLayersError: the model, the tasks or the budget are unusable.
+        KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
+    """
+    resolved = spec.resolved()
+    folder = Path(out) if out is not None else default_folder(spec)
+    with contextlib.ExitStack() as stack:
+        known = known_run(folder, resolved)
+        if known is not None:
+            stack.enter_context(locked(folder))
+            resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
+        prepared = (prepare or _real_prepare())(resolved, announce)
+        announce(StageStarted("planning"))
+        manifest = describe_run(spec, resolved, prepared)
+        if known is None:
+            claim(folder)
+            stack.enter_context(locked(folder))
+            known = known_run(folder, resolved)
+        if known is not None:
+            same_run(folder, known, manifest)
+            manifest = _taken_over(known, manifest)
+        with _accounted(folder, manifest, announce, clock):
+            tidy(folder)
+            write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
+            write_manifest(folder, manifest)
+            score_tiles(folder, manifest, prepared, announce, clock)
+    return open_run(folder)
+
+
+def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared) -> Manifest:
+    """Say all there is to say about a run before its first tile."""
+    plan = make_plan(prepared, resolved.max_removed or 0)
+    return Manifest(
+        status="running",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        passed={name: value for name, value in spec.to_json().items() if value is not None},
+        resolved=resolved.to_json(),
+        identity=resolved.identity(),
+        model=dict(prepared.model),
+        data=describe_data(prepared),
+        machine=dict(prepared.machine),
+        engine=prepared.engine.describe(),
+        versions=_versions(),
+        players=tuple(player.name for player in prepared.players),
+        plan=plan,
+        work=prepared.engine.work(prepared.encoded, plan.coalitions),
+        seed=resolved.seed or 0,
+    )
+
+
+@contextlib.contextmanager
+def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Callable[[], float]) -> Iterator[None]:
+    """Keep the run's status in run.json true, however the body ends."""
+    start = clock()
+    status = "failed"
+    try:
+        yield
+        status = "done"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        # When the disk is full, the error on its way says more than a second one would.
+        with contextlib.suppress(RecordError) if status != "done" else contextlib.nullcontext():
+            read_manifest(folder)  # never a run.json where the run had not begun
+            write_manifest(folder, manifest.with_status(status, clock() - start))
+        announce(RunFinished(str(folder), status, clock() - start))
+
+
+def _taken_over(known: Manifest, now: Manifest) -> Manifest:
+    """Go on with the tile plan and the account of an earlier call."""
+    return replace(now, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, status="running")
+
+
+def _real_prepare() -> Prepare:
+    from lowmem_layers.study.prepare import prepare_study
+
+    return prepare_study
+
+
+def _versions() -> dict[str, str]:
+    found = {"lowmem-layers": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,254 @@
+"""A run, interrupted anywhere and resumed, is the run that nobody interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowmem_layers.errors import RecordError, UsageError
+from lowmem_layers.study import open_run, run_study
+from lowmem_layers.study.events import RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.lock import locked
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hash every file of scores, and the items."""
+    files = sorted([*folder.glob("scores/*"), folder / "items.parquet"])
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_records_every_item_coalition_and_choice(tmp_path, bench, spec):
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    scores, items = run.scores(), run.items()
+    n_coalitions = 1 + 6 + 5
+    assert scores.column_names == ["task", "item", "removed", "choice", "loglikelihood", "gold"]
+    assert len(scores) == n_coalitions * len(items)
+    assert {"", "attn.0", "attn.0+ffn.0", "ffn.0+attn.1"} < set(scores["removed"].to_pylist())
+    assert sum(scores["gold"].to_pylist()) == n_coalitions * len({*zip(*items.select([0, 1]).to_pydict().values())})
+    first = [row["item"] for row in scores.to_pylist()]
+    assert list(dict.fromkeys(first[: len(first) // 2]))[:4] == ["q0", "q1", "q2", "q3"], "items in their own order"
+
+
+def test_scores_on_disk_are_the_engines(tmp_path, bench, spec):
+    made = bench()
+    run = run_study(spec, tmp_path / "r", prepare=made.prepare)
+    item = made.prepare(spec.resolved(), lambda event: None).encoded[2]
+    expected = made.engine.score([item], run.manifest.plan.coalitions)[0]
+    rows = [r["loglikelihood"] for r in run.scores().to_pylist() if (r["task"], r["item"]) == (item.task, item.id)]
+    assert np.array_equal(np.array(rows).reshape(expected.shape), expected)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stops=st.lists(st.integers(0, 3), max_size=4), error=st.sampled_from([KeyboardInterrupt, OSError, MemoryError]))
+def test_stopping_anywhere_and_resuming_gives_the_same_bytes(tmp_path_factory, bench, engine, spec, stops, error):
+    folder = tmp_path_factory.mktemp("stopped")
+    whole = run_study(spec, tmp_path_factory.mktemp("whole") / "r", prepare=bench().prepare)
+    for stop in stops:
+        failing = bench(engine=engine(fail_at=stop, error=error))
+        try:
+            run_study(spec, folder / "r", prepare=failing.prepare)
+        except error:
+            assert open_run(folder / "r").manifest.status == ("interrupted" if error is KeyboardInterrupt else "failed")
+    run = run_study(spec, folder / "r", prepare=bench().prepare)
+    assert run.manifest.status == "done"
+    assert digests(folder / "r") == digests(whole.folder)
+    assert run.scores().equals(whole.scores())
+
+
+def test_finished_tiles_are_not_scored_again(tmp_path, bench, engine, spec):
+    first = bench(engine=engine(fail_at=2))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=first.prepare)
+    second = bench()
+    run_study(spec, tmp_path / "r", prepare=second.prepare)
+    assert len(first.engine.scored) == 2
+    assert len(second.engine.scored) == 5 - 2
+
+
+def test_the_first_calls_tile_plan_is_kept(tmp_path, bench, engine, spec):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=2)).prepare)
+    run = run_study(spec, tmp_path / "r", prepare=bench(engine=engine(tile_items=7)).prepare)
+    assert digests(run.folder) == digests(run_study(spec, tmp_path / "w", prepare=bench().prepare).folder)
+
+
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path, bench, engine, spec):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=2)).prepare)
+    half = tmp_path / "r" / "scores" / "tile-00002.parquet.partial"
+    half.write_bytes(b"PAR1 and then the lights went out")
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    assert not half.exists()
+
+
+def test_a_kill_between_making_the_folder_and_run_json_is_a_fresh_start(tmp_path, bench, spec):
+    (tmp_path / "r" / "scores").mkdir(parents=True)
+    (tmp_path / "r" / "items.parquet.partial").write_bytes(b"half")
+    assert run_study(spec, tmp_path / "r", prepare=bench().prepare).manifest.status == "done"
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"max_removed": 1}, "max_removed"),
+        ({"quant": "4bit"}, "quant"),
+        ({"tasks": ("one",)}, "tasks"),
+        ({"limit": 3}, "limit"),
+        ({"seed": 7}, "seed"),
+        ({"bos": "always"}, "bos"),
+    ],
+)
+def test_a_folder_of_another_spec_is_refused_before_anything_is_loaded(tmp_path, bench, spec, other, named):
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    before, second = digests(tmp_path / "r"), bench()
+    with pytest.raises(RecordError, match=f"what differs: {named}"):
+        run_study(replace(spec, **other), tmp_path / "r", prepare=second.prepare)
+    assert second.calls == 0
+    assert digests(tmp_path / "r") == before
+
+
+def test_a_folder_of_another_model_or_other_data_is_refused(tmp_path, bench, spec):
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    with pytest.raises(RecordError, match=r"model dtype \(float32 there, bfloat16 now\)"):
+        run_study(spec, tmp_path / "r", prepare=bench(model={"id": "tiny", "dtype": "bfloat16"}).prepare)
+    with pytest.raises(RecordError, match="data of one: items"):
+        run_study(spec, tmp_path / "r", prepare=bench(n_items=6).prepare)
+    with pytest.raises(RecordError, match="threads"):
+        run_study(replace(spec, threads=5), tmp_path / "r", prepare=bench().prepare)
+
+
+def test_where_weights_live_and_how_many_cores_there_are_does_not_matter(tmp_path, bench, spec):
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    moved = bench(model={"id": "tiny", "dtype": "float32", "home": "disk"}, threads=64)
+    run = run_study(replace(spec, offload="disk", max_cpu_memory=10**9), tmp_path / "r", prepare=moved.prepare)
+    assert run.manifest.machine["threads"] == 2, "the first call's threads are taken again"
+
+
+def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    with locked(tmp_path / "r"), pytest.raises(RecordError, match=rf"another process \(process {os.getpid()}\)"):
+        run_study(spec, tmp_path / "r", prepare=bench().prepare)
+
+
+def test_foreign_folders_files_and_unwritable_places_are_refused(tmp_path, bench, spec):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("\\section{Introduction}")
+    with pytest.raises(RecordError, match=r"it holds chapter\.tex and no run\.json"):
+        run_study(spec, tmp_path / "thesis", prepare=bench().prepare)
+    with pytest.raises(RecordError, match="is a file"):
+        run_study(spec, tmp_path / "thesis" / "chapter.tex", prepare=bench().prepare)
+    with pytest.raises(RecordError, match="cannot write"):
+        run_study(spec, "/proc/runs/r", prepare=bench().prepare)
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_the_record_consistent(tmp_path, bench, spec, monkeypatch):
+    def full(table, path, **options):
+        if "tile-00001" in str(path):
+            raise OSError(28, "No space left on device")
+        real(table, path, **options)
+
+    from lowmem_layers.study import tables
+
+    real = tables.pq.write_table
+    monkeypatch.setattr(tables.pq, "write_table", full)
+    with pytest.raises(RecordError, match=r"cannot write .*tile-00001.*No space left on device") as caught:
+        run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    assert "--out" in caught.value.hint
+    assert not list((tmp_path / "r").rglob("*.partial"))
+    monkeypatch.undo()
+    assert run_study(spec, tmp_path / "r", prepare=bench().prepare).manifest.status == "done"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "swap"])
+def test_a_damaged_tile_is_named(tmp_path, bench, spec, damage):
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    path = run.folder / "scores" / "tile-00001.parquet"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[len(content) // 3] ^= 0xFF
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        content = bytearray((run.folder / "scores" / "tile-00000.parquet").read_bytes())
+    path.write_bytes(content)
+    for attempt in (
+        lambda: open_run(run.folder).scores(),
+        lambda: run_study(spec, run.folder, prepare=bench().prepare),
+    ):
+        with pytest.raises(RecordError, match=r"tile-00001\.parquet is damaged"):
+            attempt()
+    path.unlink()
+    assert run_study(spec, run.folder, prepare=bench().prepare).scores().equals(open_run(run.folder).scores())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', "\udcff"])
+def test_a_damaged_run_json_is_named(tmp_path, bench, spec, content):
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    (run.folder / "run.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RecordError, match=r"run\.json"):
+        open_run(run.folder)
+
+
+def test_no_run_here(tmp_path):
+    with pytest.raises(RecordError, match="not a run folder"):
+        open_run(tmp_path / "nowhere")
+
+
+def test_non_finite_scores_are_recorded_as_such(tmp_path, bench, engine, spec):
+    poisoned = engine(poison={"q1": float("nan"), "q2": float("-inf")})
+    run = run_study(spec, tmp_path / "r", prepare=bench(engine=poisoned).prepare)
+    found = {r["item"]: r["loglikelihood"] for r in run.scores().to_pylist() if not np.isfinite(r["loglikelihood"])}
+    assert np.isnan(found["q1"])
+    assert found["q2"] == -np.inf
+    assert run.scores()["loglikelihood"].null_count == 0
+
+
+def test_bad_shapes_from_an_engine_are_refused(tmp_path, bench, engine, spec, monkeypatch):
+    made = bench()
+    monkeypatch.setattr(made.engine, "_block", lambda item, coalitions: np.zeros((2, 2)))
+    with pytest.raises(Exception, match=r"expected scores of shape \(12, 2\), received \(2, 2\)"):
+        run_study(spec, tmp_path / "r", prepare=made.prepare)
+
+
+def test_more_removed_than_there_are_sublayers(tmp_path, bench, spec):
+    with pytest.raises(UsageError, match="--max-removed 7 is more than the model's 6 sublayers"):
+        run_study(replace(spec, max_removed=7), tmp_path / "r", prepare=bench().prepare)
+    assert not (tmp_path / "r").exists()
+
+
+def test_events_account_for_all_the_work(tmp_path, bench, engine, spec):
+    seen: list = []
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=2)).prepare)
+    run_study(spec, tmp_path / "r", prepare=bench().prepare, announce=seen.append)
+    planned = next(event for event in seen if isinstance(event, RunPlanned))
+    committed = [event for event in seen if isinstance(event, TileCommitted)]
+    assert (planned.n_tiles, planned.tiles_done, planned.items_done) == (5, 2, 6)
+    assert planned.work_done + sum(e.work for e in seen if isinstance(e, WorkDone)) == planned.work_total
+    assert [event.items_done for event in committed] == [9, 12, 15]
+    assert isinstance(seen[-1], RunFinished)
+    assert seen[-1].status == "done"
+    assert any(isinstance(event, StageStarted) for event in seen)
+
+
+def test_run_json_says_what_was_passed_and_what_it_became(tmp_path, bench, spec):
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    stored = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert stored["spec"]["passed"]["tasks"] == ["one", "three"]
+    assert "quant" not in stored["spec"]["passed"]
+    assert stored["spec"]["resolved"]["quant"] == "none"
+    assert stored["model"]["id"] == "tiny"
+    assert stored["seed"] == 0
+    assert stored["versions"]["pyarrow"]
+    assert [task["fingerprint"] for task in stored["data"]] != [None, None]
+    assert stored["tiles"][0] == "0 2 4"
