@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.influence import Influence, contributions, influence_of, mean_over_tasks
+from lowmem_layers.game.influence import Influence, estimate_influence, mean_over_tasks
 from lowmem_layers.game.intervals import mean_interval
 from lowmem_layers.game.ranks import rank_intervals, ranks
 from lowmem_layers.game.shares import share_intervals, shares
@@ -21,9 +21,10 @@ from lowmem_layers.game.weights import Estimator, estimator_weights
 class Importance:
     """What one estimator says about every player on one task (or on the mean of several, task `all`).
 
-    Shapes: every array (players,), in execution order; `in_top_k` boolean. Intervals are nan with fewer than 2 clusters.
+    Shapes: every array (players,), in execution order; `in_top_k` boolean.
+    Intervals are nan with fewer than 2 clusters (items, where these are not clustered).
     Units: `value` and `ablation_drop` those of the metric; `share` a fraction of the sum of the clipped values; ranks
-    from 1 (ties share the best one). `top_k_decision`: 1 certainly in the top k, −1 certainly not, 0 undecided (at `level`).
+    from 1 (ties share the best one). `top_k_decision`: 1 in the top k at `level`, −1 not in it at `level`, 0 undecided.
     """
 
     task: str
@@ -127,7 +128,7 @@ def combine(
 
 def _influence(table: ValueTable, estimator: Estimator, max_removed: int | None) -> Influence:
     weights = estimator_weights(estimator, table.coalitions, table.players, max_removed)
-    return influence_of(contributions(table, weights), table.cluster_codes)
+    return estimate_influence(table, weights)
 
 
 def _check(tables: Sequence[ValueTable], level: float, top_k: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import exp, inf, isnan, lgamma, log, nan, sqrt
+from math import erfc, exp, inf, isnan, lgamma, log, nan, pi, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +16,16 @@ _TINY = 1e-300
 def normal_quantile(p: float) -> float:
     """Invert the standard normal distribution function."""
     return NormalDist().inv_cdf(p)
+
+
+def normal_density(x: FloatArray) -> FloatArray:
+    """Evaluate the standard normal density. Shapes: any."""
+    return np.exp(-0.5 * x**2) / sqrt(2.0 * pi)
+
+
+def normal_cdf(x: FloatArray) -> FloatArray:
+    """Evaluate the standard normal distribution function. Shapes: any."""
+    return np.array([0.5 * erfc(-value / sqrt(2.0)) for value in np.ravel(x)]).reshape(np.shape(x))
 
 
 def student_cdf(x: float, dof: float) -> float:

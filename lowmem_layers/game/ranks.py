@@ -17,7 +17,7 @@ def ranks(value: FloatArray) -> FloatArray:
     return np.where(np.isnan(value), np.nan, 1.0 + larger)
 
 
-def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 2000) -> tuple[FloatArray, FloatArray]:
+def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 1000) -> tuple[FloatArray, FloatArray]:
     """Bound every player's rank by comparing it with all others at once.
 
     A player ranks below those that are significantly larger and above those significantly smaller; the critical value
@@ -25,7 +25,9 @@ def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 20
     true rank with at least `level`, also with ties (where a bootstrap of the ranks themselves fails).
     Players with nan values could be anywhere: they widen every interval by one place each and get nan themselves.
     Shapes: two arrays (players,).
-    Source: Mogstad, Romano, Shaikh, Wilhelm 2024, "Inference for ranks", marginal confidence sets.
+    Ranks are whole numbers: where the values are well apart the interval is one rank and always right, so the measured
+    coverage lies above the nominal one (benchmarks/coverage.py).
+    Source: Mogstad, Romano, Shaikh, Wilhelm 2024, "Inference for ranks", marginal confidence sets, with step-down.
     """
     n_players = len(estimate.value)
     known = np.flatnonzero(np.isfinite(estimate.value) & np.isfinite(estimate.dof))
@@ -49,16 +51,31 @@ def significant_differences(
     larger, smaller = np.zeros(len(known)), np.zeros(len(known))
     for p in range(len(known)):
         gap = value - value[p]
-        usable = error[p] > 0
-        scaled = np.abs(simulated[:, usable] - simulated[:, [p]]) / error[p, usable]
-        critical = float(np.quantile(scaled.max(axis=1), level)) if usable.any() else 0.0
-        larger[p] = (gap > critical * error[p]).sum()
-        smaller[p] = (gap < -critical * error[p]).sum()
+        rejected = _step_down(gap, error[p], np.abs(simulated - simulated[:, [p]]), level)
+        larger[p] = (rejected & (gap > 0)).sum()
+        smaller[p] = (rejected & (gap < 0)).sum()
     return larger, smaller
 
 
+def _step_down(gap: FloatArray, error: FloatArray, simulated: FloatArray, level: float) -> np.ndarray:
+    # Romano and Wolf's step-down: what is rejected no longer counts among the largest differences. Shapes: (players,).
+    open_ = error > 0
+    scaled = simulated[:, open_] / error[open_]
+    score = np.abs(gap[open_]) / error[open_]
+    rejected = np.zeros(len(score), dtype=np.bool_)
+    while not rejected.all():
+        critical = float(np.quantile(scaled[:, ~rejected].max(axis=1), level))
+        new = ~rejected & (score > critical)
+        if not new.any():
+            break
+        rejected |= new
+    result = ~open_ & (gap != 0)
+    result[open_] = rejected
+    return result
+
+
 def difference_errors(pieces: FloatArray) -> FloatArray:
-    """Estimate the standard error of every difference of two estimates. Shapes: (clusters, players) → (players, players)."""
+    """Estimate the standard error of every difference. Shapes: (clusters, players) → (players, players)."""
     covariance = pieces.T @ pieces
     variance = np.diag(covariance)
     squared = np.maximum(variance[:, None] + variance[None, :] - 2.0 * covariance, 0.0)

@@ -20,7 +20,8 @@ IntArray = NDArray[np.int64]
 class ValueTable:
     """Per-item values v_i(S) of one metric on one task; the game's v(S) is their mean over items.
 
-    Shapes: `values` (items, coalitions), `clusters` (items,) or None (every item its own cluster), `items` (items,) or None.
+    Shapes: `values` (items, coalitions), `clusters` (items,) or None (every item its own cluster), `items` (items,) the
+    data set's ids or None.
     Units: the metric's own (accuracy: 0 or 1; log-likelihood: nats). Non-finite values are kept as they are.
 
     Raises:

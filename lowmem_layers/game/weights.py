@@ -41,7 +41,7 @@ def weight_matrix(terms: Sequence[Iterable[Term]], coalitions: Sequence[Removed]
 def largest_window(coalitions: Iterable[Removed], n_players: int) -> int:
     """Read L off a table: the last size up to which at least half of every size's windows were measured.
 
-    Half, not all: a table with a single hole is then reported as lacking that window, not silently used with a smaller L.
+    Half, not all: a table with a single hole then lacks that window by name; it is not silently used with a smaller L.
     """
     found = [0] * (n_players + 1)
     for removed in coalitions:
