@@ -35,8 +35,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3Config", {**_BASE, "sliding_window": 4}),
     "gemma": ("GemmaConfig", {**_BASE, "head_dim": 8}),
     "gemma2": ("Gemma2Config", {**_BASE, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}),
-    "gemma3": ("Gemma3TextConfig", {**_BASE, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            **_BASE,
+            "head_dim": 8,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "olmo2": ("Olmo2Config", _BASE),
     "glm4": ("Glm4Config", {**_BASE, "head_dim": 8}),
     "stablelm": ("StableLmConfig", _BASE),
@@ -44,10 +52,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("Starcoder2Config", {**_BASE, "sliding_window": 4}),
     "smollm3": ("SmolLM3Config", _BASE),
     "cohere": ("CohereConfig", _BASE),
-    "cohere2": ("Cohere2Config", {**_BASE, "sliding_window": 4,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
-    "granite": ("GraniteConfig", {**_BASE, "residual_multiplier": 0.22, "embedding_multiplier": 12.0,
-        "logits_scaling": 8.0, "attention_multiplier": 0.1}),
+    "cohere2": (
+        "Cohere2Config",
+        {**_BASE, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            **_BASE,
+            "residual_multiplier": 0.22,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "attention_multiplier": 0.1,
+        },
+    ),
     "gpt2": ("GPT2Config", _GPT2),
     "gpt_neox": ("GPTNeoXConfig", _BASE),
     "gpt_neox-sequential": ("GPTNeoXConfig", {**_BASE, "use_parallel_residual": False}),
@@ -57,16 +75,37 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-new": ("FalconConfig", {**_BASE, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-alibi": ("FalconConfig", {**_BASE, "alibi": True, "parallel_attn": False}),
     "bloom": ("BloomConfig", {**_BASE, "n_layer": LAYERS, "n_head": 4}),
-    "mpt": ("MptConfig", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": LAYERS, "n_heads": 4, "max_seq_len": 64}),
+    "mpt": (
+        "MptConfig",
+        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": LAYERS, "n_heads": 4, "max_seq_len": 64},
+    ),
     "mixtral": ("MixtralConfig", {**_BASE, "num_local_experts": 4}),
     "qwen2_moe": ("Qwen2MoeConfig", {**_BASE, **_MOE, "shared_expert_intermediate_size": 24}),
     "qwen3_moe": ("Qwen3MoeConfig", {**_BASE, **_MOE, "head_dim": 8}),
     "olmoe": ("OlmoeConfig", {**_BASE, "num_experts": 4, "num_experts_per_tok": 2}),
-    "deepseek_v3": ("DeepseekV3Config", {**_BASE, "num_key_value_heads": 4, "moe_intermediate_size": 24,
-        "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,
-        "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
-        "qk_nope_head_dim": 8, "v_head_dim": 8}),
-    "gpt_oss": ("GptOssConfig", {**_BASE, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 4}),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **_BASE,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {**_BASE, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 4},
+    ),
 }
 
 
@@ -75,6 +114,8 @@ def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     config_class, options = FAMILIES[family]
     config = getattr(transformers, config_class)(**{**options, **overrides})
     torch.manual_seed(seed)
+    if dtype == torch.float64:
+        config._experts_implementation = "eager"  # the grouped product of experts knows no float64
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and "embed" not in name:

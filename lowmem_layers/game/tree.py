@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from lowmem_layers.errors import UsageError
 
@@ -46,9 +48,10 @@ class PrefixTree:
         """Count the sublayer applications: the nodes of the tree at which something is computed."""
         return sum(len(step.advanced) for step in self.steps)
 
-    def live_slots(self, position: int) -> int:
-        """Count the slots in use once the copies of step `position` are made."""
-        return 1 + sum(len(step.copies) for step in self.steps[: position + 1])
+    @cached_property
+    def live_slots(self) -> tuple[int, ...]:
+        """Count the slots in use once the copies of each step are made. Shapes: (N,)."""
+        return tuple(accumulate((len(step.copies) for step in self.steps), initial=1))[1:]
 
 
 def prefix_tree(coalitions: Sequence[Removed], n_players: int) -> PrefixTree:

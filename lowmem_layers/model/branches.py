@@ -22,6 +22,7 @@ from lowmem_layers.model.anatomy import LayerAnatomy
 from lowmem_layers.model.forward import LayerCall
 from lowmem_layers.model.removal import layer_without
 
+
 @dataclass(frozen=True)
 class Recipe:
     """A branch as child modules: before, the sublayer, after; a constant factor; and the sublayer's other arguments.
@@ -37,7 +38,9 @@ class Recipe:
     arguments: Mapping[str, tuple[str | int | None, Any]]
 
 
-def branch_output(layer: LayerAnatomy, kind: str, recipe: Recipe | None, x: torch.Tensor, call: LayerCall) -> torch.Tensor:
+def branch_output(
+    layer: LayerAnatomy, kind: str, recipe: Recipe | None, x: torch.Tensor, call: LayerCall
+) -> torch.Tensor:
     """Compute what a sublayer adds to the residual stream. Shapes: `x` (B, T, D) → (B, T, D)."""
     if recipe is None:
         return stubbed_layer(layer, kind, x, call) - x
@@ -152,7 +155,9 @@ def _is_plain(value: Any) -> bool:
 
 def _call(module: nn.Module, recipe: Recipe, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
     kwargs = {name: _resolve(source, constant, call) for name, (source, constant) in recipe.arguments.items()}
-    output = module(hidden, **kwargs) if recipe.hidden_name == 0 else module(**{str(recipe.hidden_name): hidden}, **kwargs)
+    output = (
+        module(hidden, **kwargs) if recipe.hidden_name == 0 else module(**{str(recipe.hidden_name): hidden}, **kwargs)
+    )
     return output[0] if isinstance(output, tuple) else output
 
 

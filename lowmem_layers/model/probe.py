@@ -112,9 +112,7 @@ def _refuse_unless_identity(layer: LayerAnatomy, x: torch.Tensor, call: LayerCal
         )
 
 
-def _acts_in_parallel(
-    layer: LayerAnatomy, recipes: dict[str, Recipe | None], x: torch.Tensor, call: LayerCall
-) -> bool:
+def _acts_in_parallel(layer: LayerAnatomy, recipes: dict[str, Recipe | None], x: torch.Tensor, call: LayerCall) -> bool:
     """Compare the layer's output with its sublayers' outputs put together one after the other, and side by side."""
     whole = run_layer(layer, x.clone(), call)
     attended = x + branch_output(layer, "attn", recipes["attn"], x, call)
@@ -145,6 +143,10 @@ def _chosen_share(layer: nn.Module) -> float:
         config = getattr(module, "config", None)
         chosen = getattr(config, "num_experts_per_tok", None)
         if chosen is not None:
-            total = next(getattr(config, n) for n in ("num_local_experts", "num_experts", "n_routed_experts") if hasattr(config, n))
+            total = next(
+                getattr(config, n)
+                for n in ("num_local_experts", "num_experts", "n_routed_experts")
+                if hasattr(config, n)
+            )
             return chosen / total
     return 1.0

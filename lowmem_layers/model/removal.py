@@ -18,6 +18,7 @@ from torch import nn
 
 from lowmem_layers.model.anatomy import Anatomy, LayerAnatomy
 
+
 class Stub(nn.Module):
     """Stands in for a removed sublayer: returns zeros (or the residual) of the right shape, dtype and form."""
 
@@ -84,4 +85,3 @@ def _stubs(layer: LayerAnatomy, kind: str) -> list[tuple[str, Stub]]:
         (name, Stub(module, out_features=width, returns_pair=False))
         for name, module, width in zip(names, (first, last), widths, strict=True)
     ]
-

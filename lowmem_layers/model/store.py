@@ -88,8 +88,9 @@ class StreamingStore:
         self._empty = torch.empty(0, dtype=dtype, device=device)
         sizes = {kind: _largest(self._places, kind) for kind in SLOT_KINDS}
         self._slots = {kind: torch.empty(size, dtype=dtype, device=device) for kind, size in sizes.items()}
-        for group in self._places.values():
-            self._leave(group)
+        for place in (place for group in self._places.values() for place in group):
+            # a fresh parameter, since one on the meta device cannot be pointed at real memory
+            place.module.register_parameter(place.attribute, nn.Parameter(self._empty, requires_grad=False))
 
     @property
     def slot_bytes(self) -> int:

@@ -33,6 +33,13 @@ def unpack(packed: Packed, out: torch.Tensor) -> None:
     out.copy_(block.unpack(packed.parts["blocks"].reshape(-1, block.n_bytes)).view(packed.shape))
 
 
+def scales(packed: Packed) -> torch.Tensor:
+    """Read the half-precision scales of every block: if they are finite, so are all numbers."""
+    block = BLOCKS[str(packed.settings["quant_type"])]
+    blocks = packed.parts["blocks"].reshape(-1, block.n_bytes)
+    return torch.cat([_half(blocks, start) for start in block.scale_starts], dim=1)
+
+
 def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """Read one float16 of each block, as float32. Shapes: the result is (blocks, 1)."""
     return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
@@ -131,23 +138,24 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """One of GGUF's block formats: its width in bits, numbers and bytes a block, and how to unpack it."""
+    """One of GGUF's block formats: its width in bits, numbers and bytes a block, its float16 scales, how to unpack."""
 
     bits: int
     numbers: int
     n_bytes: int
+    scale_starts: tuple[int, ...]
     unpack: Unpacker
 
 
 BLOCKS = {
-    "Q4_0": Block(4, 32, 18, _q4_0),
-    "Q4_1": Block(4, 32, 20, _q4_1),
-    "Q5_0": Block(5, 32, 22, _q5_0),
-    "Q5_1": Block(5, 32, 24, _q5_1),
-    "Q8_0": Block(8, 32, 34, _q8_0),
-    "Q2_K": Block(2, 256, 84, _q2_k),
-    "Q3_K": Block(3, 256, 110, _q3_k),
-    "Q4_K": Block(4, 256, 144, _q4_k),
-    "Q5_K": Block(5, 256, 176, _q5_k),
-    "Q6_K": Block(6, 256, 210, _q6_k),
+    "Q4_0": Block(4, 32, 18, (0,), _q4_0),
+    "Q4_1": Block(4, 32, 20, (0, 2), _q4_1),
+    "Q5_0": Block(5, 32, 22, (0,), _q5_0),
+    "Q5_1": Block(5, 32, 24, (0, 2), _q5_1),
+    "Q8_0": Block(8, 32, 34, (0,), _q8_0),
+    "Q2_K": Block(2, 256, 84, (80, 82), _q2_k),
+    "Q3_K": Block(3, 256, 110, (108,), _q3_k),
+    "Q4_K": Block(4, 256, 144, (0, 2), _q4_k),
+    "Q5_K": Block(5, 256, 176, (0, 2), _q5_k),
+    "Q6_K": Block(6, 256, 210, (208,), _q6_k),
 }

@@ -1,0 +1,74 @@
+"""How many items a tile takes and how much is computed at once, from the memory that is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lowmem_layers.engine.sweep import Sizes
+from lowmem_layers.errors import BudgetError
+
+_CPU_STATES_BYTES = 2 << 30
+_SIZES = {"cpu": Sizes(1024, 512, 4096), "cuda": Sizes(16384, 2048, 32768)}
+_TILE_WORK = {"cpu": 4 * 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
+
+
+@dataclass(frozen=True)
+class ItemCost:
+    """What one item takes in a tile. Units: bytes of states and masks; multiply-adds."""
+
+    n_bytes: int
+    work: int
+
+
+def sizes_for(device: torch.device) -> Sizes:
+    """Choose chunk sizes: a CPU's caches like about 1,000 tokens at once, a GPU many more."""
+    return _SIZES["cuda" if device.type == "cuda" else "cpu"]
+
+
+def tile_work_for(device: torch.device) -> int:
+    """Choose how many multiply-adds make a tile."""
+    return _TILE_WORK["cuda" if device.type == "cuda" else "cpu"]
+
+
+def default_budget_bytes(device: torch.device) -> int:
+    """Choose what the states of a tile may take when nobody says: 2 GiB of RAM, 60 % of a GPU's free memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.6)
+    return _CPU_STATES_BYTES
+
+
+def chunk_bytes(sizes: Sizes, hidden: int, widest: int, vocabulary: int, itemsize: int) -> int:
+    """Bound what one chunk's intermediates and one slice of logits take, besides the states. Units: bytes.
+
+    `widest` is the widest intermediate of a sublayer; about four of that width are alive at once, six of the hidden width.
+    """
+    layer = sizes.chunk_tokens * (4 * widest + 6 * hidden) * itemsize
+    logits = sizes.head_rows * min(vocabulary, sizes.vocabulary_slice) * (itemsize + 4)
+    return max(layer, logits)
+
+
+def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:
+    """Cut items, in the given order, into tiles that keep within the memory and the work of a tile.
+
+    Raises:
+        BudgetError: the states of a single item do not fit.
+    """
+    tiles: list[list[int]] = []
+    n_bytes = work = 0
+    for index in order:
+        cost = costs[index]
+        if cost.n_bytes > budget_bytes:
+            raise BudgetError(
+                f"the states of item {index} take {cost.n_bytes / 2**20:,.0f} MiB; {budget_bytes / 2**20:,.0f} MiB are given",
+                "give more memory, remove fewer sublayers at once (--max-removed), or leave very long items out",
+            )
+        if not tiles or n_bytes + cost.n_bytes > budget_bytes or work + cost.work > tile_work:
+            tiles.append([])
+            n_bytes = work = 0
+        tiles[-1].append(index)
+        n_bytes += cost.n_bytes
+        work += cost.work
+    return tiles

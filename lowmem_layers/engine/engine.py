@@ -1,0 +1,186 @@
+"""The engine: (model, items, coalitions) → log-likelihoods, every shared computation once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from lowmem_layers.engine.batches import Batch, make_batches, plain_inputs, tree_inputs
+from lowmem_layers.engine.budget import (
+    ItemCost,
+    chunk_bytes,
+    default_budget_bytes,
+    plan_tiles,
+    sizes_for,
+    tile_work_for,
+)
+from lowmem_layers.engine.calls import Growth, growth
+from lowmem_layers.engine.scoring import Head
+from lowmem_layers.engine.selftest import Verdict, examine_engine
+from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
+from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
+from lowmem_layers.errors import BudgetError
+from lowmem_layers.game.tree import PrefixTree, Removed, prefix_tree
+from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.model.forward import prologue
+from lowmem_layers.tasks.items import EncodedItem
+
+Inputs = Callable[[Batch], dict[str, Any]]
+
+
+class Engine:
+    """Evaluate coalitions of a model's sublayers on items.
+
+    `budget_bytes` bounds the states, masks, intermediates and logits of a tile (not the weights); `sizes` and `tile_work`
+    (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a run that is resumed with
+    the same ones repeats the same numbers bit for bit.
+
+    Raises:
+        RemovalError: the model can't be taken apart exactly (found at first use).
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        *,
+        budget_bytes: int | None = None,
+        sizes: Sizes | None = None,
+        tile_work: int | None = None,
+        layout: str = "auto",
+    ) -> None:
+        self.model = model
+        self.sizes = sizes or sizes_for(model.device)
+        self.budget_bytes = budget_bytes or default_budget_bytes(model.device)
+        self.tile_work = tile_work or tile_work_for(model.device)
+        self.counted_applications = 0
+        self._layout = layout
+        self._head = Head(model, self.sizes.vocabulary_slice)
+        self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
+
+    @cached_property
+    @torch.inference_mode()
+    def verdict(self) -> Verdict:
+        """Test the model, at first use."""
+        return examine_engine(self.model, self._score_batch)
+
+    @property
+    def layout(self) -> str:
+        """Say how items are laid out: `trie` or `rows`."""
+        if self._layout != "auto":
+            return self._layout
+        return "trie" if self.verdict.takes_tries else "rows"
+
+    def plan_tiles(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> list[list[int]]:
+        """Cut items into tiles (lists of indices), in order, items of one cluster side by side.
+
+        Raises:
+            BudgetError: an item, or the least that any tile needs, does not fit the budget.
+        """
+        tree = self._tree(coalitions)
+        first: dict[tuple[str, str], int] = {}
+        for index, item in enumerate(items):
+            first.setdefault((item.task, item.cluster), index)
+        order = sorted(range(len(items)), key=lambda i: (first[items[i].task, items[i].cluster], i))
+        costs = [self._cost(self._rows([item]), tree) for item in items]
+        return plan_tiles(costs, order, self.budget_bytes - self._chunk_bytes(), self.tile_work)
+
+    def work(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> int:
+        """Estimate the multiply-adds of a tile: what `on_work` adds up to, but for the last feed-forward's savings."""
+        return sum(self._cost(self._rows([item]), self._tree(coalitions)).work for item in items)
+
+    @torch.inference_mode()
+    def score(
+        self,
+        items: Sequence[EncodedItem],
+        coalitions: Sequence[Removed],
+        on_work: Callable[[int], None] | None = None,
+    ) -> list[np.ndarray]:
+        """Score the items of one tile under every coalition.
+
+        Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last call.
+        """
+        sweep = self._sweep(self._tree(coalitions), self._inputs(self.layout), on_work or (lambda _: None))
+        scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
+        for owners, values in sweep.run(make_batches(self._rows(items), self.sizes.chunk_tokens // 8)):
+            for column, (item, choice) in enumerate(owners):
+                scores[item][:, choice] = values[:, column].cpu().numpy()
+        self.counted_applications += sweep.counter.applications
+        return scores
+
+    def describe(self) -> dict[str, Any]:
+        """Say with which sizes and in which layout this engine computes, for the run's record."""
+        found = asdict(self.verdict) if self._layout == "auto" else {}
+        sizes = {**asdict(self.sizes), "budget_bytes": self.budget_bytes, "tile_work": self.tile_work}
+        return {"layout": self.layout, "sizes": sizes, "self_test": found}
+
+    def _tree(self, coalitions: Sequence[Removed]) -> PrefixTree:
+        key = tuple(coalitions)
+        if key not in self._trees:
+            self._trees[key] = prefix_tree(key, len(self.model.players))
+        return self._trees[key]
+
+    def _rows(self, items: Sequence[EncodedItem]) -> list[Row]:
+        return trie_rows(items, self._row_cost) if self.layout == "trie" else plain_rows(items)
+
+    def _row_cost(self, n_nodes: int) -> float:
+        """Weigh a row of T nodes: its weights' multiply-adds, and attention's, which are slower and grow with T²."""
+        layers = self.model.programs
+        linear = sum(sum(program.macs.values()) for program in layers) / len(layers)
+        return n_nodes * linear + 6 * self._hidden_size * n_nodes**2
+
+    @property
+    def _hidden_size(self) -> int:
+        return self.model.config.hidden_size
+
+    def _cost(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
+        nodes = sum(len(row) for row in rows)
+        scored = sum(len(row.scored_nodes) for row in rows)
+        kinds = [len(step.advanced) for step in tree.steps]
+        macs = [program.macs[kind] for program in self.model.programs for kind in ("attn", "ffn")]
+        head = tree.n_slots * scored * self._hidden_size * self._head.vocabulary
+        buffers = 2 if self.model.parallel else 1
+        states = buffers * tree.n_slots * nodes * self._hidden_size * self.model.dtype.itemsize
+        masks = 2 * sum(len(row) ** 2 for row in rows) * self.model.dtype.itemsize
+        return ItemCost(states + masks, nodes * sum(k * m for k, m in zip(kinds, macs, strict=True)) + head)
+
+    def _chunk_bytes(self) -> int:
+        widest = max(p.shape[0] for q in self.model.programs for p in q.anatomy.layer.parameters() if p.dim() > 0)
+        needed = chunk_bytes(self.sizes, self._hidden_size, widest, self._head.vocabulary, self.model.dtype.itemsize)
+        if needed >= self.budget_bytes:
+            raise BudgetError(
+                f"one chunk of {self.sizes.chunk_tokens} tokens takes {needed / 2**20:,.0f} MiB; "
+                f"{self.budget_bytes / 2**20:,.0f} MiB are given",
+                "give the engine more memory",
+            )
+        return needed
+
+    def _inputs(self, layout: str) -> Inputs:
+        model = self.model
+        if layout == "trie":
+            return lambda batch: tree_inputs(batch, model.config, model.dtype, model.device)
+        return lambda batch: plain_inputs(batch, model.device)
+
+    def _sweep(self, tree: PrefixTree, inputs: Inputs, on_work: Callable[[int], None]) -> Sweep:
+        return Sweep(self.model, tree, self.sizes, self._head, self._growths(inputs), inputs, Counter(on_work))
+
+    def _growths(self, inputs: Inputs) -> list[Growth]:
+        """See which arguments of the layers grow with the batch, by capturing them for two rows and for four.
+
+        One of two rows is padded, so that every family hands a mask to its layers.
+        """
+        rows = (Row((3, 4, 5, 6, 7), (-1, 0, 1, 2, 3), ()), Row((3, 4, 5), (-1, 0, 1), ()))
+        two, four = (
+            prologue(self.model.module, self.model.anatomy.layers, inputs(Batch(rows * n))).calls for n in (1, 2)
+        )
+        return [growth(a, b) for a, b in zip(two, four, strict=True)]
+
+    def _score_batch(self, batch: Batch, inputs: Inputs, coalitions: Sequence[Removed]) -> np.ndarray:
+        """Score the one item of a batch, for the self-test. Shapes: (coalitions, choices)."""
+        sweep = self._sweep(self._tree(coalitions), inputs, lambda _: None)
+        owners, values = next(iter(list(sweep.run([batch]))))
+        return values[:, np.argsort([choice for _, choice in owners])].cpu().numpy()

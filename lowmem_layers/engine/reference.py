@@ -1,0 +1,36 @@
+"""The other route to every number: one whole forward pass of the model's own code for each coalition and each choice.
+
+Nothing is shared here: the sublayers are removed in place, every choice is a sequence of its own without padding, and the
+log-softmax runs over whole rows of logits. The sweep is checked against it when a run starts, in the tests and in the benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lowmem_layers.game.tree import Removed
+from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
+
+
+@torch.inference_mode()
+def reference_loglikelihoods(
+    model: DecoderModel, items: Sequence[EncodedItem], coalitions: Sequence[Removed]
+) -> list[np.ndarray]:
+    """Score items by whole forward passes. Shapes: per item (coalitions, choices), float64 nats."""
+    return [
+        np.array([[_score(model, choice, removed) for choice in item.choices] for removed in coalitions])
+        for item in items
+    ]
+
+
+def _score(model: DecoderModel, choice: EncodedChoice, removed: Removed) -> float:
+    ids = torch.tensor([choice.tokens[:-1]], device=model.device)
+    with model.removed(removed), model.streaming():
+        logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+    wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    wanted = torch.tensor(choice.tokens[-choice.n_scored :], device=model.device)
+    return wide[-choice.n_scored :].log_softmax(-1).gather(1, wanted[:, None]).double().sum().item()

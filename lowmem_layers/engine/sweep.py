@@ -1,0 +1,206 @@
+"""The sweep: one pass over the decoder layers with every live state of a tile.
+
+Each layer is visited once. At a visit, every batch of the tile lets its states fork (copies, for the coalitions that remove the
+sublayer) and advances all others through the sublayer in chunks. Behind the last attention sublayer only the scored positions
+are kept; what follows (the last feed-forward, the final norm, the head) is computed for those alone. A sublayer that every
+coalition removes is neither computed nor fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lowmem_layers.engine.batches import Batch
+from lowmem_layers.engine.calls import Growth, Stretcher
+from lowmem_layers.engine.scoring import Head, pairs_of
+from lowmem_layers.errors import EngineError
+from lowmem_layers.game.tree import PrefixTree, Step
+from lowmem_layers.model.branches import branch_output
+from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.model.forward import LayerCall, prologue
+from lowmem_layers.model.probe import LayerProgram
+from lowmem_layers.model.store import Visit
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed at once. Units: tokens (rows of a matrix product), rows of logits, vocabulary entries."""
+
+    chunk_tokens: int
+    head_rows: int
+    vocabulary_slice: int
+
+
+@dataclass
+class Counter:
+    """What was computed, counted where it is computed: sublayer applications by batch, and multiply-adds."""
+
+    on_work: Callable[[int], None]
+    applications: int = 0
+    work: int = 0
+
+    def add(self, n_states: int, macs: int) -> None:
+        """Count `n_states` states of a batch advanced by one sublayer."""
+        self.applications += n_states
+        self.count_work(macs)
+
+    def count_work(self, macs: int) -> None:
+        """Count multiply-adds."""
+        self.work += macs
+        self.on_work(macs)
+
+
+@dataclass
+class Live:
+    """The live states of one batch. Shapes: `states` (slots, g, T, D), later (slots, 1, S, D); `pending` alike.
+
+    `pending` holds what attention adds while a layer whose sublayers act in parallel is under way.
+    """
+
+    batch: Batch
+    states: torch.Tensor
+    calls: Sequence[LayerCall]
+    stretcher: Stretcher
+    pending: torch.Tensor | None = None
+    scored_only: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Count the positions of one state that are computed."""
+        return len(self.batch.scored) if self.scored_only else self.batch.n_tokens
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything that stays the same from tile to tile."""
+
+    model: DecoderModel
+    tree: PrefixTree
+    sizes: Sizes
+    head: Head
+    growths: Sequence[Growth]
+    inputs: Callable[[Batch], dict[str, Any]]
+    counter: Counter = field(default_factory=lambda: Counter(lambda _: None))
+
+    def run(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[tuple[int, int], ...], torch.Tensor]]:
+        """Evaluate all coalitions on the batches of a tile.
+
+        Shapes: yields, for each batch, its (item, choice) owners and (coalitions, owners) float64 nats.
+
+        Raises:
+            EngineError: the sublayer applications counted are not those of the prefix tree.
+        """
+        live = [self._start(batch) for batch in batches]
+        before = self.counter.applications
+        for visit in self.model.store.sweep(list(self._visits())):
+            program = self.model.programs[visit.layer]
+            for each in live:
+                self._visit(program, visit.layer, each)
+        self._check(self.counter.applications - before, len(batches))
+        while live:
+            yield self._finish(live.pop(0))
+
+    def _visits(self) -> Iterator[Visit]:
+        """Ask for the sublayers that at least one state is advanced by."""
+        for layer in range(len(self.model.programs)):
+            steps = {"attn": self.tree.steps[2 * layer], "ffn": self.tree.steps[2 * layer + 1]}
+            kinds = frozenset(kind for kind, step in steps.items() if step.advanced)
+            yield Visit(layer, kinds)
+
+    def _start(self, batch: Batch) -> Live:
+        first = prologue(self.model.module, self.model.anatomy.layers, self.inputs(batch))
+        states = torch.empty(
+            self.tree.n_slots, *first.hidden.shape, dtype=first.hidden.dtype, device=first.hidden.device
+        )
+        states[0] = first.hidden
+        return Live(batch, states, first.calls, Stretcher(self.growths))
+
+    def _visit(self, program: LayerProgram, layer: int, live: Live) -> None:
+        is_last = layer == len(self.model.programs) - 1
+        attn, ffn = self.tree.steps[2 * layer], self.tree.steps[2 * layer + 1]
+        if program.parallel:
+            self._attend_aside(program, layer, attn, live)
+        else:
+            self._advance(program, layer, "attn", attn, live)
+        if is_last:
+            _keep_scored(live)
+        self._advance(program, layer, "ffn", ffn, live)
+        if live.pending is not None:
+            n_live = self.tree.live_slots[ffn.position]
+            live.states[:n_live].add_(live.pending[:n_live])
+            live.pending = None
+        live.stretcher.forget()
+
+    def _advance(self, program: LayerProgram, layer: int, kind: str, step: Step, live: Live) -> None:
+        """Fork, then add a sublayer's output to the states that keep it, in place."""
+        _fork(step, live)
+        for rows in self._chunks(step.advanced, live):
+            x = live.states[rows]
+            output = self._branch(program, layer, kind, x, live)
+            if isinstance(rows, slice):
+                x.add_(output.view(x.shape))
+            else:
+                live.states[rows] = x.add_(output.view(x.shape))
+
+    def _attend_aside(self, program: LayerProgram, layer: int, step: Step, live: Live) -> None:
+        """Fork, and keep attention's output apart: the feed-forward of this layer reads the same input as attention."""
+        n_live = self.tree.live_slots[step.position + 1]
+        live.pending = torch.zeros_like(live.states[:n_live])
+        _fork(step, live)
+        for rows in self._chunks(step.advanced, live):
+            x = live.states[rows]
+            live.pending[rows] = self._branch(program, layer, "attn", x, live).view(x.shape)
+
+    def _branch(self, program: LayerProgram, layer: int, kind: str, x: torch.Tensor, live: Live) -> torch.Tensor:
+        """Compute one chunk. Shapes: `x` (c, g, T, D) → (c · g, T, D)."""
+        call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(x))
+        output = branch_output(program.anatomy, kind, program.recipes[kind], x.reshape(-1, *x.shape[2:]), call)
+        self.counter.add(len(x), len(x) * live.tokens * program.macs[kind])
+        return output
+
+    def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | list[int]]:
+        """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side."""
+        positions = live.states.shape[1] * live.states.shape[2]
+        size = max(1, self.sizes.chunk_tokens // positions)
+        side_by_side = len(slots) > 0 and slots[-1] - slots[0] == len(slots) - 1
+        for low in range(0, len(slots), size):
+            part = list(slots[low : low + size])
+            yield slice(part[0], part[-1] + 1) if side_by_side else part
+
+    def _finish(self, live: Live) -> tuple[tuple[tuple[int, int], ...], torch.Tensor]:
+        """Score every final state. Shapes: (coalitions, owners)."""
+        states = live.states[:, 0]
+        pairs = pairs_of(live.batch.rows, live.batch.n_nodes, live.batch.scored, states.device)
+        size = max(1, self.sizes.head_rows // states.shape[1])
+        parts = []
+        for low in range(0, len(states), size):
+            parts.append(self.head.loglikelihoods(states[low : low + size], pairs))
+            self.counter.count_work(parts[-1].shape[0] * states.shape[1] * states.shape[2] * self.head.vocabulary)
+        by_slot = torch.cat(parts)
+        return pairs.owners, by_slot[list(self.tree.final_slots)]
+
+    def _check(self, counted: int, n_batches: int) -> None:
+        expected = self.tree.applications * n_batches
+        if counted != expected:
+            raise EngineError(f"the sweep made {counted} sublayer applications where its tree has {expected}")
+
+
+def _fork(step: Step, live: Live) -> None:
+    """Copy the states of the coalitions that remove the sublayer, before the others move on."""
+    for source, target in step.copies:
+        live.states[target] = live.states[source]
+        if live.pending is not None:
+            live.pending[target] = live.pending[source]
+
+
+def _keep_scored(live: Live) -> None:
+    """Drop all positions but the scored ones. Shapes: (slots, g, T, D) → (slots, 1, S, D)."""
+    index = torch.tensor(live.batch.scored, device=live.states.device)
+    live.states = live.states.flatten(1, 2)[:, index][:, None]
+    if live.pending is not None:
+        live.pending = live.pending.flatten(1, 2)[:, index][:, None]
+    live.scored_only = True
