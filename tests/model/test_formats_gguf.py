@@ -16,17 +16,10 @@ def random_rows(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray
     block = BLOCKS[name]
     generator = np.random.default_rng(seed)
     data = generator.integers(0, 256, (rows * columns // block.numbers, block.n_bytes), dtype=np.uint8)
-    for start in scale_offsets(name):
+    for start in block.scale_starts:
         halves = generator.normal(0, 0.1, len(data)).astype(np.float16)
         data[:, start : start + 2] = halves.view(np.uint8).reshape(-1, 2)
     return data.reshape(rows, -1)
-
-
-def scale_offsets(name: str) -> tuple[int, ...]:
-    return {
-        "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-        "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    }[name]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS))

@@ -7,6 +7,7 @@ Never its modules: on CPUs with AVX512-BF16 the first forward of a `Linear4bit` 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +26,7 @@ def pack(weight: torch.Tensor, quant_type: str = "nf4", *, block_size: int = 64,
 
     Shapes: weight of n numbers gives codes (n / 2, 1) in uint8 and absmax (n / block_size,).
     """
-    from bitsandbytes.functional import quantize_4bit
-
-    codes, state = quantize_4bit(
+    codes, state = _functional().quantize_4bit(
         weight.detach().contiguous(), blocksize=block_size, compress_statistics=double_quant, quant_type=quant_type
     )
     parts = {"weight": codes, "absmax": state.absmax, "quant_map": state.code}
@@ -67,27 +66,32 @@ def from_bitsandbytes(name: str, tensors: Mapping[str, torch.Tensor]) -> Packed:
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:
     """Look each code up, times its block's scale, into `out`'s dtype."""
-    from bitsandbytes.functional import dequantize_4bit
-
     codes = packed.parts["weight"].view(torch.uint8).reshape(-1, 1)
-    out.copy_(dequantize_4bit(codes, _state(packed, out.dtype)).view(packed.shape))
+    out.copy_(_functional().dequantize_4bit(codes, _state(packed, out.dtype)).view(packed.shape))
+
+
+def _functional() -> Any:
+    """Import bitsandbytes at first use, without its warning about a kernel of its modules, which are never called."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from bitsandbytes import functional
+
+    return functional
 
 
 def _state(packed: Packed, dtype: torch.dtype) -> Any:
     """Build bitsandbytes' description of the packed weight."""
-    from bitsandbytes.functional import QuantState
-
+    state_of = _functional().QuantState
     inner = None
     offset = None
     if "nested_absmax" in packed.parts:
-        inner = QuantState(
+        inner = state_of(
             absmax=packed.parts["nested_absmax"],
             blocksize=int(packed.settings["nested_block_size"]),
             code=packed.parts["nested_quant_map"],
             dtype=torch.float32,
         )
         offset = torch.tensor(float(packed.settings["nested_offset"]), device=packed.parts["absmax"].device)
-    return QuantState(
+    return state_of(
         absmax=packed.parts["absmax"],
         shape=torch.Size(packed.shape),
         code=packed.parts["quant_map"],

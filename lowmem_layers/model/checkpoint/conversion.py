@@ -1,0 +1,89 @@
+"""From a checkpoint's names and shapes to the model's: transformers' own conversion, a few tensors at a time.
+
+transformers renames tensors, fuses experts and splits or joins projections while loading. Its loader takes a model and
+a dictionary of tensors; given one decoder layer's tensors it does just that layer. Source:
+`transformers.core_model_loading`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from lowmem_layers.errors import CheckpointError
+
+
+class Converter:
+    """One model's conversion rules.
+
+    `layer_of` sorts the checkpoint's names by decoder layer; `fill` puts tensors where they belong.
+    """
+
+    def __init__(self, model: Any, prefix: str, dtype: torch.dtype) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self._model = model
+        self._dtype = dtype
+        self._mapping = get_model_conversion_mapping(model)
+        naming = deepcopy(self._mapping)  # matching a name marks a rule as used
+        self._renamings = [rule for rule in naming if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in naming if isinstance(rule, WeightConverter)]
+        self._layer = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        self._known = dict.fromkeys(model.state_dict(), True)
+        self._ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ()) or r"(?!)")
+
+    def target(self, name: str) -> tuple[str, bool]:
+        """Translate a checkpoint's name; the flag says whether its tensor is joined with others or cut on the way."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self._model.base_model_prefix
+        target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._known)
+        if target not in self._known and name in self._known:
+            return name, False
+        return target, pattern is not None
+
+    def layer_of(self, target: str) -> int:
+        """Tell the decoder layer that a model's tensor belongs to; −1 for embedding, final norm and head."""
+        found = self._layer.match(target)
+        return int(found[1]) if found else -1
+
+    def fill(self, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+        """Convert tensors and put them in their parameters' place, in the model's dtype.
+
+        Raises:
+            CheckpointError: a tensor has the wrong shape, belongs nowhere, or cannot be converted.
+        """
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        config = LoadStateDictConfig(
+            dtype=self._dtype,
+            dtype_plan=self._model._get_dtype_plan(self._dtype),
+            weight_mapping=deepcopy(self._mapping),
+        )
+        info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
+        for name, found, expected in sorted(info.mismatched_keys):
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(found)}, the config asks for {tuple(expected)}",
+                "config.json and the weights belong to different models",
+            )
+        for name, reason in info.conversion_errors.items():
+            raise CheckpointError(
+                f"{where}: {name} cannot be put together: {str(reason).strip().splitlines()[-1]}",
+                "tensors are missing or have the wrong shape",
+            )
+        self._check_unexpected(info.unexpected_keys, where)
+
+    def _check_unexpected(self, names: Iterable[str], where: str) -> None:
+        buffers = {name for name, _ in self._model.named_buffers()}
+        for name in sorted(names):
+            if self._layer.match(name) and not self._ignored.search(name) and name not in buffers:
+                raise CheckpointError(
+                    f"{where}: the model has no place for the tensor {name}",
+                    "config.json and the weights belong to different models",
+                )

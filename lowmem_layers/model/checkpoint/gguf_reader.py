@@ -1,0 +1,155 @@
+"""Fill a model without weights from a GGUF file, whose blocks stay as they are.
+
+llama.cpp stores a few things differently from transformers: the rows of the query and key projections of llama-like
+models are interleaved for its rotary embedding (undone by moving whole rows, which keeps blocks intact), and Gemma's
+norms carry their "+ 1". Names are translated by the `gguf` package. Source: llama.cpp's `convert_hf_to_gguf.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+from lowmem_layers.errors import CheckpointError, ModelError
+from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, GgufTensor, read_gguf_header
+from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
+from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
+from lowmem_layers.model.checkpoint.skeleton import set_tensor
+from lowmem_layers.model.formats import Packed, gguf_blocks, unpack
+from lowmem_layers.model.places import is_quantised
+from lowmem_layers.model.store import Place
+
+PERMUTED = ("llama",)
+OFFSET_NORMS = ("gemma2", "gemma3", "nemotron")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "starcoder2")
+
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_AGAIN = "download the GGUF file again"
+
+
+def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
+    """Name the block format that most of the decoder layers' numbers are in; None for a file of plain floats."""
+    numbers: Counter[str] = Counter()
+    for name, tensor in header.tensors.items():
+        if name.startswith("blk.") and len(tensor.shape) > 1:
+            numbers[tensor.quant_type] += tensor.n_bytes
+    if not numbers or numbers.most_common(1)[0][0] in _PLAIN:
+        return None
+    main = numbers.most_common(1)[0][0]
+    unknown = sorted(name for name in numbers if name not in gguf_blocks.BLOCKS and name not in _PLAIN)
+    if unknown:
+        raise CheckpointError(
+            f"{header.file.name} holds weights in {', '.join(unknown)}",
+            f"these block formats are read: {', '.join(gguf_blocks.BLOCKS)}",
+        )
+    others = len(numbers) - 1
+    return OwnPacking("gguf", gguf_blocks.BLOCKS[main].bits, f"GGUF {main}" + (" and others" if others else ""))
+
+
+class GgufReader:
+    """Read one GGUF file.
+
+    Raises:
+        ModelError: its architecture's layout is not known here.
+    """
+
+    def __init__(
+        self, file: Path, model: Any, layer_of: Callable[[str], int], places: Iterable[Place], recipe: Recipe,
+        dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self._header = read_gguf_header(file)
+        architecture = self._header.architecture
+        if architecture not in ARCHITECTURES:
+            raise ModelError(
+                f"{file.name} is a GGUF of architecture {architecture!r}, whose layout is not known here",
+                f"use its safetensors; known are {', '.join(ARCHITECTURES)}",
+            )
+        self._model = model
+        self._recipe = recipe
+        self._dtype = dtype
+        self._config = model.config.get_text_config(decoder=True)
+        arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+        self._names = get_tensor_name_map(arch, self._config.num_hidden_layers)
+        self._places = {place.key: place for place in places}
+        self._targets: dict[int, list[str]] = defaultdict(list)
+        for name in model.state_dict():
+            self._targets[layer_of(name)].append(name)
+
+    def read_resident(self) -> None:
+        """Fill embedding, final norm and head, and tie what the model ties."""
+        tied = set(getattr(self._model, "all_tied_weights_keys", None) or {})
+        for name in self._targets[-1]:
+            if name not in tied or self._find(name) is not None:
+                set_tensor(self._model, name, self._read_dense(name))
+        self._model.tie_weights()
+
+    def read_layer(self, layer: int) -> dict[str, Packed]:
+        """Fill one decoder layer's small tensors and return its streamed weights, packed, by key."""
+        packed: dict[str, Packed] = {}
+        for name in self._targets[layer]:
+            place = self._places.get(name)
+            if place is None:
+                set_tensor(self._model, name, self._read_dense(name))
+                continue
+            weight = self._read(name, place.shape)
+            if not self._recipe.keep or weight.format != gguf_blocks.NAME:
+                weight = self._recipe.pack(self._unpacked(weight), is_quantised=is_quantised(place))
+            packed[name] = weight
+        return packed
+
+    def _find(self, name: str) -> GgufTensor | None:
+        stem, _, suffix = name.rpartition(".")
+        return self._header.tensors.get(f"{self._names.get_name(stem)}.{suffix}")
+
+    def _read_dense(self, name: str) -> torch.Tensor:
+        expected = tuple(self._model.get_parameter(name).shape)
+        weight = self._read(name, expected)
+        offset = 1.0 if self._header.architecture in OFFSET_NORMS and name.endswith("norm.weight") else 0.0
+        if not offset:
+            return self._unpacked(weight)
+        exact = torch.empty(expected)
+        unpack(weight, exact)
+        return (exact - offset).to(self._dtype)
+
+    def _unpacked(self, weight: Packed) -> torch.Tensor:
+        out = torch.empty(weight.shape, dtype=self._dtype)
+        unpack(weight, out)
+        return out
+
+    def _read(self, name: str, expected: tuple[int, ...]) -> Packed:
+        """Read one tensor, in the model's row order.
+
+        Raises:
+            CheckpointError: it is missing, of another shape, or not finite.
+        """
+        tensor = self._find(name)
+        file = self._header.file
+        if tensor is None:
+            raise CheckpointError(f"{file.name} lacks the tensor for {name}", _AGAIN)
+        if tensor.shape != expected:
+            raise CheckpointError(f"{file.name}: {tensor.name} has shape {tensor.shape}, expected {expected}", _AGAIN)
+        entry = TensorEntry(tensor.name, file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
+        rows = self._reordered(tensor, read_tensor(entry).view(*expected[:-1], -1))
+        if tensor.quant_type in _PLAIN:
+            values = rows.view(_PLAIN[tensor.quant_type]).view(expected)
+            weight, scales = Packed("dense", expected, {"weight": values}), values
+        else:
+            weight = gguf_blocks.pack(rows, tensor.quant_type, expected)
+            scales = gguf_blocks.scales(weight)
+        if not bool(torch.isfinite(scales).all()):
+            raise CheckpointError(f"{file.name}: {tensor.name} holds NaN or infinite numbers", _AGAIN)
+        return weight
+
+    def _reordered(self, tensor: GgufTensor, rows: torch.Tensor) -> torch.Tensor:
+        """Undo llama.cpp's interleaving of the rows of query and key projections."""
+        heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
+        if heads is None or self._header.architecture not in PERMUTED:
+            return rows
+        n_heads = getattr(self._config, heads)
+        pairs = rows.view(n_heads, rows.shape[0] // n_heads // 2, 2, -1)
+        return pairs.transpose(1, 2).reshape(rows.shape)

@@ -1,0 +1,98 @@
+"""How a checkpoint's weights are packed already, and how the request wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowmem_layers.errors import CheckpointError, ModelError
+from lowmem_layers.model.formats import Packed, dense, four_bit, int8
+from lowmem_layers.model.formats.gptq import BITS, GptqConfig
+from lowmem_layers.model.spec import Quant
+
+_READ = "plain, bitsandbytes (4-bit, 8-bit), GPTQ and GGUF checkpoints are read"
+_WIDTH: Mapping[Quant, int] = {"4bit": 4, "8bit": 8}
+
+
+@dataclass(frozen=True)
+class OwnPacking:
+    """The packing a checkpoint comes in. `method` is bitsandbytes, gptq or gguf; `label` names it for people."""
+
+    method: str
+    bits: int
+    label: str
+    gptq: GptqConfig | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done with each decoder layer's linear weights: kept as they are packed, or packed as `target`.
+
+    `target` is none (dense in the compute dtype), nf4 or int8.
+    """
+
+    keep: bool
+    target: str
+    label: str
+
+    def pack(self, weight: torch.Tensor, *, is_quantised: bool) -> Packed:
+        """Pack one dense weight; those that are not worth quantising stay dense."""
+        if self.target == "none" or not is_quantised:
+            return dense.pack(weight)
+        return four_bit.pack(weight) if self.target == "nf4" else int8.pack(weight)
+
+
+def own_packing(quantization_config: Any) -> OwnPacking | None:
+    """Read `quantization_config` of a config.json; None for a plain checkpoint.
+
+    Raises:
+        CheckpointError: the method is one we cannot unpack, or its numbers make no sense.
+    """
+    if quantization_config is None:
+        return None
+    about = quantization_config if isinstance(quantization_config, dict) else quantization_config.to_dict()
+    method = str(about.get("quant_method", "")).rpartition(".")[2].lower()
+    if method in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+        if about.get("load_in_4bit") or about.get("_load_in_4bit"):
+            return OwnPacking("bitsandbytes", 4, f"bitsandbytes {about.get('bnb_4bit_quant_type', 'fp4')}")
+        return OwnPacking("bitsandbytes", 8, "bitsandbytes int8")
+    if method == "gptq":
+        return _own_gptq(about)
+    raise CheckpointError(f"the checkpoint is quantised by {method or 'an unnamed method'!r}", _READ)
+
+
+def _own_gptq(about: Mapping[str, Any]) -> OwnPacking:
+    bits = about.get("bits")
+    if bits not in BITS:
+        raise CheckpointError(f"the GPTQ config says {bits!r} bits", f"GPTQ comes in {', '.join(map(str, BITS))} bits")
+    version = 2 if about.get("checkpoint_format", "gptq") == "gptq_v2" else 1
+    if about.get("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
+        raise CheckpointError(f"the GPTQ config says checkpoint_format {about['checkpoint_format']!r}", _READ)
+    quantizer = (about.get("meta") or {}).get("quantizer", "")
+    names = " ".join(quantizer) if isinstance(quantizer, list) else str(quantizer)
+    writer = "gptqmodel" if "gptqmodel" in names.lower() else ""
+    config = GptqConfig(bits, int(about.get("group_size", -1)), version, writer)
+    return OwnPacking("gptq", bits, f"GPTQ {bits}-bit", config)
+
+
+def choose_recipe(quant: Quant, own: OwnPacking | None, *, requantize: bool) -> Recipe:
+    """Decide between the checkpoint's own packing and a new one.
+
+    Raises:
+        ModelError: another width than the checkpoint's own was asked for, without `requantize`.
+    """
+    target = {"none": "none", "4bit": "nf4", "8bit": "int8"}[quant]
+    if own is None:
+        return Recipe(False, target, target)
+    if requantize:
+        again = "" if target == "none" else f" and packed as {target}"
+        return Recipe(False, target, f"{own.label}, unpacked{again}")
+    if quant != "none" and _WIDTH[quant] != own.bits:
+        raise ModelError(
+            f"--quant {quant}, but the checkpoint already is {own.bits}-bit ({own.label})",
+            "leave --quant out to keep its own packing, or add --requantize to unpack and quantise it again",
+        )
+    return Recipe(True, own.label, f"{own.label}, kept as it is")

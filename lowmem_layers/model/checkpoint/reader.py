@@ -1,0 +1,172 @@
+"""Fill a model without weights from safetensors: the resident part at once, then one decoder layer at a time."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lowmem_layers.errors import CheckpointError, ModelError
+from lowmem_layers.model.checkpoint.conversion import Converter
+from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
+from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_table, read_tensor
+from lowmem_layers.model.checkpoint.skeleton import set_tensor
+from lowmem_layers.model.formats import Packed, four_bit, gptq, int8, unpack
+from lowmem_layers.model.places import is_quantised
+from lowmem_layers.model.store import Place
+
+RESIDENT = -1
+
+# name of the weight, and the part of it: X.weight.absmax, X.SCB, X.qweight …
+_PARTS = re.compile(
+    r"(?P<stem>.+)\.(?:weight\.(?P<four>absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)"
+    r"|(?P<eight>SCB|weight_format)|(?P<gptq>qweight|qzeros|scales|g_idx))"
+)
+
+
+class LayerReader(Protocol):
+    """Fill a model's small tensors in place and hand over its packed weights, part by part."""
+
+    def read_resident(self) -> None:
+        """Fill everything outside the decoder layers."""
+        ...
+
+    def read_layer(self, layer: int) -> dict[str, Packed]:
+        """Fill one decoder layer's small tensors and return its streamed weights, packed, by key."""
+        ...
+
+
+class SafetensorsReader:
+    """Read a folder of safetensors through transformers' conversion."""
+
+    def __init__(
+        self, folder: Path, model: Any, converter: Converter, places: Iterable[Place], recipe: Recipe,
+        own: OwnPacking | None, dtype: torch.dtype,
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._model = model
+        self._converter = converter
+        self._recipe = recipe
+        self._own = own
+        self._dtype = dtype
+        self._places: dict[int, list[Place]] = defaultdict(list)
+        for place in places:
+            self._places[place.layer].append(place)
+        self._plain: dict[int, list[TensorEntry]] = defaultdict(list)
+        self._packed: dict[int, dict[str, dict[str, TensorEntry]]] = defaultdict(lambda: defaultdict(dict))
+        self._files: dict[str, str] = {}
+        for name, entry in read_table(folder).items():
+            self._sort_in(name, entry)
+
+    def _sort_in(self, name: str, entry: TensorEntry) -> None:
+        match = _PARTS.fullmatch(name) if self._own is not None else None
+        if match is not None:
+            weight, part = f"{match['stem']}.weight", match["four"] or match["eight"] or match["gptq"]
+            self._packed[self._converter.layer_of(self._converter.target(weight)[0])][weight][part] = entry
+            return
+        target = self._converter.target(name)[0]
+        self._files[target] = entry.file.name
+        self._plain[self._converter.layer_of(target)].append(entry)
+
+    def read_resident(self) -> None:
+        """Fill embedding, final norm and head, and tie what the model ties.
+
+        Raises:
+            CheckpointError: a tensor is damaged, missing, of the wrong shape, or not finite.
+        """
+        self._fill(RESIDENT, {})
+        self._model.tie_weights()
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            if self._converter.layer_of(name) == RESIDENT:
+                self._check(name, tensor)
+
+    def read_layer(self, layer: int) -> dict[str, Packed]:
+        """Fill one decoder layer's small tensors and return its streamed weights, packed, by key.
+
+        Raises:
+            CheckpointError: a tensor is damaged, missing, of the wrong shape, or not finite.
+        """
+        kept: dict[str, Packed] = {}
+        self._fill(layer, kept)
+        packed: dict[str, Packed] = {}
+        for place in self._places[layer]:
+            if place.key in kept:
+                packed[place.key] = self._checked_shape(place, kept[place.key])
+                continue
+            weight = getattr(place.module, place.attribute)
+            self._check(place.key, weight)
+            packed[place.key] = self._recipe.pack(weight.data, is_quantised=is_quantised(place))
+            set_tensor(self._model, place.key, torch.empty(place.shape, dtype=weight.dtype, device="meta"))
+        self._check_small(layer, packed)
+        return packed
+
+    def _fill(self, layer: int, kept: dict[str, Packed]) -> None:
+        """Read a layer's tensors; those the recipe keeps packed go into `kept`, all others into the model."""
+        packed_entries = self._packed.pop(layer, {})
+        dense: dict[str, torch.Tensor] = {}
+        for entry in self._plain.pop(layer, []):
+            if entry.name in packed_entries:
+                packed_entries[entry.name]["weight"] = entry
+            else:
+                dense[entry.name] = read_tensor(entry)
+        for name, entries in packed_entries.items():
+            weight = self._read_packed(name, entries)
+            target, is_converted = self._converter.target(name)
+            if self._recipe.keep and layer != RESIDENT:
+                if is_converted:
+                    raise ModelError(
+                        f"{name} is packed ({self._recipe.target}) but the model joins it with other weights",
+                        "add --requantize: it is unpacked, joined and quantised again",
+                    )
+                kept[target] = weight
+            else:
+                dense[name] = _dense(weight, self._dtype)
+        self._converter.fill(dense, self._folder.name)
+
+    def _read_packed(self, name: str, entries: Mapping[str, TensorEntry]) -> Packed:
+        parts = {part: read_tensor(entry) for part, entry in entries.items()}
+        for part in ("absmax", "nested_absmax", "SCB", "scales"):
+            if part in parts and parts[part].is_floating_point() and not bool(torch.isfinite(parts[part]).all()):
+                raise _not_finite(f"{name} ({part})", entries[part].file.name)
+        if "qweight" in parts:
+            if self._own is None or self._own.gptq is None:
+                raise CheckpointError(f"{name} is packed by GPTQ, but config.json does not say so")
+            return gptq.pack(name.removesuffix(".weight"), parts, self._own.gptq)
+        if "SCB" in parts and "weight" in parts:
+            return int8.from_bitsandbytes(parts["weight"], parts["SCB"])
+        return four_bit.from_bitsandbytes(name, parts)
+
+    def _checked_shape(self, place: Place, packed: Packed) -> Packed:
+        if packed.shape != place.shape:
+            raise CheckpointError(
+                f"{self._folder.name}: {place.key} unpacks to {packed.shape}, the config asks for {place.shape}",
+                "config.json and the weights belong to different models",
+            )
+        return packed
+
+    def _check_small(self, layer: int, packed: Mapping[str, Packed]) -> None:
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            if self._converter.layer_of(name) == layer and name not in packed:
+                self._check(name, tensor)
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{self._folder} lacks the tensor {name}", "the checkpoint is incomplete; download or save it again"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise _not_finite(name, self._files.get(name, self._folder.name))
+
+
+def _not_finite(name: str, file: str) -> CheckpointError:
+    return CheckpointError(f"{file}: {name} holds NaN or infinite numbers", "the checkpoint is damaged")
+
+
+def _dense(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+    out = torch.empty(packed.shape, dtype=dtype)
+    unpack(packed, out)
+    return out

@@ -1,0 +1,133 @@
+"""Safetensors shards: one table of all tensors, each read on its own with ordinary file reads.
+
+The files are not mapped into memory: pages of a mapping count as this process's memory, and a loader that promises a
+peak must not depend on when the system drops them. Source of the format: the safetensors README (8 bytes of header
+length, a JSON header, the data).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lowmem_layers.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_MAX_HEADER_BYTES = 100_000_000
+_AGAIN = "download or save the checkpoint again"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Say where a tensor's bytes lie. Units: `start` and `n_bytes` in bytes from the beginning of the file."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    n_bytes: int
+
+
+def read_tensor(entry: TensorEntry) -> torch.Tensor:
+    """Read one tensor into fresh memory.
+
+    Raises:
+        CheckpointError: the file ends before the tensor does.
+    """
+    buffer = torch.empty(entry.n_bytes, dtype=torch.uint8)
+    with entry.file.open("rb", buffering=0) as file:
+        file.seek(entry.start)
+        view = memoryview(buffer.numpy())
+        done = 0
+        while done < entry.n_bytes:
+            got = file.readinto(view[done:])
+            if not got:
+                raise CheckpointError(f"{entry.file.name} ends inside the tensor {entry.name}", _AGAIN)
+            done += got
+    return buffer.view(entry.dtype).view(entry.shape)
+
+
+def read_table(folder: Path) -> dict[str, TensorEntry]:
+    """List every tensor of a folder's checkpoint, after checking the shards against the index and their own length.
+
+    Raises:
+        CheckpointError: a shard is missing, truncated or damaged, or lacks a tensor that the index says it has.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+        return {name: entry for file in files for name, entry in read_header(file).items()}
+    weight_map = _read_index(index)
+    table: dict[str, TensorEntry] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"{shard} is missing from {folder}, but {INDEX} names it", _AGAIN)
+        table |= read_header(folder / shard)
+    lost = [name for name, shard in weight_map.items() if name not in table or table[name].file.name != shard]
+    if lost:
+        raise CheckpointError(f"{weight_map[lost[0]]} lacks the tensor {lost[0]}, but {INDEX} names it", _AGAIN)
+    return table
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """List one shard's tensors.
+
+    Raises:
+        CheckpointError: the shard is truncated, or its header is not safetensors'.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise CheckpointError(f"{file.name} is truncated or not a safetensors file ({size} bytes)", _AGAIN)
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{file.name} has a damaged header", _AGAIN) from error
+    return {name: _entry(name, file, 8 + length, size, about) for name, about in header.items() if name[:2] != "__"}
+
+
+def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mapping[str, Any]) -> TensorEntry:
+    dtype = _DTYPES.get(about["dtype"])
+    if dtype is None:
+        raise CheckpointError(f"{file.name}: {name} has the unknown type {about['dtype']}", "save it in bfloat16")
+    begin, end = about["data_offsets"]
+    shape = tuple(about["shape"])
+    if end - begin != prod(shape) * dtype.itemsize:
+        raise CheckpointError(f"{file.name}: {name} of shape {shape} cannot have {end - begin} bytes", _AGAIN)
+    if data_start + end > file_size:
+        raise CheckpointError(
+            f"{file.name} is truncated: {name} ends at byte {data_start + end}, the file at byte {file_size}", _AGAIN
+        )
+    return TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{index.name} is not a checkpoint's index", _AGAIN) from error
+    return dict(weight_map)

@@ -1,0 +1,70 @@
+"""A model without its weights: transformers' own modules, built from the config in no memory to speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowmem_layers.errors import ModelError
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' reports and progress bars off the terminal; errors still come as exceptions."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
+    """Build the causal language model of a config with its parameters on the meta device and its buffers computed.
+
+    Raises:
+        ModelError: transformers has no causal language model for this config.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    plain = deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (ValueError, ImportError) as error:
+        raise ModelError(f"no causal language model can be built from this config: {_first_line(error)}") from error
+    return model.eval().requires_grad_(False)
+
+
+def layers_prefix(model: nn.Module, layer: nn.Module) -> str:
+    """Name the list that holds the decoder layers: `model.layers`."""
+    path = next(name for name, module in model.named_modules() if module is layer)
+    return path.rpartition(".")[0]
+
+
+def set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put a tensor in a parameter's or buffer's place."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    if attribute in module._buffers:
+        module._buffers[attribute] = value
+    else:
+        module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
