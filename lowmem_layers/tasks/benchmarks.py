@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -82,12 +83,21 @@ def _winogrande(record: Record, task: str, item_id: str) -> Item:
     if answer not in ("1", "2"):
         hint = "the test split has no answers: use validation" if answer == "" else ""
         record.fail("answer", f'expected "1" or "2", got {shown(answer)}', hint)
-    return make_item(task, item_id, contexts, (after.strip(),) * 2, int(answer) - 1, twin_cluster(item_id))
+    has_own_id = any(record.has(name) for name in ("id", "qID"))
+    cluster = twin_cluster(item_id) if has_own_id else _twin_by_text(record)
+    return make_item(task, item_id, contexts, (after.strip(),) * 2, int(answer) - 1, cluster)
 
 
 def twin_cluster(item_id: str) -> str:
     """Give twin sentences one cluster: their ids differ only in the final -1 or -2."""
     return item_id[:-2] if item_id[-2:] in ("-1", "-2") and len(item_id) > 2 else item_id
+
+
+def _twin_by_text(record: Record) -> str:
+    """Pair twin sentences where the ids are gone, as on the hub: the same options and the same first two words."""
+    options = sorted(record.text(option) for option in ("option1", "option2"))
+    key = json.dumps([options, record.text("sentence").split()[:2]])
+    return "twins-" + hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 _ALL = (

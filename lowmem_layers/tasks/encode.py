@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task
+from lowmem_layers.tasks.text import encode_windows, token_starts
 
 Bos = Literal["auto", "none", "always"]
 
@@ -44,6 +45,8 @@ def encode_task(task: Task, tokenizer: Tokenizer, *, bos: str = "auto", max_leng
         TaskError: a continuation has no token of its own, or more than `max_length`.
     """
     encoder = Encoder(tokenizer, _checked_bos(bos, tokenizer))
+    if task.windows is not None:
+        return encoder.encode_text(task, max_length)
     interned: dict[int, int] = {}
     encoded: list[EncodedItem] = []
     for batch in _batches(task.items):
@@ -88,6 +91,26 @@ class Encoder:
         alone = self._encode_distinct([t for c, t in flat if not c], special=False)
         return [[self._pair(context, text, tokens, alone) for context, text in pairs] for pairs in split]
 
+    def encode_text(self, task: Task, max_length: int) -> list[EncodedItem]:
+        """Encode a plain text as windows.
+
+        Raises:
+            TaskError: the tokenizer cannot say where in the text its tokens begin.
+        """
+        text = task.items[0].continuations[0]
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise TaskError("this model's tokenizer does not tell where tokens begin", "text needs a fast tokenizer")
+        encoding = self.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens = list(encoding["input_ids"][0])
+        first = [] if self.prefix_id < 0 else [self.prefix_id]
+        windows = encode_windows(task, tokens, token_starts(encoding), self._lead(), first, max_length)
+        return [_with_context(item) for item in windows]
+
+    def _lead(self) -> list[int]:
+        """Say which token begins every text under this rule."""
+        opened = self._open(["a"])["a"]
+        return opened[:1] if opened[:1] == [self.prefix_id] else []
+
     def _pair(
         self, context: str, text: str, tokens: dict[str, list[int]], alone: dict[str, list[int]]
     ) -> tuple[list[int], list[int]]:
@@ -127,6 +150,14 @@ class Encoder:
             verbose=False,  # no warning about length: cutting on the left is our business
         )
         return dict(zip(texts, encoded["input_ids"], strict=True))
+
+
+def _with_context(item: EncodedItem) -> EncodedItem:
+    """Refuse a first token that nothing stands before."""
+    choice = item.choices[0]
+    if len(choice.tokens) <= choice.n_scored:
+        raise TaskError("this tokenizer has neither a BOS nor an EOS token to begin a text with", "use another model")
+    return item
 
 
 def split_pair(context: str, continuation: str) -> tuple[str, str]:

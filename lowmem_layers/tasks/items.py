@@ -49,10 +49,14 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """How plain text is cut: every item sees at most `window` tokens and scores at most `stride` of them."""
+    """How plain text is cut: every item sees at most `window` tokens and scores at most `stride` of them.
+
+    `limit` keeps the first items.
+    """
 
     window: int
     stride: int
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
