@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
     def work(self, items: Sequence[Any], coalitions: Sequence[Removed]) -> int:
-        """Count the sublayer applications × tokens that scoring takes."""
+        """Estimate the work of scoring (multiply-adds), in the unit that `on_work` reports."""
         ...
 
     def describe(self) -> dict[str, Any]:

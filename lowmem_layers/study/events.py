@@ -17,7 +17,7 @@ class StageStarted:
 class RunPlanned:
     """The whole job is known.
 
-    Units: work is sublayer applications × tokens; `work_done` is what an earlier run left finished.
+    Units: work is the engine's (multiply-adds); `work_done` is what an earlier call left finished.
     """
 
     folder: str
@@ -36,7 +36,7 @@ class RunPlanned:
 class WorkDone:
     """So much work was done since the last such event.
 
-    Units: sublayer applications × tokens.
+    Units: the engine's (multiply-adds).
     """
 
     work: int
@@ -44,10 +44,14 @@ class WorkDone:
 
 @dataclass(frozen=True)
 class TileCommitted:
-    """A tile is on disk; `leaders` are the sublayers ahead so far, by gold log-likelihood (nats)."""
+    """A tile is on disk; `leaders` are the sublayers whose removal costs most so far (nats of the gold answer).
+
+    `work` is what the plan reckoned for the tile.
+    """
 
     tile: int
     n_items: int
+    work: int
     items_done: int
     tiles_done: int
     elapsed_s: float

@@ -52,7 +52,7 @@ def run_study(
             stack.enter_context(locked(folder))
             resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
         prepared = (prepare or _real_prepare())(resolved, announce)
-        announce(StageStarted("planning"))
+        announce(StageStarted("testing the model, planning"))
         manifest = describe_run(spec, resolved, prepared)
         if known is None:
             claim(folder)

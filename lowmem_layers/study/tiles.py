@@ -13,6 +13,7 @@ from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
 from lowmem_layers.study.folder import finished_tiles
 from lowmem_layers.study.itemrows import ItemRow, rows_of
+from lowmem_layers.study.plan import Plan
 from lowmem_layers.study.record import Manifest
 from lowmem_layers.study.standing import Standing
 from lowmem_layers.study.tables import read_tile, scores_table, tile_file, write_table
@@ -53,7 +54,8 @@ def score_tiles(
         standing.add(_gold_scores(chosen, scores))
         items_done, tiles_done = items_done + len(chosen), tiles_done + 1
         leaders = standing.leaders(_N_LEADERS, items_done)
-        announce(TileCommitted(tile, len(chosen), items_done, tiles_done, clock() - start, leaders))
+        work = _work(prepared, plan, tile)
+        announce(TileCommitted(tile, len(chosen), work, items_done, tiles_done, clock() - start, leaders))
 
 
 def _score(
@@ -63,14 +65,17 @@ def _score(
     return prepared.engine.score(items, coalitions, lambda work: announce(WorkDone(work)))
 
 
+def _work(prepared: Prepared, plan: Plan, tile: int) -> int:
+    return prepared.engine.work([prepared.encoded[index] for index in plan.tiles[tile]], plan.coalitions)
+
+
 def _gold_scores(rows: Sequence[ItemRow], scores: Sequence[np.ndarray]) -> np.ndarray:
     """Take the gold choice. Shapes: (items, coalitions)."""
     return np.stack([block[:, row.gold] for row, block in zip(rows, scores, strict=True)])
 
 
 def _planned(folder: Path, manifest: Manifest, prepared: Prepared, finished: Sequence[int]) -> RunPlanned:
-    plan, engine = manifest.plan, prepared.engine
-    done = [engine.work([prepared.encoded[i] for i in plan.tiles[tile]], plan.coalitions) for tile in finished]
+    plan = manifest.plan
     return RunPlanned(
         folder=str(folder),
         model=str(manifest.model.get("id", manifest.resolved.get("model"))),
@@ -81,5 +86,5 @@ def _planned(folder: Path, manifest: Manifest, prepared: Prepared, finished: Seq
         work_total=manifest.work,
         items_done=sum(len(plan.tiles[tile]) for tile in finished),
         tiles_done=len(finished),
-        work_done=sum(done),
+        work_done=sum(_work(prepared, plan, tile) for tile in finished),
     )

@@ -1,0 +1,52 @@
+"""The command group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+import click
+
+from lowmem_layers._version import __version__
+from lowmem_layers.cli.listing import doctor, models, tasks
+from lowmem_layers.cli.record import importance, report, scores
+from lowmem_layers.cli.run import run
+
+_COMMANDS: Mapping[str, click.Command] = {
+    "run": run,
+    "importance": importance,
+    "scores": scores,
+    "report": report,
+    "models": models,
+    "tasks": tasks,
+    "doctor": doctor,
+}
+
+
+class _InOrder(click.Group):
+    """Lists commands in the order in which a newcomer needs them, and guesses what was meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = get_close_matches(name, self.commands, n=1, cutoff=0.5)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_InOrder, commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, message="lowmem-layers %(version)s")
+def app() -> None:
+    """Which sublayers of this language model matter?
+
+    Removes every contiguous window of attention and feed-forward sublayers from a (quantised) language model, scores a
+    task without them, and estimates every sublayer's importance with an interval. Start with: lowmem-layers run
+    """

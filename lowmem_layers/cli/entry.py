@@ -1,0 +1,59 @@
+"""The one place where errors become two lines on stderr and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lowmem_layers.errors import LowmemLayersError
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and leave with its status."""
+    sys.exit(run_command_line(sys.argv[1:]))
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run one command; give its exit status: 0 done, 2 bad usage or input, 1 failed, 130 interrupted."""
+    from lowmem_layers.cli.app import app
+
+    try:
+        status = app.main(list(arguments), prog_name="lowmem-layers", standalone_mode=False)
+        sys.stdout.flush()
+    except LowmemLayersError as error:
+        return complain(error.message, error.hint, error.exit_status)
+    except click.UsageError as error:
+        return complain(error.format_message(), _usage_hint(error), 2)
+    except click.ClickException as error:
+        return complain(error.format_message(), "", 2)
+    except (KeyboardInterrupt, click.Abort) as interrupt:
+        return complain("interrupted", str(interrupt), INTERRUPTED, word="note")
+    except MemoryError:
+        return complain("out of memory", "give fewer bytes with --max-cpu-memory, or close other programs", 1)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): nothing to say, and nothing for Python to say at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status if isinstance(status, int) else 0
+
+
+def complain(message: str, hint: str, status: int, word: str = "error") -> int:
+    """Write `error: …` and `hint: …`, one line each."""
+    click.echo(f"{word}: {_one_line(message)}", err=True)
+    if hint:
+        click.echo(f"hint: {_one_line(hint)}", err=True)
+    return status
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx is not None else "lowmem-layers"
+    return f"{command} --help lists what it takes"

@@ -1,0 +1,137 @@
+"""Data goes to stdout or a file, as a table, CSV, JSON or parquet."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from lowmem_layers.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = ("table", "csv", "json", "parquet")
+_SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table"}
+_SHOWN_ROWS = 200
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --format and -o to a data command."""
+    command = click.option("-o", "--output", metavar="FILE", help="Write to this file. [default: stdout]")(command)
+    return click.option(
+        "--format", "form", metavar="table|csv|json|parquet", help="[default: by the file's ending, else table]"
+    )(command)
+
+
+def write_data(table: pa.Table, form: str | None, output: str | None) -> None:
+    """Write a table in the format asked for.
+
+    Raises:
+        UsageError: unknown format, a file that cannot be written, or parquet to a terminal.
+    """
+    form = chosen_format(form, output)
+    if output is None:
+        _to_stdout(table, form)
+        return
+    try:
+        with Path(output).open("wb") as file:
+            _write(table, form, file)
+    except OSError as error:
+        raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file with -o") from error
+
+
+def chosen_format(form: str | None, output: str | None) -> str:
+    """Take the format asked for, else the one of the file's ending.
+
+    Raises:
+        UsageError: unknown format.
+    """
+    from lowmem_layers.study.spec import one_of
+
+    one_of("--format", form, FORMATS)
+    return form or _SUFFIXES.get(Path(output or "").suffix.lower(), "table")
+
+
+def _to_stdout(table: pa.Table, form: str) -> None:
+    if form == "parquet" and sys.stdout.isatty():
+        raise UsageError("parquet is not for a terminal", "give a file with -o, or pipe it somewhere")
+    _write(table, form, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+    if form == "table" and len(table) > _SHOWN_ROWS:
+        click.echo(f"{len(table) - _SHOWN_ROWS:,} more rows; --format csv gives all {len(table):,}", err=True)
+
+
+def _write(table: pa.Table, form: str, file: BinaryIO) -> None:
+    if form == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, file, compression="zstd")
+    elif form == "csv":
+        _write_csv(table, file)
+    elif form == "json":
+        _write_json(table, file)
+    else:
+        file.write(as_text(table.slice(0, _SHOWN_ROWS) if file is sys.stdout.buffer else table).encode())
+
+
+def _write_csv(table: pa.Table, file: BinaryIO) -> None:
+    import csv
+
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    for batch in table.to_batches(max_chunksize=50_000):
+        writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    text.detach()
+
+
+def _write_json(table: pa.Table, file: BinaryIO) -> None:
+    """Write a list of records, one a line; JSON knows no nan and inf, so they are the strings "nan" and "inf"."""
+    file.write(b"[")
+    first = True
+    for batch in table.to_batches(max_chunksize=50_000):
+        for row in batch.to_pylist():
+            record = {name: plain(value) for name, value in row.items()}
+            file.write((b"\n " if first else b",\n ") + json.dumps(record, ensure_ascii=False).encode())
+            first = False
+    file.write(b"\n]\n")
+
+
+def plain(value: Any) -> Any:
+    """Spell a number that JSON does not know."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_text(table: pa.Table) -> str:
+    """Lay a table out in columns: numbers to the right, names to the left."""
+    cells = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    numeric = [not _is_name(column.type) for column in table.columns]
+    widths = [max(map(len, [name, *column])) for name, column in zip(table.column_names, cells, strict=True)]
+    lines = [table.column_names, *map(list, zip(*cells, strict=True))]
+    return "".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def _is_name(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    return types.is_string(kind) or types.is_dictionary(kind)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,68 @@
+"""Commands that read a finished (or unfinished) record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lowmem_layers.cli.output import chosen_format, data_options, write_data
+
+if TYPE_CHECKING:
+    from lowmem_layers.study import Run
+
+
+@click.command()
+@click.argument("run")
+@data_options
+def scores(run: str, form: str | None, output: str | None) -> None:
+    """Write the log-likelihoods of RUN, one row an item, coalition and choice."""
+    from lowmem_layers.study import open_run
+
+    chosen_format(form, output)
+    opened = open_run(run)
+    _note_unfinished(opened)
+    write_data(opened.scores(), form, output)
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--value",
+    metavar="NAME",
+    help="acc, acc_norm, loglikelihood, margin, probability or nll_per_byte. [default: the task's own metric]",
+)
+@click.option(
+    "--estimator",
+    metavar="NAME",
+    default="neighbourhood",
+    show_default=True,
+    help="neighbourhood, stratified, ablation or shapley.",
+)
+@click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level of the intervals.")
+@data_options
+def importance(run: str, value: str | None, estimator: str, level: float, form: str | None, output: str | None) -> None:
+    """Write the importance of every sublayer of RUN, one row a task and sublayer."""
+    from lowmem_layers.study import open_run
+
+    chosen_format(form, output)
+    opened = open_run(run)
+    _note_unfinished(opened)
+    write_data(opened.importance(value, estimator, level), form, output)
+
+
+@click.command()
+@click.argument("run")
+@click.option("-o", "--output", metavar="FOLDER", help="Write there. [default: RUN/report]")
+def report(run: str, output: str | None) -> None:
+    """Write tables, figures and a page about RUN; print where the page is."""
+    from lowmem_layers.report import write_report
+    from lowmem_layers.study import open_run
+
+    click.echo(str(write_report(open_run(run), output)))
+
+
+def _note_unfinished(run: Run) -> None:
+    total = run.manifest.n_items
+    if run.n_items_done < total:
+        click.echo(f"note: {run.folder} is unfinished: {run.n_items_done} of {total} items are in it", err=True)

@@ -1,0 +1,71 @@
+"""Axes that figures share: decoder layers below, a legend above, a scale that shows small values beside large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MultipleLocator
+
+from lowmem_layers.report.style import ATTENTION, FEED_FORWARD, MARKERS, feed_forward_word, layer
+
+_MOST_TICKS = 32
+_DOMINANT = 25.0
+
+
+def layer_axis(axes: Axes, players: tuple[str, ...]) -> None:
+    """Number the decoder layers along x."""
+    n_layers = 1 + max(layer(name) for name in players)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if n_layers / step <= _MOST_TICKS)
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    axes.set_xlim(-0.7, n_layers - 0.3)
+    axes.set_xlabel("decoder layer")
+    axes.grid(visible=False, axis="x")
+
+
+def kind_legend(axes: Axes, players: tuple[str, ...], extra: Sequence[Line2D] = ()) -> None:
+    """Say which colour and marker is which kind, above the axes' right end."""
+    handles = [
+        Line2D([], [], linestyle="", marker=MARKERS[ATTENTION], color=ATTENTION, label="attention", markersize=4.5),
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker=MARKERS[FEED_FORWARD],
+            color=FEED_FORWARD,
+            label=feed_forward_word(players),
+            markersize=4.5,
+        ),
+        *extra,
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.99),
+        ncols=len(handles),
+        borderaxespad=0,
+        columnspacing=1.2,
+    )
+
+
+def tame(axes: Axes, values: np.ndarray) -> str:
+    """Use a scale that is linear near 0 and logarithmic beyond, where a few values dwarf the others; say so."""
+    size = np.abs(values[np.isfinite(values)])
+    if len(size) == 0 or size.max() <= _DOMINANT * max(np.median(size), 1e-12):
+        return ""
+    linear_to = float(f"{max(np.quantile(size, 0.75), size.max() / 1000):.1g}")
+    axes.set_yscale("symlog", linthresh=linear_to, linscale=1.0)
+    low, high = float(values[np.isfinite(values)].min()), float(values[np.isfinite(values)].max())
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(linear_to, low, high)))
+    axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+    axes.minorticks_off()
+    return f"logarithmic beyond ±{linear_to:g}"
+
+
+def _ticks(linear_to: float, low: float, high: float) -> list[float]:
+    steps = [linear_to * factor for decade in range(6) for factor in (10.0**decade, 3 * 10.0**decade)]
+    up = [float(f"{step:.1g}") for step in steps if step <= high * 1.05]
+    down = [-float(f"{step:.1g}") for step in steps if low < 0 and step <= -low * 1.05]
+    return sorted([*down, 0.0, *up])

@@ -1,0 +1,155 @@
+"""The figures: importance bars, the ablation scatter, the pie of shares, the map of windows."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lowmem_layers.game.estimate import Importance
+from lowmem_layers.game.table import ValueTable
+from lowmem_layers.report.axes import kind_legend, layer_axis, tame
+from lowmem_layers.report.style import ATTENTION, FEED_FORWARD, MARKERS, QUIET, colour, layer, new_figure
+from lowmem_layers.study.findings import Means
+
+_SIDE = {ATTENTION: -0.2, FEED_FORWARD: 0.2}
+_CAPTIONED = 4
+
+
+def importance_bars(found: Importance, scale: float, unit: str, title: str) -> Figure:
+    """Draw the estimates as bars with intervals, attention and feed-forward side by side in every decoder layer.
+
+    Source: the paper's figure 6, with intervals.
+    """
+    figure = new_figure(2.5)
+    axes = figure.subplots()
+    values, colours = scale * found.value, [colour(name) for name in found.players]
+    x = np.array([layer(name) + _SIDE[colour(name)] for name in found.players])
+    axes.bar(x, values, width=0.4, color=colours, linewidth=0)
+    _intervals(axes, x, values, scale * found.ci_low, scale * found.ci_high, ["#222222"] * len(x))
+    axes.axhline(0, color=QUIET, linewidth=0.6)
+    note = tame(axes, values)
+    axes.set_ylabel(f"{found.estimator} estimate\n({unit}{'; ' + note if note else ''})")
+    axes.set_title(title, pad=14)
+    layer_axis(axes, found.players)
+    kind_legend(axes, found.players)
+    return figure
+
+
+def ablation_scatter(
+    players: tuple[str, ...], single: Means, full: Means, scale: float, label: str, title: str, chance: float | None
+) -> Figure:
+    """Draw the value without each single sublayer, the full model's, and random guessing's where there is one.
+
+    Source: the paper's figures 3 to 5, with intervals.
+    """
+    figure = new_figure(2.6)
+    axes = figure.subplots()
+    lines = [axes.axhline(scale * full.value[0], color="#222222", linewidth=0.9, label="full model")]
+    if chance is not None:
+        lines.append(
+            axes.axhline(scale * chance, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label="random guess")
+        )
+    colours = [colour(name) for name in players]
+    x = np.array([layer(name) + _SIDE[colour(name)] / 2 for name in players])
+    _intervals(axes, x, scale * single.value, scale * single.low, scale * single.high, colours)
+    for kind, marker in MARKERS.items():
+        chosen = np.array([each == kind for each in colours])
+        axes.scatter(x[chosen], scale * single.value[chosen], s=13, marker=marker, color=kind, linewidths=0, zorder=3)
+    axes.set_ylabel(label)
+    axes.set_title(title, pad=14)
+    layer_axis(axes, players)
+    kind_legend(axes, players, [_sample(line) for line in lines])
+    return figure
+
+
+def share_pie(found: Importance, title: str) -> Figure:
+    """Draw the shares in layer order, anti-clockwise from the top, the four largest captioned.
+
+    Source: the paper's figure 2.
+    """
+    figure = new_figure(2.9, 3.4)
+    axes = figure.subplots()
+    shares = np.nan_to_num(found.share)
+    axes.set_title(title)
+    if shares.sum() <= 0:
+        axes.axis("off")
+        axes.text(0.5, 0.5, "no sublayer has a positive estimate", ha="center", transform=axes.transAxes)
+        return figure
+    largest = set(np.argsort(-shares, kind="stable")[:_CAPTIONED].tolist())
+    captions = [
+        f"{name}\n{100 * share:.1f} %" if place in largest and share > 0 else ""
+        for place, (name, share) in enumerate(zip(found.players, shares, strict=True))
+    ]
+    _, texts = axes.pie(
+        shares,
+        colors=[colour(name) for name in found.players],
+        startangle=90,
+        counterclock=True,
+        wedgeprops={"linewidth": 0.4, "edgecolor": "white"},
+        radius=1.0,
+    )[:2]
+    _caption(axes, texts, captions)
+    axes.set_xlim(-1.75, 1.75)
+    axes.set_ylim(-1.35, 1.35)
+    return figure
+
+
+def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure:
+    """Draw what every removed window costs: its first sublayer along x, its size along y."""
+    sizes = max(len(removed) for removed in table.coalitions)
+    drops = np.full((sizes, table.n_players), np.nan)
+    full = table.mean()
+    for column, removed in enumerate(table.coalitions):
+        if removed and removed[-1] - removed[0] + 1 == len(removed):
+            drops[len(removed) - 1, removed[0]] = scale * (full - table.values[:, column].mean())
+    figure = new_figure(1.1 + 0.22 * sizes)
+    axes = figure.subplots()
+    mesh = axes.pcolormesh(
+        np.arange(table.n_players + 1) / 2 - 0.25, np.arange(sizes + 1) + 0.5, drops, cmap="cividis", rasterized=False
+    )
+    axes.set_yticks(range(1, sizes + 1))
+    axes.set_ylabel("sublayers\nremoved")
+    axes.set_title(title)
+    axes.grid(visible=False)
+    layer_axis(axes, table.players)
+    axes.set_xlabel("decoder layer of the first sublayer removed (attention, then feed-forward)")
+    figure.colorbar(mesh, ax=axes, label=f"lost ({unit})", pad=0.01, aspect=8)
+    return figure
+
+
+def _intervals(
+    axes: Axes, x: np.ndarray, values: np.ndarray, low: np.ndarray, high: np.ndarray, colours: list[str]
+) -> None:
+    known = np.isfinite(values) & np.isfinite(low) & np.isfinite(high)
+    axes.vlines(
+        x[known], low[known], high[known], colors=[c for c, k in zip(colours, known, strict=True) if k], linewidth=0.7
+    )
+
+
+def _sample(line: Line2D) -> Line2D:
+    """Give a legend's sample of a line."""
+    sample = Line2D([], [])
+    sample.update_from(line)
+    sample.set_label(str(line.get_label()))
+    return sample
+
+
+def _caption(axes: Axes, texts: list, captions: list[str]) -> None:
+    """Write captions outside the pie, pushed apart where slices are neighbours."""
+    placed: dict[bool, list[float]] = {True: [], False: []}
+    wanted = [(text.get_position(), caption) for text, caption in zip(texts, captions, strict=True) if caption]
+    for (x, y), caption in sorted(wanted, key=lambda pair: -pair[0][1]):
+        right = x > 0
+        height = min([y, *(above - 0.36 for above in placed[right])])
+        placed[right].append(height)
+        axes.annotate(
+            caption,
+            xy=(x / 1.1, y / 1.1),
+            xytext=(1.2 if right else -1.2, height),
+            ha="left" if right else "right",
+            va="center",
+            fontsize=7,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": QUIET, "shrinkA": 1, "shrinkB": 0},
+        )

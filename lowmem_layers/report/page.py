@@ -1,0 +1,154 @@
+"""The page: one file that opens anywhere, light or dark, on screen or paper, and asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+
+from lowmem_layers.report.rows import importance_rows
+from lowmem_layers.study.findings import METRIC_WORDS, N_TOP, Findings, Side, coalition_means, top_sublayers
+from lowmem_layers.study.opened import Run
+
+_FRAME = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page: its SVG, what it shows in words, where its files are."""
+
+    svg: bytes
+    words: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures that belong together."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> str:
+    """Write the page."""
+    model = str(run.manifest.model.get("id", "model"))
+    title = f"Which sublayers of {model} matter?"
+    style = resources.files("lowmem_layers.report").joinpath("page.css").read_text(encoding="utf-8")
+    unfinished = run.n_items_done < run.manifest.n_items
+    body = [
+        f"<header><h1>{escape(title)}</h1>",
+        f"<p>{escape(_in_words(run))}</p>",
+        *([f"<p class=warning>{escape(_unfinished(run))}</p>"] if unfinished else []),
+        "</header>",
+        _tasks(run),
+        *(_leaders(findings) if findings is not None else []),
+        *(_section(section, open_=place == 0 or len(sections) <= 2) for place, section in enumerate(sections)),
+        *(_table(side) for side in (findings.sides if findings is not None else ())),
+        _facts(run),
+    ]
+    return _FRAME.format(title=escape(title), style=style, body="\n".join(body))
+
+
+def _in_words(run: Run) -> str:
+    manifest = run.manifest
+    largest = max(len(removed) for removed in manifest.plan.coalitions)
+    windows = len(manifest.plan.coalitions) - 1
+    removed = f"and without each of {windows:,} windows of 1 to {largest} neighbouring sublayers" if windows else ""
+    return (
+        f"{manifest.model.get('id')} in {manifest.model.get('dtype')} (quantisation {manifest.resolved.get('quant')}) "
+        f"answered {run.n_items_done:,} items of {', '.join(run.tasks)}, in full {removed}. "
+        "The neighbourhood estimate of a sublayer is the mean loss when it leaves windows at whose edge it stands; "
+        "the ablation drop is the loss when it alone is removed."
+    )
+
+
+def _unfinished(run: Run) -> str:
+    return f"This run is unfinished: {run.n_items_done:,} of {run.manifest.n_items:,} items are in these numbers."
+
+
+def _tasks(run: Run) -> str:
+    rows = []
+    for table in run.value_tables():
+        metric, mean = run.metric(table.task), coalition_means(table, [()])
+        scale, unit = (1.0, "") if metric == "nll_per_byte" else (100.0, " %")
+        shown = f"{scale * mean.value[0]:.1f}{unit} [{scale * mean.low[0]:.1f}, {scale * mean.high[0]:.1f}]"
+        chance = f"{scale * run.chance(table.task):.0f}{unit}" if unit else "–"
+        rows.append([table.task, f"{table.n_items:,}", METRIC_WORDS[metric], shown, chance])
+    return "<h2>The full model</h2>\n" + html_table(["task", "items", "metric", "value, 95 % interval", "chance"], rows)
+
+
+def _leaders(findings: Findings) -> list[str]:
+    lines = [
+        f"<li>by {escape(side.words)}: <strong>{escape(', '.join(top_sublayers(side.overall)))}</strong></li>"
+        for side in dict.fromkeys(findings.sides)
+    ]
+    return [f"<h2>Top {N_TOP} sublayers</h2>", "<ul>", *lines, "</ul>"]
+
+
+def _section(section: Section, *, open_: bool) -> str:
+    figures = "\n".join(map(_figure, section.pictures))
+    state = " open" if open_ else ""
+    return f"<details{state}><summary><h2>{escape(section.title)}</h2></summary>\n{figures}\n</details>"
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.svg).decode()
+    words = escape(picture.words)
+    return (
+        f'<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{words} <small>{escape(picture.stem)}.svg, .png, .pdf</small></figcaption></figure>"
+    )
+
+
+def _table(side: Side) -> str:
+    header, rows = importance_rows(side.overall, side.scale, side.unit)
+    title = f"Every sublayer by {side.words} ({side.overall.task})"
+    return f"<details><summary><h2>{escape(title)}</h2></summary>\n{html_table(header, rows)}\n</details>"
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table with a header row; the first column names the row."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "\n".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return f"<div class=wide><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+
+
+def _facts(run: Run) -> str:
+    manifest = run.manifest
+    facts = {
+        "status": manifest.status,
+        "created": manifest.created,
+        **{f"model: {name}": value for name, value in manifest.model.items()},
+        **{f"option: {name}": value for name, value in manifest.resolved.items() if value is not None},
+        **{f"data: {task['task']}": task["fingerprint"] for task in manifest.data},
+        **{f"version: {name}": value for name, value in manifest.versions.items()},
+    }
+    rows = [[name, _fact(value)] for name, value in facts.items()]
+    return f"<details><summary><h2>How this was made</h2></summary>\n{html_table(['', ''], rows)}\n</details>"
+
+
+def _fact(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 200 else text[:200] + "…"

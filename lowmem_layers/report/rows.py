@@ -1,0 +1,43 @@
+"""Importance as rows of text: rounded, with intervals, the most important sublayer first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lowmem_layers.game.estimate import Importance
+
+Rows = list[list[str]]
+
+
+def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[str], Rows]:
+    """Lay out one task's importance: header and rows, by rank."""
+    digits = 1 if scale == 100.0 else 2
+    header = ["sublayer", f"estimate ({unit})", "95 %", f"ablation drop ({unit})", "95 %", "share (%)", "rank"]
+    rows = [
+        [
+            found.players[place],
+            number(scale * found.value[place], digits),
+            interval(scale * found.ci_low[place], scale * found.ci_high[place], digits),
+            number(scale * found.ablation_drop[place], digits),
+            interval(scale * found.ablation_ci_low[place], scale * found.ablation_ci_high[place], digits),
+            number(100 * found.share[place], 1),
+            number(found.rank[place], 0),
+        ]
+        for place in found.order()
+    ]
+    return header, rows
+
+
+def number(value: float, digits: int) -> str:
+    """Write a number with a true minus sign kept plain for machines; what is none is a dash."""
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else str(value)
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def interval(low: float, high: float, digits: int) -> str:
+    """Write an interval."""
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "–"
+    return f"[{number(low, digits)}, {number(high, digits)}]"

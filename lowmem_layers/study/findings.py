@@ -1,0 +1,122 @@
+"""What a run found: importance by the task's metric and by the gold answer's log-likelihood, and the cornerstones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowmem_layers.game.coalitions import Removed
+from lowmem_layers.game.estimate import Importance
+from lowmem_layers.game.influence import estimate_influence
+from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.table import FloatArray, ValueTable
+from lowmem_layers.study.importance import estimates
+
+if TYPE_CHECKING:
+    from lowmem_layers.study.opened import Run
+
+METRIC_WORDS = {
+    "acc": "accuracy",
+    "acc_norm": "accuracy (length-normalised)",
+    "loglikelihood": "gold answer's log-likelihood",
+    "margin": "margin over the best other choice",
+    "probability": "probability of the gold answer",
+    "nll_per_byte": "log-likelihood per byte",
+}
+_FRACTIONS = frozenset({"acc", "acc_norm", "probability"})
+N_TOP = 3
+
+
+@dataclass(frozen=True)
+class Means:
+    """v(S) of some coalitions, with intervals. Shapes: (coalitions,) each."""
+
+    value: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
+@dataclass(frozen=True)
+class Side:
+    """Importance by one value.
+
+    Shapes: `found` has an entry a task, then one for their mean where there are several; `tables` an entry a task.
+    `scale` turns values into the unit shown: 100 for fractions (points), 1 for nats.
+    """
+
+    value: str
+    words: str
+    unit: str
+    scale: float
+    tables: tuple[ValueTable, ...]
+    found: tuple[Importance, ...]
+
+    @property
+    def overall(self) -> Importance:
+        """Take the mean over tasks, or the only task."""
+        return self.found[-1]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Both sides of a run: by the task's own metric, and by the gold answer's log-likelihood."""
+
+    metric: Side
+    gold: Side
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Give both, the metric first."""
+        return self.metric, self.gold
+
+
+def find(run: Run, level: float = 0.95) -> Findings | None:
+    """Compute what a run found; None where no sublayer was removed.
+
+    Raises:
+        RecordError: a file is damaged, or a task has no finished item.
+    """
+    if len(run.manifest.plan.coalitions) < 2:
+        return None
+    return Findings(side(run, None, level), side(run, "loglikelihood", level))
+
+
+def side(run: Run, value: str | None, level: float = 0.95) -> Side:
+    """Compute importance by one value; None means each task's own metric.
+
+    Raises:
+        UsageError: an unknown value, or one that a task does not allow.
+    """
+    tables = tuple(run.value_tables(value))
+    names = {value or run.metric(task) for task in run.tasks}
+    name = names.pop() if len(names) == 1 else "acc"
+    fraction = name in _FRACTIONS
+    words = METRIC_WORDS[name] if value or len(run.tasks) == 1 else "accuracy"
+    if not fraction:
+        words = METRIC_WORDS[name]
+    return Side(
+        name,
+        words,
+        "points" if fraction else "nats",
+        100.0 if fraction else 1.0,
+        tables,
+        tuple(estimates(tables, level=level)),
+    )
+
+
+def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
+    """Name the sublayers with the largest estimates, the paper's choice of cornerstones."""
+    order = [position for position in found.order() if np.isfinite(found.value[position])]
+    return [found.players[position] for position in order[:count]]
+
+
+def coalition_means(table: ValueTable, coalitions: Sequence[Removed], level: float = 0.95) -> Means:
+    """Average v(S) over items, with clustered intervals."""
+    weights = np.zeros((len(coalitions), len(table.coalitions)))
+    weights[np.arange(len(coalitions)), [table.column_index(removed) for removed in coalitions]] = 1.0
+    influence = estimate_influence(table, weights)
+    low, high = mean_interval(influence, level)
+    return Means(influence.value, low, high)
