@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.influence import Influence, estimate_influence, mean_over_tasks
 from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.permutation import Order, permutation_influence
 from lowmem_layers.game.ranks import rank_intervals, ranks
 from lowmem_layers.game.shares import share_intervals, shares
 from lowmem_layers.game.table import FloatArray, ValueTable
@@ -93,14 +94,53 @@ def combine(
     """
     _check(tables, level, top_k)
     values = [_influence(table, estimator, max_removed) for table in tables]
-    value = mean_over_tasks(values)
-    drop = mean_over_tasks([_influence(table, "ablation", None) for table in tables])
-    share = np.mean([shares(part.value) for part in values], axis=0)
+    drops = [_influence(table, "ablation", None) for table in tables]
+    return _importance(tables, estimator, task, values, drops, level, top_k, seed)
+
+
+def estimate_permutations(
+    tables: ValueTable | Sequence[ValueTable],
+    orders: Sequence[Order],
+    *,
+    chance: float | Sequence[float] | None = None,
+    task: str = "all",
+    level: float = 0.95,
+    top_k: int = 3,
+    seed: int = 0,
+) -> Importance:
+    """Estimate Shapley values from sampled removal orders; intervals hold the noise of items and of orders.
+
+    `chance` (one for all tasks, or one each) cuts a walk where it has reached chance within noise; None never cuts.
+    Ablation drops are nan where the table lacks a single removal.
+
+    Raises:
+        UsageError: a coalition of an order was not measured, or a bad option.
+    """
+    listed = [tables] if isinstance(tables, ValueTable) else list(tables)
+    _check(listed, level, top_k)
+    chances = list(chance) if isinstance(chance, Sequence) else [chance] * len(listed)
+    values = [permutation_influence(table, orders, c) for table, c in zip(listed, chances, strict=True)]
+    drops = [_drops_where_measured(table) for table in listed]
+    name = listed[0].task if len(listed) == 1 else task
+    return _importance(listed, "permutation", name, values, drops, level, top_k, seed)
+
+
+def _importance(
+    tables: Sequence[ValueTable],
+    estimator: str,
+    task: str,
+    values: list[Influence],
+    drops: list[Influence],
+    level: float,
+    top_k: int,
+    seed: int,
+) -> Importance:
+    value, drop = mean_over_tasks(values), mean_over_tasks(drops)
+    rank = ranks(value.value)
     rank_low, rank_high = rank_intervals(value, level, seed)
     ci_low, ci_high = mean_interval(value, level)
     drop_low, drop_high = mean_interval(drop, level)
     share_low, share_high = share_intervals(values, level)
-    rank = ranks(value.value)
     return Importance(
         task=task,
         estimator=estimator,
@@ -114,7 +154,7 @@ def combine(
         ablation_drop=drop.value,
         ablation_ci_low=drop_low,
         ablation_ci_high=drop_high,
-        share=share,
+        share=np.mean([shares(part.value) for part in values], axis=0),
         share_ci_low=share_low,
         share_ci_high=share_high,
         rank=rank,
@@ -124,6 +164,13 @@ def combine(
         in_top_k=rank <= top_k,
         top_k_decision=np.where(rank_high <= top_k, 1, np.where(rank_low > top_k, -1, 0)).astype(np.int64),
     )
+
+
+def _drops_where_measured(table: ValueTable) -> Influence:
+    if all((p,) in table for p in range(table.n_players)):
+        return _influence(table, "ablation", None)
+    unknown = np.full(table.n_players, np.nan)
+    return Influence(unknown, np.zeros((1, table.n_players)), unknown)
 
 
 def _influence(table: ValueTable, estimator: Estimator, max_removed: int | None) -> Influence:

@@ -1,0 +1,111 @@
+"""Unbiased Shapley estimates from sampled removal orders, with both kinds of noise: of the items and of the orders.
+
+Orders come in antithetic pairs (`coalitions.permutations`). An order's walk down from the full model may be cut where
+the value has reached chance within noise: the players after the cut get nothing from it (truncated sampling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.coalitions import Removed, chain
+from lowmem_layers.game.influence import Influence, contributions, influence_of
+from lowmem_layers.game.quantiles import normal_quantile
+from lowmem_layers.game.table import FloatArray, ValueTable, missing_coalition
+
+Order = tuple[int, ...]
+
+
+def at_chance(table: ValueTable, removed: Removed, chance: float, level: float = 0.95) -> bool:
+    """Tell whether a coalition's value is at or below chance within noise: its lower bound does not exceed it."""
+    column = table.column(removed)[:, None]
+    estimate = influence_of(column, table.cluster_codes)
+    floor = np.sqrt(max(chance * (1.0 - chance), 0.0) / table.n_items) if table.is_binary else 0.0
+    error = max(float(estimate.standard_error[0]), floor) if table.n_clusters > 1 else 0.0
+    return bool(estimate.value[0] - normal_quantile(level) * error <= chance)
+
+
+def walk(table: ValueTable, order: Order, chance: float | None = None, level: float = 0.95) -> list[Removed]:
+    """List the measured coalitions of an order's walk, ending with the first at chance (None: never cut).
+
+    Raises:
+        UsageError: a coalition on the way was not measured; it is named.
+    """
+    taken: list[Removed] = []
+    for removed in chain(order):
+        if removed not in table:
+            raise missing_coalition(removed, table.players)
+        taken.append(removed)
+        if chance is not None and at_chance(table, removed, chance, level):
+            break
+    return taken
+
+
+def next_coalitions(
+    table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
+) -> list[Removed]:
+    """List what to measure next: for each order the first unmeasured coalition above the cut; [] when all walks end.
+
+    Measuring these and asking again, a run reaches every cut without walking below it.
+    """
+    wanted: dict[Removed, None] = {}
+    for order in orders:
+        for removed in chain(order):
+            if removed not in table:
+                wanted[removed] = None
+                break
+            if chance is not None and at_chance(table, removed, chance, level):
+                break
+    return sorted(wanted, key=lambda removed: (len(removed), removed))
+
+
+def order_weights(
+    table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
+) -> FloatArray:
+    """Give every order's marginal contributions as weights over the coalitions.
+
+    Shapes: (orders, players, coalitions).
+
+    Raises:
+        UsageError: an order that is none, or a coalition that was not measured.
+    """
+    weights = np.zeros((len(orders), table.n_players, len(table.coalitions)))
+    for m, order in enumerate(orders):
+        if sorted(order) != list(range(table.n_players)):
+            raise UsageError(f"{order} is no order of {table.n_players} players", "name each player once")
+        columns = [table.column_index(removed) for removed in walk(table, order, chance, level)]
+        for step, (before, after) in enumerate(pairwise(columns)):
+            weights[m, order[step], before] += 1.0
+            weights[m, order[step], after] -= 1.0
+    return weights
+
+
+def permutation_influence(
+    table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
+) -> Influence:
+    """Estimate Shapley values with the combined error of items and orders (in antithetic pairs).
+
+    Each source's pieces are computed with the other held fixed; their interaction is counted in both, which errs on the
+    wide side by at most its size. Fewer than 2 pairs, or 2 item clusters, leave the error unknown (nan).
+    A cut makes the estimate biased by what lies below chance; without one it is unbiased.
+    Shapes: the result's pieces are (item clusters + pairs, players).
+    """
+    weights = order_weights(table, orders, chance, level)
+    items = influence_of(contributions(table, weights.mean(axis=0)), table.cluster_codes)
+    means = np.array([table.values[:, c].mean() for c in range(len(table.coalitions))])
+    pairs = influence_of(weights @ means, np.arange(len(orders)) // 2)
+    return _sum_of_errors(items, pairs)
+
+
+def _sum_of_errors(first: Influence, second: Influence) -> Influence:
+    parts = np.array([first.variance, second.variance])
+    each = np.array([first.dof, second.dof])
+    total = parts.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dof = np.where(total > 0, total**2 / (parts**2 / each).sum(axis=0), each.min(axis=0))
+    dof = np.where(np.isnan(each).any(axis=0), np.nan, dof)
+    return Influence(first.value, np.concatenate([first.pieces, second.pieces]), dof)
