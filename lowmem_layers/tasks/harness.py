@@ -64,7 +64,9 @@ def _task(name: str, include: Path | None) -> Any:
 
 def _loaded(manager: Any, name: str) -> Any:
     try:
-        return manager.load_task_or_group(name)[name]
+        if hasattr(manager, "load"):
+            return manager.load(name)["tasks"][name]
+        return manager.load_task_or_group(name)[name]  # before `load` came in its place
     except (OSError, ValueError) as error:  # OSError: every ConnectionError
         reason = " ".join(str(error).split())[:200]
         raise TaskError(
