@@ -103,6 +103,12 @@ def layout_from_json(document: Mapping[str, Any]) -> Layout:
     return Layout(weights, document["n_bytes"])
 
 
+def bytes_of(buffer: torch.Tensor) -> memoryview:
+    """Look at a byte tensor in host memory as a buffer, without a copy."""
+    array: Any = buffer.numpy()
+    return memoryview(array)
+
+
 def _view(place: WeightPlace, buffer: torch.Tensor) -> Packed:
     parts = {part.name: _part_view(part, buffer) for part in place.parts}
     return Packed(place.format, place.shape, parts, place.settings)

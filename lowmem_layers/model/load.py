@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 
 from lowmem_layers.model.anatomy import dissect
+from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place
+from lowmem_layers.model.cache import cache_path, fingerprint_files
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, own_gguf_packing
@@ -17,14 +20,20 @@ from lowmem_layers.model.checkpoint.reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
-from lowmem_layers.model.homes import MemoryHome
-from lowmem_layers.model.places import streamed_places
+from lowmem_layers.model.furnish import Furniture, furnish
+from lowmem_layers.model.homes import Home, MemoryHome, largest_layer_bytes
+from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
+from lowmem_layers.model.places import is_quantised, streamed_places
+from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.model.source import Source, find_source
 from lowmem_layers.model.spec import ModelSpec
-from lowmem_layers.model.store import Place, StreamingStore
+from lowmem_layers.model.staging import StagedFeed, lane_to
+from lowmem_layers.model.store import Feed, Place, StreamingStore
 from lowmem_layers.model.texts import read_config, read_tokenizer
 
 Announce = Callable[[str], None]
+
+_RESERVED_SHARE = 8  # one eighth of the memory is left for residual states
 
 
 def silent(_line: str) -> None:
@@ -50,6 +59,7 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
     Raises:
         ModelError: the model cannot be found or read, or is not a decoder-only language model.
         CheckpointError: its weight files are damaged, incomplete or contradict its config.
+        BudgetError: it does not fit the memory that was given.
     """
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         plan = resolve(spec)
@@ -58,17 +68,14 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         anatomy = dissect(model)
         prefix = layers_prefix(model, anatomy.layers[0].layer)
         places = list(streamed_places(anatomy, prefix))
-        reader = _reader(plan, model, prefix, places)
-        home = MemoryHome(plan.device)
-        reader.read_resident()
-        for layer in range(len(anatomy.layers)):
-            packed = reader.read_layer(layer)
-            for kind in ("attn", "ffn"):
-                home.add((layer, kind), {p.key: packed[p.key] for p in places if (p.layer, p.kind) == (layer, kind)})
-        store = StreamingStore(places, home, plan.dtype, plan.device)
+        placement = _place(plan, model, places)
+        fingerprint = fingerprint_files(plan.source.weight_files)
+        task = _furniture(plan, model, places, len(anatomy.layers), placement.home, fingerprint)
+        home = furnish(task, lambda: _reader(plan, model, prefix, places), announce)
+        store = StreamingStore(places, _feed(home, plan.device), plan.dtype, plan.device)
         model.to(plan.device)
         tokenizer = read_tokenizer(plan.source, spec)
-    return DecoderModel(model, tokenizer, store, _description(plan, model, store))
+    return DecoderModel(model, tokenizer, store, _description(plan, model, store, placement, fingerprint))
 
 
 def resolve(spec: ModelSpec) -> Plan:
@@ -85,6 +92,48 @@ def resolve(spec: ModelSpec) -> Plan:
     return Plan(spec, source, device, dtype, config, own, recipe)
 
 
+def _place(plan: Plan, model: Any, places: list[Place]) -> Placement:
+    """Choose the home, from shapes alone."""
+    spec, on_gpu = plan.spec, plan.device.type == "cuda"
+    sizes = model_bytes(plan, model, places)
+    gpu_limit = spec.max_gpu_memory or (available_device_bytes(plan.device) if on_gpu else None)
+    cpu_limit = spec.max_cpu_memory or sizes.process + available_host_bytes()
+    limit = gpu_limit if on_gpu and gpu_limit else cpu_limit
+    reserve = limit // _RESERVED_SHARE
+    return place(sizes, spec.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, reserve=reserve)
+
+
+def model_bytes(plan: Plan, model: Any, places: list[Place]) -> ModelBytes:
+    """Count what the resolved model takes, part by part, from the shapes of its skeleton."""
+    bits = plan.own.bits + 1 if plan.own is not None and plan.recipe.keep else None  # with its scales
+
+    def packed(place: Place) -> int:
+        if bits is None or not is_quantised(place):
+            return packed_bytes(place, plan.recipe.target if bits is None else "none", plan.dtype)
+        return prod(place.shape) * bits // 8
+
+    itemsize = 4 if plan.dtype == torch.float32 else 2
+    return measure(model, places, packed, dtype=plan.dtype, source_itemsize=itemsize, process=resident_bytes())
+
+
+def _furniture(
+    plan: Plan, model: Any, places: list[Place], n_layers: int, home: HomeName, fingerprint: str
+) -> Furniture:
+    on_disk = home == "disk"
+    is_worth_keeping = on_disk or (plan.recipe.target in ("nf4", "int8") and not plan.recipe.keep)
+    path = cache_path(fingerprint, plan.recipe.label, dtype_name(plan.dtype)) if is_worth_keeping else None
+    home_device = None if on_disk else torch.device("cpu") if home == "cpu" else plan.device
+    about = {"model": plan.source.name, "packing": plan.recipe.label, "dtype": dtype_name(plan.dtype)}
+    return Furniture(model, places, n_layers, home_device, path if plan.spec.cache else None, about)
+
+
+def _feed(home: Home, device: torch.device) -> Feed:
+    """Read a home in the computing device's own memory in place, any other through staging buffers."""
+    if isinstance(home, MemoryHome) and home.device == device:
+        return home
+    return StagedFeed(home, lane_to(device, largest_layer_bytes(home.layouts)))
+
+
 def _reader(plan: Plan, model: Any, prefix: str, places: list[Place]) -> LayerReader:
     converter = Converter(model, prefix, plan.dtype)
     source = plan.source
@@ -99,10 +148,14 @@ def _announcement(plan: Plan) -> str:
     return f"loading {where}; decoder layers' weights: {plan.recipe.label}"
 
 
-def _description(plan: Plan, model: Any, store: StreamingStore) -> dict[str, Any]:
+def _description(
+    plan: Plan, model: Any, store: StreamingStore, placement: Placement, fingerprint: str
+) -> dict[str, Any]:
     return {
         "id": plan.source.name,
         "architecture": type(model).__name__,
+        "fingerprint": fingerprint,
+        "files": [path.name for path in plan.source.weight_files],
         "quantisation": {
             "asked": plan.spec.quant,
             "checkpoint": plan.own.label if plan.own else "none",
@@ -111,6 +164,7 @@ def _description(plan: Plan, model: Any, store: StreamingStore) -> dict[str, Any
         },
         "dtype": dtype_name(plan.dtype),
         "device": plan.device.type,
-        "files": [path.name for path in plan.source.weight_files],
+        "expected_gpu_bytes": placement.gpu_bytes,
+        "expected_cpu_bytes": placement.cpu_bytes,
         **store.describe(),
     }

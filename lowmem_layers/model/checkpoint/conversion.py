@@ -61,10 +61,11 @@ class Converter:
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
 
+        mapping: list[Any] = deepcopy(self._mapping)
         config = LoadStateDictConfig(
             dtype=self._dtype,
             dtype_plan=self._model._get_dtype_plan(self._dtype),
-            weight_mapping=deepcopy(self._mapping),
+            weight_mapping=mapping,
         )
         info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
         for name, found, expected in sorted(info.mismatched_keys):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from lowmem_layers.errors import CheckpointError
+from lowmem_layers.model.layout import bytes_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -59,7 +60,7 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
     buffer = torch.empty(entry.n_bytes, dtype=torch.uint8)
     with entry.file.open("rb", buffering=0) as file:
         file.seek(entry.start)
-        view = memoryview(buffer.numpy())
+        view = bytes_of(buffer)
         done = 0
         while done < entry.n_bytes:
             got = file.readinto(view[done:])

@@ -1,0 +1,117 @@
+"""Where packed weights are put so that everything fits the given memory, or a refusal that says what would fit.
+
+Everything here is arithmetic on byte counts that are known before a weight is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lowmem_layers.errors import BudgetError
+from lowmem_layers.model.spec import Offload, format_bytes
+
+HomeName = Literal["device", "cpu", "disk"]
+
+_STEP_BYTES = 64 << 20  # limits are suggested in steps of 64 MiB
+_HOMES: dict[Offload, tuple[HomeName, ...]] = {
+    "none": ("device",),
+    "cpu": ("cpu",),
+    "disk": ("disk",),
+    "auto": ("device", "cpu", "disk"),
+}
+
+
+@dataclass(frozen=True)
+class ModelBytes:
+    """What a model takes, part by part.
+
+    `packed`: all decoder layers at home; `resident`: embedding, norms, head; `slots`: the dense weights of one layer;
+    `layer_packed`: the largest layer, packed (a staging buffer); `layer_source`: the largest layer in the checkpoint's
+    own precision, which loading needs about twice at once; `process`: the interpreter and libraries.
+    """
+
+    packed: int
+    resident: int
+    slots: int
+    layer_packed: int
+    layer_source: int
+    process: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A home, and the most memory that the model takes there while loading or running, without states. Units: bytes."""
+
+    home: HomeName
+    gpu_bytes: int
+    cpu_bytes: int
+
+
+def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool) -> Placement:
+    """Add up what a home costs on GPU and host."""
+    staging = 0 if home == "device" or (home == "cpu" and not on_gpu) else 2 * sizes.layer_packed
+    at_home = sizes.packed if home != "disk" else 0
+    running = sizes.resident + sizes.slots
+    loading = max(2 * sizes.layer_source + sizes.layer_packed, staging)
+    if not on_gpu:
+        return Placement(home, 0, sizes.process + at_home + running + loading)
+    on_device = running + staging + (sizes.packed if home == "device" else 0)
+    on_host = sizes.process + (sizes.packed if home == "cpu" else 0) + sizes.resident + loading
+    return Placement(home, on_device, on_host)
+
+
+def place(
+    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, reserve: int = 0
+) -> Placement:
+    """Choose the fastest home that fits: the computing device, then RAM, then disk.
+
+    Units: bytes. `reserve` is kept free for residual states on the computing device.
+
+    Raises:
+        BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
+    """
+    tried = [needed(sizes, home, on_gpu=on_gpu) for home in _HOMES[offload] if on_gpu or home != "device"]
+    tried = tried or [needed(sizes, "cpu", on_gpu=False)]  # on the CPU, the device's memory is RAM
+    for placement in tried:
+        if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, reserve):
+            return placement
+    raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), reserve=reserve)
+
+
+def _lacking(
+    placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, reserve: int
+) -> dict[str, tuple[int, int]]:
+    """List the limits that are broken: option name to bytes needed and given."""
+    gpu = placement.gpu_bytes + (reserve if on_gpu else 0)
+    cpu = placement.cpu_bytes + (0 if on_gpu else reserve)
+    broken = {}
+    if on_gpu and gpu_limit is not None and gpu > gpu_limit:
+        broken["--max-gpu-memory"] = (gpu, gpu_limit)
+    if cpu_limit is not None and cpu > cpu_limit:
+        broken["--max-cpu-memory"] = (cpu, cpu_limit)
+    return broken
+
+
+def _refusal(
+    closest: Placement, sizes: ModelBytes, offload: Offload, *, on_gpu: bool, limits: tuple[int | None, int | None],
+    reserve: int,
+) -> BudgetError:  # fmt: skip
+    broken = _lacking(closest, on_gpu, *limits, reserve)
+    what = "; ".join(
+        f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()
+    )
+    message = f"the model does not fit with its packed weights on {closest.home}: {what}"
+    other = needed(sizes, "disk", on_gpu=on_gpu)
+    if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, reserve):
+        return BudgetError(message, "use --offload disk (or auto), which fits")
+    if closest.home == "disk" and broken and sizes.layer_packed * 2 > sizes.slots:
+        suffix = " (or a narrower --quant, whose layers are smaller)"
+    else:
+        suffix = ""
+    changes = " and ".join(f"{name} {_rounded(need)}" for name, (need, _) in broken.items())
+    return BudgetError(message, f"the smallest change that fits: {changes}{suffix}")
+
+
+def _rounded(n_bytes: int) -> str:
+    return f"{-(-n_bytes // _STEP_BYTES) * _STEP_BYTES // (1 << 20)}MiB"

@@ -1,0 +1,42 @@
+"""What this process and this machine have of memory, asked of the system."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def resident_bytes() -> int:
+    """Count the memory this process occupies now (its resident set)."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return peak_bytes()  # where the present value cannot be had, the peak bounds it
+
+
+def peak_bytes() -> int:
+    """Count the most memory this process has occupied so far."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_host_bytes() -> int:
+    """Count the host memory that can still be taken without swapping."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def available_device_bytes(device: torch.device) -> int:
+    """Count the memory that can still be taken on the computing device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_host_bytes()
