@@ -64,7 +64,7 @@ def _check(scores: Floats, answer: NDArray, exists: NDArray, n_bytes: NDArray, v
         raise UsageError(f"there is no value {value!r}", f"values: {', '.join(VALUES)}")
     if scores.ndim != 3 or exists.shape != (scores.shape[0], scores.shape[2]) or n_bytes.shape != exists.shape:
         raise ValueError(f"loglikelihoods {scores.shape} do not fit lengths {exists.shape}, {n_bytes.shape}")
-    if answer.shape != scores.shape[:1] or not all(_take(exists[:, None, :], answer)[:, 0]):
+    if answer.shape != scores.shape[:1] or not _names_a_choice(answer, exists):
         raise ValueError(f"gold {answer.shape} must name one existing choice of each of {scores.shape[0]} items")
     if value in _NEEDS_CHOICES and bool((exists.sum(axis=1) < 2).any()):
         raise UsageError(
@@ -72,12 +72,14 @@ def _check(scores: Floats, answer: NDArray, exists: NDArray, n_bytes: NDArray, v
         )
 
 
+def _names_a_choice(answer: NDArray, exists: NDArray) -> bool:
+    inside = (answer >= 0) & (answer < exists.shape[1])
+    return bool(inside.all()) and bool(exists[np.arange(len(answer)), answer].all())
+
+
 def _take(table: NDArray, answer: NDArray) -> NDArray:
     """Pick gold's entry. Shapes: (items, coalitions, choices), (items,) -> (items, coalitions)."""
-    if table.shape[2] == 0:
-        return np.zeros(table.shape[:2], dtype=table.dtype)
-    index = np.clip(answer, 0, table.shape[2] - 1)[:, None, None]
-    return np.take_along_axis(table, np.broadcast_to(index, (*table.shape[:2], 1)), axis=2)[:, :, 0]
+    return np.take_along_axis(table, answer[:, None, None], axis=2)[:, :, 0]
 
 
 def _is_chosen(scores: Floats, answer: NDArray, exists: NDArray) -> Floats:

@@ -169,10 +169,12 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of over 4,300 digits
-        reason = getattr(error, "msg", None) or "nested too deeply or a number too long"
-        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise TaskError(f"{where}: malformed JSON ({reason}{column})", "one JSON object a line") from error
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise TaskError(f"{where}: malformed JSON ({reason})", "one JSON object a line") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply, or a number of thousands of digits"
+        raise TaskError(f"{where}: malformed JSON ({reason})", "one JSON object a line") from error
     if not isinstance(value, dict):
         raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "one JSON object a line")
     return value
