@@ -8,9 +8,14 @@ from lowmem_layers.cli.output import chosen_format, data_options, write_data
 
 
 @click.command()
+@click.option("--cache", is_flag=True, help="List the packed weights kept on disk.")
+@click.option("--clear-cache", is_flag=True, help="Remove them.")
 @data_options
-def models(form: str | None, output: str | None) -> None:
-    """List the models that are here without a download."""
+def models(cache: bool, clear_cache: bool, form: str | None, output: str | None) -> None:
+    """List the models that are here without a download, or the packed weights that were kept."""
+    if cache or clear_cache:
+        _models_cache(clear_cache, form, output)
+        return
     import pyarrow as pa
 
     from lowmem_layers.model.embedded import INSTALL, find_embedded_model
@@ -26,6 +31,28 @@ def models(form: str | None, output: str | None) -> None:
     }
     write_data(pa.Table.from_pylist([row]), form, output)
     click.echo("any Hugging Face id, folder or GGUF file of a decoder-only model works with --model", err=True)
+
+
+def _models_cache(clear: bool, form: str | None, output: str | None) -> None:
+    import dataclasses
+
+    import pyarrow as pa
+
+    from lowmem_layers.model.cache import CacheEntry, cache_folder, list_cache
+    from lowmem_layers.model.cache import clear_cache as remove_all
+
+    if clear:
+        removed = remove_all()
+        click.echo(f"removed {removed} from {cache_folder()}", err=True)
+        return
+    names = [field.name for field in dataclasses.fields(CacheEntry)]
+    rows = [{name: _spelled(getattr(entry, name)) for name in names} for entry in list_cache()]
+    write_data(pa.Table.from_pylist(rows) if rows else pa.table({name: [] for name in names}), form, output)
+    click.echo(f"in {cache_folder()}", err=True)
+
+
+def _spelled(value: object) -> object:
+    return value if isinstance(value, (int, float, str)) else str(value)
 
 
 @click.group(invoke_without_command=True)
@@ -56,19 +83,17 @@ def show(name: str, data_dir: str | None, items: int) -> None:
     from pathlib import Path
 
     from lowmem_layers.tasks import load_tasks
+    from lowmem_layers.tasks.show import show_items
 
     task = load_tasks([name], data_dir=Path(data_dir) if data_dir else None, limit=items)[0]
-    click.echo(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}\n", err=True)
-    for item in task.items:
-        click.secho(f"── {item.id}", bold=True)
-        for index, (context, continuation) in enumerate(zip(item.contexts, item.continuations, strict=True)):
-            mark = "*" if index == item.gold else " "
-            if index == 0 or context != item.contexts[index - 1]:
-                click.echo(context)
-            click.echo(
-                f"{mark} {index} " + click.style(repr(continuation)[1:-1], reverse=index == item.gold, bold=True)
-            )
-        click.echo()
+    click.echo(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}; scored text is underlined", err=True)
+    for item in show_items(task, items):
+        click.secho(f"\n{item.id}", bold=True)
+        for index, choice in enumerate(item.choices):
+            click.secho(f"{index}{' (gold)' if choice.gold else ''} ", nl=False, fg="green" if choice.gold else None)
+            for segment in choice.segments:
+                click.secho(segment.text, nl=False, underline=segment.scored, bold=segment.scored)
+            click.echo()
 
 
 @click.command()

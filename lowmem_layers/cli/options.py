@@ -48,7 +48,12 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         help="What a sublayer is worth something for: acc, acc_norm, loglikelihood, "
         "margin, probability, nll_per_byte. [default: each task's own metric]",
     ),
-    click.option("--fewshot", type=int, metavar="K", help="Examples before each item. [default: 0]"),
+    click.option(
+        "--fewshot", type=int, metavar="K", help="Examples before each item. [default: the task's own number]"
+    ),
+    click.option("--fewshot-file", metavar="FILE", help="Take those examples from here. [default: the training data]"),
+    click.option("--window", type=int, metavar="TOKENS", help="Of text:FILE, an item sees so much. [default: 512]"),
+    click.option("--stride", type=int, metavar="TOKENS", help="Of text:FILE, an item scores so much. [default: 256]"),
     click.option("--bos", metavar="auto|none|always", help="Begin with the BOS token. [default: auto]"),
     click.option("--device", metavar="auto|cpu|cuda", help="Compute on. [default: auto]"),
     click.option("--offload", metavar="auto|none|cpu|disk", help="Where packed weights live. [default: auto]"),

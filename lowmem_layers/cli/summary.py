@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lowmem_layers.game.estimate import Importance
-from lowmem_layers.study.findings import METRIC_WORDS, N_TOP, Findings, Side, coalition_means, find, top_sublayers
+from lowmem_layers.report.rows import interval, number
+from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines, find
 
 if TYPE_CHECKING:
     from lowmem_layers.study import Run
@@ -31,7 +32,7 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
         if hidden > 0:
             console.print(f"and {hidden} more: lowmem-layers importance {shlex.quote(str(run.folder))}")
     console.print(task_table(run))
-    for line in cornerstone_lines(findings) if findings is not None else ():
+    for line in cornerstone_lines(run, findings) if findings is not None else ():
         console.print(line)
     console.print()
     console.print(f"run folder  {run.folder}", soft_wrap=True)
@@ -42,15 +43,16 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
 def task_table(run: Run) -> Table:
     """Lay out the full model's result on every task."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task", "items", "metric", "full model", "chance"):
+    for name in ("task", "items", "metric", "full model, 95 % interval", "chance"):
         table.add_column(name, justify="left" if name in ("task", "metric") else "right")
     for values in run.value_tables():
         metric = run.metric(values.task)
         scale, unit = (1.0, "") if metric == "nll_per_byte" else (100.0, " %")
         mean = coalition_means(values, [()])
-        half = _half(mean.low[0], mean.high[0], scale, 1 if unit else 3)
         chance = f"{scale * run.chance(values.task):.0f}{unit}" if unit else "–"
-        shown = f"{scale * mean.value[0]:.{1 if unit else 3}f}{unit}{half}"
+        digits = 1 if unit else 3
+        bounds = interval(scale * mean.low[0], scale * mean.high[0], digits)
+        shown = f"{number(scale * mean.value[0], digits)}{unit} {bounds}"
         table.add_row(values.task, f"{values.n_items:,}", METRIC_WORDS[metric], shown, chance)
     return table
 
@@ -61,7 +63,7 @@ def sublayer_table(findings: Findings) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        title=f"importance by {metric.words} ({metric.unit}) and by {gold.words} ({gold.unit}), ± 95 %",
+        title=f"Importance, ± 95 %: by {metric.words} ({metric.unit}), by log-likelihood ({gold.unit})",
         title_justify="left",
         title_style="bold",
     )
@@ -77,28 +79,19 @@ def sublayer_table(findings: Findings) -> Table:
     return table
 
 
-def cornerstone_lines(findings: Findings) -> list[str]:
-    """Say which sublayers matter most, by either value."""
-    lines = []
-    for side in findings.sides:
-        names = top_sublayers(side.overall)
-        lines.append(f"top {N_TOP} by {side.words}: {', '.join(names)}")
-    return lines
-
-
 def _cells(side: Side, position: int) -> tuple[str, str, str]:
     found: Importance = side.overall
-    digits = 1
-    value = f"{side.scale * found.value[position]:.{digits}f}" + _half(
-        found.ci_low[position], found.ci_high[position], side.scale, digits
+    return (
+        _with_half(side, found.value[position], found.ci_low[position], found.ci_high[position]),
+        _with_half(
+            side, found.ablation_drop[position], found.ablation_ci_low[position], found.ablation_ci_high[position]
+        ),
+        number(100 * found.share[position], 1) + " %",
     )
-    drop = f"{side.scale * found.ablation_drop[position]:.{digits}f}" + _half(
-        found.ablation_ci_low[position], found.ablation_ci_high[position], side.scale, digits
-    )
-    return value, drop, f"{100 * found.share[position]:.1f} %"
 
 
-def _half(low: float, high: float, scale: float, digits: int) -> str:
-    """Write half an interval's width."""
-    width = scale * (high - low) / 2
-    return f" ±{width:.{digits}f}" if np.isfinite(width) else ""
+def _with_half(side: Side, value: float, low: float, high: float) -> str:
+    """Write a value with half its interval's width."""
+    digits = 1 if side.scale == 100.0 else 2
+    half = side.scale * (high - low) / 2
+    return number(side.scale * value, digits) + (f" ±{half:.{digits}f}" if np.isfinite(half) else "")

@@ -55,17 +55,25 @@ def tame(axes: Axes, values: np.ndarray) -> str:
     size = np.abs(values[np.isfinite(values)])
     if len(size) == 0 or size.max() <= _DOMINANT * max(np.median(size), 1e-12):
         return ""
-    linear_to = float(f"{max(np.quantile(size, 0.75), size.max() / 1000):.1g}")
+    linear_to = _nice(max(np.quantile(size, 0.75), size.max() / 1000))
+    low, high = axes.get_ylim()
     axes.set_yscale("symlog", linthresh=linear_to, linscale=1.0)
-    low, high = float(values[np.isfinite(values)].min()), float(values[np.isfinite(values)].max())
+    axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(FixedLocator(_ticks(linear_to, low, high)))
     axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
     axes.minorticks_off()
     return f"logarithmic beyond ±{linear_to:g}"
 
 
+def _nice(value: float) -> float:
+    """Round up to 1 or 3 times a power of ten."""
+    decade = 10.0 ** np.floor(np.log10(value))
+    return float(f"{next(step * decade for step in (1, 3, 10) if step * decade >= value * 0.999):.1g}")
+
+
 def _ticks(linear_to: float, low: float, high: float) -> list[float]:
-    steps = [linear_to * factor for decade in range(6) for factor in (10.0**decade, 3 * 10.0**decade)]
-    up = [float(f"{step:.1g}") for step in steps if step <= high * 1.05]
-    down = [-float(f"{step:.1g}") for step in steps if low < 0 and step <= -low * 1.05]
-    return sorted([*down, 0.0, *up])
+    """Mark 1 and 3 times powers of ten from the linear part's end on, both ways."""
+    start = np.log10(linear_to)
+    steps = [10.0**decade * factor for decade in range(int(np.floor(start)), 9) for factor in (1, 3)]
+    known = [float(f"{step:.1g}") for step in steps if step >= linear_to * 0.999]
+    return sorted([*(-step for step in known if step <= -low), 0.0, *(step for step in known if step <= high)])

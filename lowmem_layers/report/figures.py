@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -42,6 +43,7 @@ def ablation_scatter(
 ) -> Figure:
     """Draw the value without each single sublayer, the full model's, and random guessing's where there is one.
 
+    With a `chance`, values are fractions (accuracy) and the axis goes from 0 to 100 %.
     Source: the paper's figures 3 to 5, with intervals.
     """
     figure = new_figure(2.6)
@@ -57,6 +59,8 @@ def ablation_scatter(
     for kind, marker in MARKERS.items():
         chosen = np.array([each == kind for each in colours])
         axes.scatter(x[chosen], scale * single.value[chosen], s=13, marker=marker, color=kind, linewidths=0, zorder=3)
+    if chance is not None:
+        axes.set_ylim(-0.03 * scale, 1.03 * scale)
     axes.set_ylabel(label)
     axes.set_title(title, pad=14)
     layer_axis(axes, players)
@@ -69,7 +73,7 @@ def share_pie(found: Importance, title: str) -> Figure:
 
     Source: the paper's figure 2.
     """
-    figure = new_figure(2.9, 3.4)
+    figure = new_figure(2.6, 3.4)
     axes = figure.subplots()
     shares = np.nan_to_num(found.share)
     axes.set_title(title)
@@ -92,12 +96,15 @@ def share_pie(found: Importance, title: str) -> Figure:
     )[:2]
     _caption(axes, texts, captions)
     axes.set_xlim(-1.75, 1.75)
-    axes.set_ylim(-1.35, 1.35)
+    axes.set_ylim(-1.15, 1.15)
     return figure
 
 
 def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure:
-    """Draw what every removed window costs: its first sublayer along x, its size along y."""
+    """Draw what every removed window costs: its first sublayer along x, its size along y.
+
+    The colours' scale is compressed, so that the few dear windows do not hide the others; gains are drawn as 0.
+    """
     sizes = max(len(removed) for removed in table.coalitions)
     drops = np.full((sizes, table.n_players), np.nan)
     full = table.mean()
@@ -107,7 +114,11 @@ def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure
     figure = new_figure(1.1 + 0.22 * sizes)
     axes = figure.subplots()
     mesh = axes.pcolormesh(
-        np.arange(table.n_players + 1) / 2 - 0.25, np.arange(sizes + 1) + 0.5, drops, cmap="cividis", rasterized=False
+        np.arange(table.n_players + 1) / 2 - 0.25,
+        np.arange(sizes + 1) + 0.5,
+        drops,
+        cmap="cividis",
+        norm=PowerNorm(0.4, vmin=0.0, vmax=max(float(np.nanmax(drops, initial=0.0)), 1e-12)),
     )
     axes.set_yticks(range(1, sizes + 1))
     axes.set_ylabel("sublayers\nremoved")
@@ -142,7 +153,7 @@ def _caption(axes: Axes, texts: list, captions: list[str]) -> None:
     wanted = [(text.get_position(), caption) for text, caption in zip(texts, captions, strict=True) if caption]
     for (x, y), caption in sorted(wanted, key=lambda pair: -pair[0][1]):
         right = x > 0
-        height = min([y, *(above - 0.36 for above in placed[right])])
+        height = min([y, 0.9, *(above - 0.36 for above in placed[right])])
         placed[right].append(height)
         axes.annotate(
             caption,

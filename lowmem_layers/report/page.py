@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 
 from lowmem_layers.report.rows import importance_rows
-from lowmem_layers.study.findings import METRIC_WORDS, N_TOP, Findings, Side, coalition_means, top_sublayers
+from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines
 from lowmem_layers.study.opened import Run
 
 _FRAME = """<!doctype html>
@@ -60,8 +60,8 @@ def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> st
         *([f"<p class=warning>{escape(_unfinished(run))}</p>"] if unfinished else []),
         "</header>",
         _tasks(run),
-        *(_leaders(findings) if findings is not None else []),
-        *(_section(section, open_=place == 0 or len(sections) <= 2) for place, section in enumerate(sections)),
+        *(_leaders(run, findings) if findings is not None else []),
+        *(_section(section, open_=place < 2) for place, section in enumerate(sections)),
         *(_table(side) for side in (findings.sides if findings is not None else ())),
         _facts(run),
     ]
@@ -96,12 +96,9 @@ def _tasks(run: Run) -> str:
     return "<h2>The full model</h2>\n" + html_table(["task", "items", "metric", "value, 95 % interval", "chance"], rows)
 
 
-def _leaders(findings: Findings) -> list[str]:
-    lines = [
-        f"<li>by {escape(side.words)}: <strong>{escape(', '.join(top_sublayers(side.overall)))}</strong></li>"
-        for side in dict.fromkeys(findings.sides)
-    ]
-    return [f"<h2>Top {N_TOP} sublayers</h2>", "<ul>", *lines, "</ul>"]
+def _leaders(run: Run, findings: Findings) -> list[str]:
+    lines = [f"<li>{escape(line)}</li>" for line in cornerstone_lines(run, findings)]
+    return ["<h2>What matters most</h2>", "<ul>", *lines, "</ul>"]
 
 
 def _section(section: Section, *, open_: bool) -> str:

@@ -67,9 +67,10 @@ def new_figure(height_in: float, width_in: float = FULL_WIDTH_IN) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as SVG, PNG and PDF, without dates."""
+    """Write a figure as SVG, PNG and PDF, without dates; laid out once, alike in all three."""
     for form in FORMATS:
         figure.savefig(folder / f"{name}.{form}", metadata=_NO_DATES[form])
+        figure.set_layout_engine("none")
 
 
 def colour(sublayer: str) -> str:

@@ -66,13 +66,16 @@ class _Place:
 
 def _sections(run: Run, findings: Findings, folder: Path) -> list[Section]:
     """Draw every task (their mean first) by both values."""
-    sections = []
+    sides = list(dict.fromkeys(findings.sides))
+    n_tasks = len(findings.metric.found)
     with paper_style():
-        for side in dict.fromkeys(findings.sides):
+        for side in sides:
             _write_side_tables(side, folder / "tables")
-            for found in (side.found[-1], *side.found[:-1]):
-                sections.append(_section(_Place(run, side, found, folder)))
-    return sections
+        return [
+            _section(_Place(run, side, side.found[place], folder))
+            for place in (-1, *range(n_tasks - 1))
+            for side in sides
+        ]
 
 
 def _section(place: _Place) -> Section:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowmem_layers.game.coalitions import Removed
+from lowmem_layers.game.cornerstone import Cornerstones, cornerstones
 from lowmem_layers.game.estimate import Importance
 from lowmem_layers.game.influence import estimate_influence
 from lowmem_layers.game.intervals import mean_interval
@@ -107,6 +108,30 @@ def side(run: Run, value: str | None, level: float = 0.95) -> Side:
     )
 
 
+def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones]]:
+    """Judge every task whose metric has a chance level by the statistical rule of `game.cornerstone`."""
+    return [
+        (table.task, cornerstones(table, run.chance(table.task)))
+        for table in metric.tables
+        if run.metric(table.task) in ("acc", "acc_norm") and metric.value in ("acc", "acc_norm")
+    ]
+
+
+def cornerstone_lines(run: Run, findings: Findings) -> list[str]:
+    """Say which sublayers matter most: by the rule, a line a task, and the paper's top 3 by either value."""
+    judged = cornerstones_by_rule(run, findings.metric)
+    lines = []
+    for task, verdict in judged:
+        n_items = next(table.n_items for table in findings.metric.tables if table.task == task)
+        names = ", ".join(verdict.names) or f"none certain after {n_items:,} items"
+        lines.append(f"cornerstone sublayers of {task}: {names}")
+    lines += [
+        f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}"
+        for side in dict.fromkeys(findings.sides)
+    ]
+    return lines + [f"(rule: {verdict.rule})" for _, verdict in judged[:1]]
+
+
 def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
     """Name the sublayers with the largest estimates, the paper's choice of cornerstones."""
     order = [position for position in found.order() if np.isfinite(found.value[position])]
@@ -114,9 +139,11 @@ def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
 
 
 def coalition_means(table: ValueTable, coalitions: Sequence[Removed], level: float = 0.95) -> Means:
-    """Average v(S) over items, with clustered intervals."""
+    """Average v(S) over items, with clustered intervals (of accuracies: within 0 and 1)."""
     weights = np.zeros((len(coalitions), len(table.coalitions)))
     weights[np.arange(len(coalitions)), [table.column_index(removed) for removed in coalitions]] = 1.0
     influence = estimate_influence(table, weights)
     low, high = mean_interval(influence, level)
+    if table.is_binary:
+        low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
     return Means(influence.value, low, high)

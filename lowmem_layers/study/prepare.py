@@ -20,8 +20,15 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     from lowmem_layers.tasks import encode_task, load_tasks
 
     announce(StageStarted("reading the tasks"))
-    data_dir = Path(spec.data_dir) if spec.data_dir else None
-    tasks = load_tasks(spec.tasks or (), data_dir=data_dir, limit=spec.limit)
+    tasks = load_tasks(
+        spec.tasks or (),
+        data_dir=_path(spec.data_dir),
+        limit=spec.limit,
+        fewshot=spec.fewshot,
+        fewshot_file=_path(spec.fewshot_file),
+        window=spec.window or 512,
+        stride=spec.stride or 256,
+    )
     announce(StageStarted("importing torch"))
     import torch
 
@@ -56,3 +63,7 @@ def model_spec(spec: StudySpec) -> ModelSpec:
         requantize=spec.requantize,
         cache=spec.cache,
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None

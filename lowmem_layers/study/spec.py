@@ -25,20 +25,20 @@ _DEFAULTS: dict[str, Any] = {
     "model": EMBEDDED_MODEL,
     "quant": "none",
     "tasks": ("quick",),
-    "fewshot": 0,
     "bos": "auto",
     "max_removed": 4,
     "device": "auto",
     "offload": "auto",
+    "window": 512,
+    "stride": 256,
     "seed": 0,
 }
 # The protocol of the paper's public code: the first 1,000 items, no BOS token, windows of up to four.
 PRESETS: dict[str, dict[str, Any]] = {"paper": {"tasks": PAPER_TASKS, "limit": 1000, "bos": "none", "max_removed": 4}}
 
 # Options that change no number of the record: where weights live and how much of them, and how it is looked at.
-_NOT_IDENTITY = frozenset(
-    {"preset", "device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "value", "data_dir", "threads"}
-)
+_PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
+_NOT_IDENTITY = frozenset((*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file"))
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,9 @@ class StudySpec:
     data_dir: str | None = None
     limit: int | None = None
     fewshot: int | None = None
+    fewshot_file: str | None = None
+    window: int | None = None
+    stride: int | None = None
     bos: str | None = None
     max_removed: int | None = None
     value: str | None = None
@@ -138,6 +141,8 @@ def _check(spec: StudySpec) -> None:
         ("--max-removed", spec.max_removed, 0),
         ("--fewshot", spec.fewshot, 0),
         ("--threads", spec.threads, 1),
+        ("--window", spec.window, 2),
+        ("--stride", spec.stride, 1),
         ("--max-gpu-memory", spec.max_gpu_memory, 1),
         ("--max-cpu-memory", spec.max_cpu_memory, 1),
     ):
