@@ -7,13 +7,12 @@ the value has reached chance within noise: the players after the cut get nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.coalitions import Removed, chain
-from lowmem_layers.game.influence import Influence, contributions, influence_of
+from lowmem_layers.game.influence import Influence, influence_of
 from lowmem_layers.game.quantiles import normal_quantile
 from lowmem_layers.game.table import FloatArray, ValueTable, missing_coalition
 
@@ -63,25 +62,28 @@ def next_coalitions(
     return sorted(wanted, key=lambda removed: (len(removed), removed))
 
 
-def order_weights(
+def marginal_contributions(
     table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
-) -> FloatArray:
-    """Give every order's marginal contributions as weights over the coalitions.
+) -> tuple[FloatArray, FloatArray]:
+    """Average the marginal contributions once over orders, once over items; 0 for the players below a cut.
 
-    Shapes: (orders, players, coalitions).
+    Shapes: (items, players) and (orders, players). Non-finite values stay with the players whose steps touch them.
 
     Raises:
         UsageError: an order that is none, or a coalition that was not measured.
     """
-    weights = np.zeros((len(orders), table.n_players, len(table.coalitions)))
+    per_item = np.zeros((table.n_items, table.n_players))
+    per_order = np.zeros((len(orders), table.n_players))
     for m, order in enumerate(orders):
         if sorted(order) != list(range(table.n_players)):
             raise UsageError(f"{order} is no order of {table.n_players} players", "name each player once")
         columns = [table.column_index(removed) for removed in walk(table, order, chance, level)]
-        for step, (before, after) in enumerate(pairwise(columns)):
-            weights[m, order[step], before] += 1.0
-            weights[m, order[step], after] -= 1.0
-    return weights
+        with np.errstate(invalid="ignore"):
+            steps = table.values[:, columns[:-1]] - table.values[:, columns[1:]]
+            walked = list(order[: len(columns) - 1])
+            per_item[:, walked] += steps / len(orders)
+            per_order[m, walked] = steps.mean(axis=0)
+    return per_item, per_order
 
 
 def permutation_influence(
@@ -93,12 +95,15 @@ def permutation_influence(
     wide side by at most its size. Fewer than 2 pairs, or 2 item clusters, leave the error unknown (nan).
     A cut makes the estimate biased by what lies below chance; without one it is unbiased.
     Shapes: the result's pieces are (item clusters + pairs, players).
+
+    Raises:
+        UsageError: no orders, or as in `marginal_contributions`.
     """
-    weights = order_weights(table, orders, chance, level)
-    items = influence_of(contributions(table, weights.mean(axis=0)), table.cluster_codes)
-    means = np.array([table.values[:, c].mean() for c in range(len(table.coalitions))])
-    pairs = influence_of(weights @ means, np.arange(len(orders)) // 2)
-    return _sum_of_errors(items, pairs)
+    if not orders:
+        raise UsageError("no orders to average over", "draw some with permutations(n_players, n, seed)")
+    per_item, per_order = marginal_contributions(table, orders, chance, level)
+    items = influence_of(per_item, table.cluster_codes)
+    return _sum_of_errors(items, influence_of(per_order, np.arange(len(orders)) // 2))
 
 
 def _sum_of_errors(first: Influence, second: Influence) -> Influence:

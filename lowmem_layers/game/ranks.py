@@ -35,10 +35,9 @@ def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 10
     if len(known) == 0:
         return low, high
     larger, smaller = significant_differences(estimate, known, level, seed, draws)
-    unknown = n_players - len(known)
     low[known] = 1.0 + larger
     high[known] = n_players - smaller
-    return low, np.maximum(high, low) if unknown == 0 else high
+    return low, high
 
 
 def significant_differences(

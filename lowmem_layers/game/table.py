@@ -74,10 +74,10 @@ class ValueTable:
         """Count the clusters: the independent units of every interval."""
         return int(self.cluster_codes.max()) + 1
 
-    @property
+    @cached_property
     def is_binary(self) -> bool:
         """Tell whether every value is 0 or 1, as with accuracy."""
-        return bool(np.isin(self.values, (0.0, 1.0)).all())
+        return bool(((self.values == 0.0) | (self.values == 1.0)).all())
 
     def __contains__(self, removed: Removed) -> bool:
         return removed in self._index

@@ -1,0 +1,129 @@
+"""Comparing two runs; rank correlations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game import ValueTable, compare, estimate, kendall_tau, single_removals, spearman_rho, windows
+from lowmem_layers.game.rank_correlation import top_overlap
+
+NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
+DROPS = np.array([3.0, 2.0, 1.0, 0.5, 0.2, 0.0])
+
+
+def runs(n_items, seed, change=0.0, noise=0.2):
+    """Draw two runs over the same items: B differs by a little noise, and by `change` in the first player."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=(n_items, 7)) * 2.0
+    base = np.concatenate([np.zeros((n_items, 1)), -DROPS + shared[:, 1:]], axis=1)
+    other = base + noise * rng.normal(size=base.shape)
+    other[:, 1] -= change
+    items = tuple(f"i{k}" for k in range(n_items))
+    coalitions = tuple(single_removals(6))
+    return ValueTable(NAMES, coalitions, base, None, items), ValueTable(NAMES, coalitions, other, None, items)
+
+
+def test_paired_and_unpaired():
+    a, b = runs(100, 0, change=0.5)
+    paired = compare(a, b)
+    nameless = compare(a, ValueTable(NAMES, b.coalitions, b.values))
+    assert paired.paired
+    assert not nameless.paired
+    np.testing.assert_allclose(paired.difference, nameless.difference)
+    assert (nameless.ci_high - nameless.ci_low > 5 * (paired.ci_high - paired.ci_low)).all()
+    np.testing.assert_array_equal(paired.significant, [True] + [False] * 5)
+    np.testing.assert_allclose(paired.value_a, estimate(a).value)
+
+
+def test_items_are_matched_by_name():
+    a, b = runs(50, 1)
+    shuffled = b.take_items(np.random.default_rng(0).permutation(50))
+    np.testing.assert_allclose(compare(a, shuffled).ci_low, compare(a, b).ci_low)
+
+
+def test_a_run_equals_itself():
+    a, _ = runs(40, 2)
+    same = compare(a, a)
+    assert (same.difference == 0).all()
+    assert (same.ci_low == 0).all()
+    assert not same.significant.any()
+    assert same.agreement.kendall == same.agreement.spearman == 1.0
+    assert same.agreement.overlap == 3
+
+
+def test_paired_coverage_and_false_alarms_in_short():
+    hits, alarms = [], 0
+    for seed in range(200):
+        a, b = runs(40, seed)
+        result = compare(a, b, seed=seed)
+        hits.append((result.ci_low <= 0) & (result.ci_high >= 0))
+        alarms += bool(result.significant.any())
+    assert 0.93 <= np.mean(hits) <= 0.97
+    assert alarms / 200 <= 0.08
+
+
+def test_accuracies_that_never_change_are_not_certainly_equal():
+    values = np.ones((30, 7))
+    items = tuple(str(k) for k in range(30))
+    table = ValueTable(NAMES, tuple(single_removals(6)), values, None, items)
+    result = compare(table, table)
+    assert (result.ci_low < 0).all()
+    assert (result.ci_high > 0).all()
+    assert np.isnan(result.agreement.kendall)  # all ties
+
+
+def test_refusals_say_what_differs():
+    a, _ = runs(10, 0)
+    renamed = ValueTable(("attn.0", "moe.0", *NAMES[2:]), a.coalitions, a.values)
+    with pytest.raises(UsageError, match=r"player 1 is ffn\.0 in A and moe\.0 in B"):
+        compare(a, renamed)
+    fewer = ValueTable(NAMES[:5], a.coalitions[:6], a.values[:, :6])
+    with pytest.raises(UsageError, match="A has 6 players, B 5"):
+        compare(a, fewer)
+    wider = ValueTable(NAMES, tuple(windows(6, 2)), np.zeros((10, 12)))
+    with pytest.raises(UsageError, match="windows of up to 1 sublayers, B of up to 2"):
+        compare(a, wider)
+    assert compare(a, wider, max_removed=1).difference.shape == (6,)
+    doubled = ValueTable(NAMES, a.coalitions, a.values, None, ("i0",) * 10)
+    with pytest.raises(UsageError, match="twice"):
+        compare(doubled, doubled)
+
+
+def test_one_item():
+    a, b = runs(1, 0)
+    result = compare(a, b)
+    assert np.isnan(result.ci_low).all()
+    assert not result.significant.any()
+    assert np.isnan(result.agreement.kendall_low)
+
+
+def test_correlations_agree_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        a, b = rng.integers(0, 6, 15).astype(float), rng.integers(0, 6, 15).astype(float)
+        assert kendall_tau(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+        assert spearman_rho(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_correlations_at_the_edges():
+    flat, line = np.ones(4), np.arange(4.0)
+    assert np.isnan(kendall_tau(flat, line))
+    assert np.isnan(spearman_rho(flat, line))
+    assert np.isnan(kendall_tau(np.array([1.0, np.nan]), np.array([1.0, 2.0])))
+    assert kendall_tau(line, -line) == spearman_rho(line, -line) == -1.0
+    assert top_overlap(line, -line, 2) == 0
+    assert top_overlap(flat, flat, 3) == 3
+
+
+def test_agreement_covers_the_truth():
+    truth = kendall_tau(DROPS, DROPS)
+    hits = []
+    for seed in range(60):
+        a, b = runs(30, seed, noise=1.0)
+        found = compare(a, b, seed=seed).agreement
+        hits.append(found.kendall_low <= truth <= found.kendall_high)
+        assert found.kendall_low <= found.kendall <= found.kendall_high
+    assert np.mean(hits) >= 0.93

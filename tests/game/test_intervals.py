@@ -1,0 +1,222 @@
+"""Intervals: their formulas against scipy and by hand, their coverage in short, and what is defined at the edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game import ValueTable, combine, estimate, shares, windows
+from lowmem_layers.game.influence import degrees_of_freedom, influence_of, mean_over_tasks
+from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.quantiles import normal_cdf, student_cdf, student_quantile, student_quantiles
+
+NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
+
+
+def accuracies(n_items, seed=0, loss=(0.5, 0.3, 0.1, 0.02, 0.0, 0.0), max_removed=2):
+    """Draw items that are right at 90 % and lost independently by each removed sublayer."""
+    rng = np.random.default_rng(seed)
+    right = rng.random((n_items, 1)) < 0.9
+    kept = rng.random((n_items, len(loss))) >= np.array(loss)
+    coalitions = tuple(windows(len(loss), max_removed))
+    columns = [right[:, 0] & kept[:, list(removed)].all(axis=1) for removed in coalitions]
+    return ValueTable(NAMES[: len(loss)], coalitions, np.stack(columns, axis=1).astype(float))
+
+
+@pytest.mark.parametrize("dof", [1.0, 2.5, 7.0, 30.0, 499.0, 1e5])
+def test_student_agrees_with_scipy(dof):
+    stats = pytest.importorskip("scipy.stats")
+    for p in (0.6, 0.9, 0.975, 0.9999, 1 - 1e-7, 0.025):
+        assert student_quantile(p, dof) == pytest.approx(stats.t.ppf(p, dof), rel=1e-7)
+    for x in (-30.0, -2.0, -0.1, 0.0, 0.7, 12.0):
+        assert student_cdf(x, dof) == pytest.approx(stats.t.cdf(x, dof), rel=1e-8, abs=1e-300)
+
+
+def test_quantiles_at_the_edges():
+    assert student_quantile(0.975, 1e9) == pytest.approx(1.959964, abs=1e-5)
+    assert np.isnan(student_quantile(0.975, float("nan")))
+    np.testing.assert_allclose(
+        student_quantiles(0.975, np.array([5.0, 5.0, 9.0])), [2.570582, 2.570582, 2.262157], rtol=1e-6
+    )
+    np.testing.assert_allclose(normal_cdf(np.array([[0.0, 1.959964]])), [[0.5, 0.975]], atol=1e-7)
+
+
+def test_unclustered_variance_is_the_textbook_one():
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    estimate_ = influence_of(rows, np.arange(40))
+    np.testing.assert_allclose(estimate_.standard_error, rows.std(axis=0, ddof=1) / np.sqrt(40))
+    np.testing.assert_allclose(estimate_.dof, 39.0)
+
+
+def test_clustered_variance_is_unbiased_for_independent_items():
+    rng = np.random.default_rng(1)
+    codes = np.repeat(np.arange(8), [1, 1, 2, 3, 5, 8, 2, 2])
+    estimates = [influence_of(rng.normal(size=(24, 1)), codes).variance[0] for _ in range(4000)]
+    assert np.mean(estimates) == pytest.approx(1 / 24, rel=0.05)
+
+
+def test_degrees_of_freedom():
+    assert degrees_of_freedom(np.ones(30)) == pytest.approx(29.0)
+    assert degrees_of_freedom(np.full(7, 5.0)) == pytest.approx(6.0)
+    assert degrees_of_freedom(np.array([100.0, 1, 1, 1, 1])) < 2.0  # one cluster holds nearly everything
+    # Against the definition: covariance matrix of the pieces, tr² / tr of the square.
+    sizes = np.array([1.0, 4.0, 2.0, 9.0])
+    share = sizes / sizes.sum()
+    smallest = []
+    for noise in (share, share**2):
+        centred = np.eye(4) - np.outer(share, np.ones(4))
+        a = centred / np.sqrt(1 - share)[:, None]
+        covariance = a @ np.diag(noise) @ a.T
+        smallest.append(np.trace(covariance) ** 2 / np.trace(covariance @ covariance))
+    assert degrees_of_freedom(sizes) == pytest.approx(min(smallest))
+
+
+def coverage(make, truth, runs):
+    hits = []
+    for seed in range(runs):
+        result = make(seed)
+        hits.append(((result.ci_low <= truth) & (truth <= result.ci_high)).mean())
+    return float(np.mean(hits))
+
+
+@pytest.mark.parametrize("n_items", [30, 300])
+def test_coverage_of_accuracies_in_short(n_items):
+    truth = estimate(accuracies(200_000, seed=99)).value
+    assert 0.93 <= coverage(lambda seed: estimate(accuracies(n_items, seed)), truth, 200) <= 0.985
+
+
+def test_coverage_with_clusters_in_short():
+    def draw(seed, n_clusters=25):
+        rng = np.random.default_rng(seed)
+        codes = np.repeat(np.arange(n_clusters), rng.integers(1, 6, n_clusters))
+        drops = np.array([2.0, 1.0, 0.5, 0.0])
+        shared = rng.normal(size=(n_clusters, 4))[codes]
+        values = np.concatenate(
+            [np.zeros((len(codes), 1)), -drops - shared - 0.5 * rng.standard_t(4, shared.shape)], axis=1
+        )
+        return ValueTable(NAMES[:4], tuple(windows(4, 1)), values, codes)
+
+    truth = np.array([2.0, 1.0, 0.5, 0.0])
+    assert 0.93 <= coverage(lambda seed: estimate(draw(seed)), truth, 300) <= 0.97
+    blind = lambda seed: estimate(ValueTable(NAMES[:4], tuple(windows(4, 1)), draw(seed).values))  # noqa: E731
+    assert coverage(blind, truth, 100) < 0.90  # the clusters matter
+
+
+def test_shares_ranks_and_tops_in_short():
+    big = estimate(accuracies(200_000, seed=99))
+    share_hits, rank_hits, wrong = [], [], 0
+    for seed in range(200):
+        result = estimate(accuracies(200, seed))
+        share_hits.append((result.share_ci_low <= big.share) & (big.share <= result.share_ci_high))
+        rank_hits.append((result.rank_ci_low <= big.rank) & (big.rank <= result.rank_ci_high))
+        wrong += bool(((result.top_k_decision == 1) & (big.rank > 3)).any())
+        assert (result.share_ci_low <= result.share).all()
+        assert (result.share <= result.share_ci_high).all()
+    assert np.mean(np.array(share_hits)[:, :3]) >= 0.93
+    assert np.mean(np.array(rank_hits)[:, :3]) >= 0.95
+    assert wrong <= 10
+
+
+def test_shares_by_hand():
+    np.testing.assert_allclose(shares(np.array([3.0, -1.0, 1.0])), [0.75, 0.0, 0.25])
+    np.testing.assert_allclose(shares(np.array([0.30004, 0.00004, 0.1]), decimals=4), [0.75, 0.0, 0.25])
+    assert np.isnan(shares(np.array([0.0, -1.0]))).all()
+    assert np.isnan(shares(np.array([np.nan, 1.0]))).all()
+
+
+def test_the_mean_over_tasks():
+    first, second = accuracies(100, seed=1), accuracies(400, seed=2)
+    one, two, both = estimate(first), estimate(second), combine([first, second])
+    np.testing.assert_allclose(both.value, (one.value + two.value) / 2)
+    np.testing.assert_allclose(both.share, (one.share + two.share) / 2)
+    np.testing.assert_allclose(both.ablation_drop, (one.ablation_drop + two.ablation_drop) / 2)
+    assert (both.task, both.n_items) == ("all", 500)
+    width_one, width_two, width = (r.ci_high - r.ci_low for r in (one, two, both))
+    np.testing.assert_allclose(width, np.sqrt(width_one**2 + width_two**2) / 2, rtol=0.05)
+    other = ValueTable(("x", *NAMES[1:]), first.coalitions, first.values)
+    with pytest.raises(UsageError, match="different players"):
+        combine([first, other])
+    with pytest.raises(UsageError, match="no tables"):
+        combine([])
+    with pytest.raises(UsageError, match="cannot average"):
+        mean_over_tasks([])
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_a_task_all_right_or_all_wrong(right):
+    table = ValueTable(NAMES, tuple(windows(6, 2)), np.full((40, 12), right))
+    result = estimate(table)
+    assert (result.value == 0).all()
+    assert (result.ci_low < 0).all()  # 40 items without a change do not prove that there is none
+    assert (result.ci_high > 0).all()
+    assert result.ci_high.max() < 0.1
+    assert (result.rank == 1).all()
+    assert (result.rank_ci_high == 6).all()
+    assert np.isnan(result.share).all()
+    assert np.isnan(result.share_ci_low).all()
+
+
+@pytest.mark.parametrize("clusters", [None, np.zeros(1, dtype=int)])
+def test_one_item_has_values_but_no_intervals(clusters):
+    table = ValueTable(NAMES, tuple(windows(6, 2)), np.random.default_rng(0).random((1, 12)), clusters)
+    result = estimate(table)
+    assert np.isfinite(result.value).all()
+    for name in (
+        "ci_low",
+        "ci_high",
+        "ablation_ci_low",
+        "share_ci_low",
+        "share_ci_high",
+        "rank_ci_low",
+        "rank_ci_high",
+    ):
+        assert np.isnan(getattr(result, name)).all(), name
+    assert (result.top_k_decision == 0).all()
+
+
+def test_one_cluster_of_many_items_has_no_intervals_either():
+    table = accuracies(20)
+    result = estimate(ValueTable(table.players, table.coalitions, table.values, np.zeros(20, dtype=int)))
+    assert np.isnan(result.ci_low).all()
+
+
+def test_a_non_finite_value_spoils_only_what_it_touches():
+    table = accuracies(50)
+    values = table.values.copy()
+    values[7, table.coalitions.index((5,))] = -np.inf
+    result = estimate(ValueTable(table.players, table.coalitions, values))
+    np.testing.assert_array_equal(np.isnan(result.value), [False] * 4 + [True, True])
+    np.testing.assert_array_equal(np.isnan(result.ablation_drop), [False] * 5 + [True])
+    np.testing.assert_array_equal(np.isnan(result.rank), np.isnan(result.value))
+    assert np.isfinite(result.ci_low[:4]).all()
+    assert np.isnan(result.share).all()  # the sum is unknown
+    assert (result.rank_ci_high[:4] - estimate(table).rank_ci_high[:4] >= 0).all()
+    assert result.rank_ci_high[0] >= 3  # two unknown players might stand above
+    assert list(result.order())[-2:] == [4, 5]
+
+
+def test_ties_share_the_best_rank():
+    table = ValueTable(NAMES[:4], tuple(windows(4, 1)), np.tile([1.0, 0.5, 0.5, 0.2, 0.9], (3, 1)))
+    result = estimate(table)
+    np.testing.assert_array_equal(result.rank, [2, 2, 1, 4])
+    assert result.in_top_k.sum() == 3
+
+
+@pytest.mark.parametrize("options", [{"level": 1.0}, {"level": 0.0}, {"top_k": 0}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(UsageError):
+        estimate(accuracies(10), **options)
+
+
+def test_the_seed_decides():
+    table = accuracies(60)
+    again = estimate(table, seed=4)
+    np.testing.assert_array_equal(estimate(table, seed=4).rank_ci_high, again.rank_ci_high)
+
+
+def test_interval_of_a_mean_is_the_t_interval():
+    rows = np.random.default_rng(3).normal(size=(12, 2))
+    low, high = mean_interval(influence_of(rows, np.arange(12)), 0.9)
+    half = 1.795885 * rows.std(axis=0, ddof=1) / np.sqrt(12)
+    np.testing.assert_allclose(high - low, 2 * half, rtol=1e-5)

@@ -1,0 +1,122 @@
+"""Sampled removal orders: unbiased, truncated at chance, with both noises."""
+
+from __future__ import annotations
+
+from itertools import permutations as all_orders
+
+import numpy as np
+import pytest
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game import (
+    ValueTable,
+    all_coalitions,
+    chain_coalitions,
+    estimate,
+    estimate_permutations,
+    permutations,
+)
+from lowmem_layers.game.games import airport_game, gloves_game
+from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.permutation import at_chance, next_coalitions, permutation_influence
+
+
+def noisy_game(n_items, rng):
+    """Four players of which an item needs one or two: accuracies with a known population."""
+    coalitions = tuple(all_coalitions(4))
+    needs = rng.random((n_items, 4)) < np.array([0.6, 0.4, 0.2, 0.05])
+    values = np.stack([~needs[:, list(removed)].any(axis=1) for removed in coalitions], axis=1).astype(float)
+    return ValueTable(("a", "b", "c", "d"), coalitions, values)
+
+
+@pytest.mark.parametrize("game", [airport_game([1.0, 5.0, 2.0, 2.5]), gloves_game(2, 3)], ids=["airport", "gloves"])
+def test_all_orders_give_the_exact_value(game):
+    orders = list(all_orders(range(game.n_players)))
+    table = game.table(chain_coalitions(orders))
+    np.testing.assert_allclose(permutation_influence(table, orders).value, game.shapley, atol=1e-12)
+
+
+def test_the_average_over_seeds_is_unbiased():
+    game = airport_game([1.0, 5.0, 2.0, 2.5, 0.5])
+    table = game.table(all_coalitions(5))
+    values = [permutation_influence(table, permutations(5, 2, seed)).value for seed in range(600)]
+    error = np.std(values, axis=0) / np.sqrt(600)
+    assert (np.abs(np.mean(values, axis=0) - game.shapley) < 4 * error + 1e-12).all()
+
+
+def test_efficiency_holds_for_every_sample():
+    table = noisy_game(50, np.random.default_rng(1))
+    value = permutation_influence(table, permutations(4, 3, seed=0)).value
+    assert value.sum() == pytest.approx(table.mean(()) - table.mean((0, 1, 2, 3)))
+
+
+def test_intervals_cover_items_and_orders():
+    rng = np.random.default_rng(5)
+    population = noisy_game(20_000, rng)
+    truth = estimate(population, "shapley").value
+    covered = []
+    for seed in range(150):
+        table = population.take_items(rng.integers(0, 20_000, 100))
+        low, high = mean_interval(permutation_influence(table, permutations(4, 12, seed)), 0.95)
+        covered.append((low <= truth) & (truth <= high))
+    assert 0.92 <= np.mean(covered) <= 0.985
+
+
+def test_walks_are_cut_at_chance():
+    # Chance 0.25: without player 2 the value is at chance, whatever else is missing.
+    coalitions = ((), (0,), (2,), (0, 2), (0, 1))
+    rng = np.random.default_rng(0)
+    base = rng.random((400, 1))
+    levels = np.array([0.8, 0.7, 0.25, 0.1, 0.6])
+    table = ValueTable(("a", "b", "c"), coalitions, (base < levels).astype(float))
+    assert at_chance(table, (2,), 0.25)
+    assert not at_chance(table, (0,), 0.25)
+    orders = [(2, 0, 1), (0, 2, 1)]
+    assert next_coalitions(table, orders, chance=0.25) == []
+    assert next_coalitions(table, orders) == [(0, 1, 2)]
+    value = permutation_influence(table, orders, chance=0.25).value
+    v = {removed: table.mean(removed) for removed in coalitions}
+    np.testing.assert_allclose(
+        value, [(0 + v[()] - v[(0,)]) / 2, 0.0, (v[()] - v[(2,)] + v[(0,)] - v[(0, 2)]) / 2], atol=1e-12
+    )
+    with pytest.raises(UsageError, match="a\\+b\\+c"):
+        permutation_influence(table, orders)
+
+
+def test_asking_again_reaches_every_end():
+    full = noisy_game(60, np.random.default_rng(2))
+    orders = permutations(4, 6, seed=9)
+    known = [()]
+    for _ in range(10):
+        columns = [full.column_index(removed) for removed in known]
+        table = ValueTable(full.players, tuple(known), full.values[:, columns])
+        wanted = next_coalitions(table, orders, chance=0.1)
+        if not wanted:
+            break
+        known += wanted
+    assert wanted == []
+    assert len(known) <= len(chain_coalitions(orders))
+    permutation_influence(table, orders, chance=0.1)
+
+
+def test_front_door():
+    table = noisy_game(200, np.random.default_rng(3))
+    result = estimate_permutations(table, permutations(4, 20, seed=0))
+    assert result.estimator == "permutation"
+    assert list(result.order()) == [0, 1, 2, 3]
+    assert (result.ci_low < result.value).all()
+    np.testing.assert_allclose(result.ablation_drop, estimate(table, "ablation").value)
+    two = estimate_permutations([table, table], permutations(4, 20, seed=0), chance=[0.0, None])
+    np.testing.assert_allclose(two.value, result.value)
+
+
+@pytest.mark.parametrize("orders", [[], [(0, 0, 1, 2)], [(0, 1)]])
+def test_bad_orders_are_refused(orders):
+    with pytest.raises(UsageError):
+        permutation_influence(noisy_game(5, np.random.default_rng(0)), orders)
+
+
+def test_one_pair_leaves_the_error_unknown():
+    result = estimate_permutations(noisy_game(50, np.random.default_rng(3)), permutations(4, 2, seed=0))
+    assert np.isfinite(result.value).all()
+    assert np.isnan(result.ci_low).all()

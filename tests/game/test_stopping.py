@@ -1,0 +1,169 @@
+"""Stopping early: the e-process, the statements, and how rarely they are wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game import Statement, ValueTable, decide, item_order, parse_statement, single_removals
+from lowmem_layers.game.influence import influence_of
+from lowmem_layers.game.stopping import EFFECT_VARIANCE, anytime_radius, log_evidence
+
+
+def drops_table(drops, clusters=None):
+    """Make a table whose per-item ablation drops are these. Shapes: (items, players)."""
+    values = np.concatenate([np.zeros((len(drops), 1)), -drops], axis=1)
+    names = tuple(f"p{i}" for i in range(drops.shape[1]))
+    return ValueTable(names, tuple(single_removals(drops.shape[1])), values, clusters)
+
+
+def gaussian(means, n_items, seed):
+    return drops_table(np.array(means) + np.random.default_rng(seed).normal(size=(n_items, len(means))))
+
+
+@pytest.mark.parametrize(
+    ("text", "statement"),
+    [
+        ("top3", Statement("top", top_k=3)),
+        ("top=5", Statement("top", top_k=5)),
+        ("rank", Statement("rank")),
+        ("ci=0.01", Statement("ci", half_width=0.01)),
+        ("ci=.5", Statement("ci", half_width=0.5)),
+    ],
+)
+def test_statements(text, statement):
+    assert parse_statement(text) == statement
+
+
+@pytest.mark.parametrize("text", ["top", "top0", "top=-1", "ci=0", "ci=", "ci=-1", "ranks", ""])
+def test_bad_statements(text):
+    with pytest.raises(UsageError, match="no statement"):
+        parse_statement(text)
+
+
+def test_evidence_against_numerical_integration():
+    """The likelihood ratio of the t statistic, integrated over effect sizes: noncentral t against central t."""
+    stats = pytest.importorskip("scipy.stats")
+    integrate = pytest.importorskip("scipy.integrate")
+    for n, t in ((12, 0.3), (30, 2.0), (30, -4.0)):
+        prior = stats.norm(0, np.sqrt(EFFECT_VARIANCE))
+
+        def density(delta, n=n, t=t, prior=prior):
+            return stats.nct.pdf(t, n - 1, delta * np.sqrt(n)) * prior.pdf(delta)
+
+        mixed = integrate.quad(density, -3, 3, limit=200)[0]
+        expected = np.log(mixed / stats.t.pdf(t, n - 1))
+        assert log_evidence(np.array(t), np.array(n - 1.0)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_radius_inverts_the_evidence():
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    estimate = influence_of(rows, np.arange(60))
+    radius = anytime_radius(estimate, 0.01)
+    evidence = log_evidence(radius / estimate.standard_error, estimate.dof)
+    np.testing.assert_allclose(evidence, np.log(100.0))
+    few = influence_of(rows[:3], np.arange(3))
+    assert np.isinf(anytime_radius(few, 0.01)).all()
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_no_difference_is_rarely_declared_at_any_time(heavy):
+    """Two players without a gap, a look after every item up to 300: at most 5 % are ever ranked."""
+    wrong = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        gaps = rng.standard_t(4, size=300) if heavy else rng.normal(size=300)
+        n = np.arange(1, 301)
+        mean = np.cumsum(gaps) / n
+        spread = np.sqrt(np.maximum(np.cumsum(gaps**2) / n - mean**2, 1e-12) * n / np.maximum(n - 1, 1))
+        late = n >= 10
+        evidence = log_evidence(mean[late] / spread[late] * np.sqrt(n[late]), n[late] - 1.0)
+        wrong += bool((evidence > np.log(20.0)).any())
+    assert wrong / 400 <= 0.05
+
+
+def test_the_rule_is_that_process_for_two_players():
+    table = gaussian([1.0, 0.2], 80, seed=1)
+    gap = -(table.values[:, 1] - table.values[:, 2])
+    t = gap.mean() / (gap.std(ddof=1) / np.sqrt(80))
+    expected = log_evidence(np.array(t), np.array(79.0))
+    decision = decide(table, "top=1")
+    assert decision.holds == bool(expected > np.log(20.0))
+    assert f"{float(expected):.2f}" in decision.detail
+
+
+def test_top_three_of_accuracies_is_found_and_never_wrong_here():
+    found = 0
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        lost = (rng.random((300, 8)) < np.array([0.6, 0.5, 0.5, 0.05, 0.05, 0.02, 0.0, 0.0])).astype(float)
+        table = drops_table(lost)
+        table = ValueTable(table.players, table.coalitions, table.values + 1.0)
+        assert table.is_binary
+        for n in range(20, 301, 20):
+            decision = decide(table.take_items(range(n)), "top3")
+            if decision.holds:
+                found += 1
+                assert "p0" in decision.text
+                assert "p1" in decision.text
+                assert "p2" in decision.text
+                assert f"{n} items" in decision.text
+                break
+    assert found >= 14
+
+
+def test_ties_at_the_edge_are_not_decided():
+    for seed in range(20):
+        table = gaussian([3.0, 2.0, 1.0, 1.0, 0.0], 200, seed)
+        assert not any(decide(table.take_items(range(n)), "top3").holds for n in range(20, 201, 20))
+
+
+def test_rank_and_width():
+    table = gaussian([3.0, 2.0, 1.0, 0.0], 300, seed=0)
+    decision = decide(table, "rank")
+    assert decision.holds
+    assert "p0, p1, p2, p3" in decision.text
+    assert not decide(gaussian([1.0, 1.0], 300, seed=1), "rank").holds
+    assert decide(table, "ci=0.5").holds
+    narrow = decide(table, "ci=0.01")
+    assert not narrow.holds
+    assert "±" in narrow.detail
+
+
+def test_widths_hold_at_any_time():
+    missed = 0
+    for seed in range(200):
+        rows = np.random.default_rng(seed).normal(size=(200, 3))
+        looks = [influence_of(rows[:n], np.arange(n)) for n in range(20, 201, 20)]
+        missed += any((np.abs(look.value) > anytime_radius(look, 0.05 / 3)).any() for look in looks)
+    assert missed / 200 <= 0.05
+
+
+def test_the_mean_over_tasks_and_clusters():
+    first, second = gaussian([2.0, 0.0], 60, 0), gaussian([0.0, 0.5], 60, 1)
+    assert decide([first, second], "top=1").holds
+    same = ValueTable(first.players, first.coalitions, first.values, np.repeat(np.arange(5), 12))
+    assert not decide(same, "top=1").holds  # five clusters
+    assert "fewer than" in decide(same, "top=1").detail
+
+
+def test_non_finite_and_impossible():
+    table = gaussian([2.0, 0.0], 30, 0)
+    spoilt = table.values.copy()
+    spoilt[3, 1] = np.nan
+    decision = decide(ValueTable(table.players, table.coalitions, spoilt), "top=1")
+    assert not decision.holds
+    assert "p0" in decision.detail
+    with pytest.raises(UsageError, match="top 2 of 2"):
+        decide(table, "top=2")
+
+
+def test_constant_tables_prove_nothing():
+    assert not decide(drops_table(np.tile([1.0, 0.0], (50, 1))), "top=1").holds
+    assert not decide(drops_table(np.zeros((50, 2))), "rank").holds
+
+
+def test_item_order_is_a_seeded_shuffle():
+    assert sorted(item_order(50, 1)) == list(range(50))
+    assert item_order(50, 1) == item_order(50, 1) != item_order(50, 2)
