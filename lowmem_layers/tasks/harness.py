@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,21 @@ def _version() -> str:
     return version("lm_eval")
 
 
+@cache
+def _manager(include: Path | None) -> Any:
+    """Build the harness' index of its thousands of task files once a process: it takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include is None else str(include))
+
+
 def _task(name: str, include: Path | None) -> Any:
     try:
-        from lm_eval.tasks import TaskManager
+        manager = _manager(include)
     except ImportError as error:
         raise TaskError(
             f"{HARNESS_PREFIX}{name} needs lm-evaluation-harness", "pip install 'lowmem-layers[lm-eval]'"
         ) from error
-    manager = TaskManager(include_path=None if include is None else str(include))
     known: Sequence[str] = manager.all_subtasks
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
