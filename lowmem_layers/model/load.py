@@ -29,7 +29,7 @@ from lowmem_layers.model.source import Source, find_source
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.model.staging import StagedFeed, lane_to
 from lowmem_layers.model.store import Feed, Place, StreamingStore
-from lowmem_layers.model.texts import read_config, read_tokenizer
+from lowmem_layers.model.texts import keep_texts, read_config, read_tokenizer
 
 Announce = Callable[[str], None]
 
@@ -75,6 +75,8 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         store = StreamingStore(places, _feed(home, plan.device), plan.dtype, plan.device)
         model.to(plan.device)
         tokenizer = read_tokenizer(plan.source, spec)
+        if spec.cache:
+            keep_texts(plan.source, plan.config, tokenizer)
     return DecoderModel(model, tokenizer, store, _description(plan, model, store, placement, fingerprint))
 
 

