@@ -1,0 +1,202 @@
+"""Sweep = whole forward passes, in every family, for windows and scattered coalitions, at counted cost."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lowmem_layers.engine import Engine, Sizes, reference_loglikelihoods
+from lowmem_layers.errors import EngineError, RemovalError
+from lowmem_layers.game.tree import prefix_tree, windows_formula
+from lowmem_layers.model.decoder import DecoderModel
+
+
+def load(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+families = load("families", Path(__file__).parents[1] / "families.py")
+routes = load("engine_routes", Path(__file__).parent / "conftest.py")
+
+N = 2 * families.LAYERS
+WINDOWS = [()] + [tuple(range(i, i + k)) for k in range(1, 4) for i in range(N - k + 1)]
+SCATTERED = [(0, 2, 5), (1, 4), (0, 1, 2, 3, 4, 5), (0, 3), (2, 4, 5)]
+TRIE_LESS = {"falcon-alibi", "bloom", "mpt"}
+PARTLY_FLOAT32 = {"gptj": 1e-6, "deepseek_v3": 1e-6}  # these compute positions, or routing, in float32 even in float64
+FFN_NAMES = ("mlp", "ffn", "fc2")
+ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
+
+
+def sublayers_by_name(module):
+    """List the sublayers of a transformers model by their usual names: this test's own way to find them."""
+    found = {}
+    for path, child in module.named_modules():
+        parent, _, name = path.rpartition(".")
+        if parent.rpartition(".")[2].isdigit() and name in ATTENTION_NAMES + FFN_NAMES:
+            layer = int(parent.rpartition(".")[2])
+            found[2 * layer + (name in FFN_NAMES)] = child
+    return found
+
+
+def largest_gap(a, b):
+    return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_sweep_equals_whole_passes_of_plain_transformers_in_float32(family):
+    items = routes.random_items(4)
+    coalitions = WINDOWS + SCATTERED
+    module = families.tiny_model(family)
+    expected = routes.hooked_loglikelihoods(module, sublayers_by_name(module), items, coalitions, family)
+    engine = Engine(DecoderModel(module))
+    assert largest_gap(engine.score(items, coalitions), expected) < 1e-5
+    assert engine.layout == ("rows" if family in TRIE_LESS else "trie")
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_sweep_equals_the_reference_in_float64(family):
+    items = routes.random_items(3, seed=1)
+    coalitions = WINDOWS[::2] + SCATTERED
+    model = DecoderModel(families.tiny_model(family, dtype=torch.float64, seed=1))
+    gap = largest_gap(Engine(model).score(items, coalitions), reference_loglikelihoods(model, items, coalitions))
+    assert gap < PARTLY_FLOAT32.get(family, 1e-10)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gemma2", "opt", "gpt_oss"])
+def test_plain_rows_give_the_same_numbers_as_tries(family):
+    items = routes.random_items(4, seed=2)
+    model = DecoderModel(families.tiny_model(family))
+    tries, rows = (Engine(model, layout=layout).score(items, WINDOWS) for layout in ("trie", "rows"))
+    assert largest_gap(tries, rows) < 1e-5
+
+
+def test_a_wrong_value_would_be_seen():
+    items = routes.random_items(2)
+    module = families.tiny_model("llama")
+    right = routes.hooked_loglikelihoods(module, sublayers_by_name(module), items, [(), (2,)])
+    swapped = routes.hooked_loglikelihoods(module, sublayers_by_name(module), items, [(), (3,)])
+    assert largest_gap(right, swapped) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2"])
+def test_the_numbers_do_not_depend_on_the_company(family):
+    items = routes.random_items(6, seed=3)
+    model = DecoderModel(families.tiny_model(family))
+    together = Engine(model).score(items, WINDOWS)
+    small = Engine(model, sizes=Sizes(chunk_tokens=16, head_rows=3, vocabulary_slice=10))
+    for index, item in enumerate(items):
+        assert largest_gap(small.score([item], WINDOWS), together[index : index + 1]) < 1e-5
+    for column, removed in enumerate(WINDOWS):
+        (alone,) = Engine(model, layout="trie").score(items[:1], [removed])
+        assert np.abs(alone[0] - together[0][column]).max() < 1e-5
+
+
+class Calls:
+    """Counts, by hooks on the model's own modules, how many states each sublayer is called with."""
+
+    def __init__(self, module, tokens):
+        self.rows = 0
+        self.tokens = tokens
+        self.handles = [
+            child.register_forward_pre_hook(self.count, with_kwargs=True)
+            for child in sublayers_by_name(module).values()
+        ]
+
+    def count(self, _module, args, kwargs):
+        self.rows += (args[0] if args else kwargs["hidden_states"]).shape[0]
+
+    def close(self):
+        for handle in self.handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("max_removed", [0, 1, 3])
+def test_counted_applications_equal_the_formula(max_removed):
+    items = routes.random_items(1, seed=4)
+    module = families.tiny_model("llama")
+    engine = Engine(DecoderModel(module), layout="trie")
+    coalitions = [c for c in WINDOWS if len(c) <= max_removed]
+    calls = Calls(module, items)
+    engine.score(items, coalitions)
+    calls.close()
+    assert calls.rows - probed_rows(module) == engine.counted_applications == windows_formula(N, max_removed)
+
+
+def probed_rows(module):
+    """Count what a second model's examination alone calls, so that it can be taken off."""
+    calls = Calls(module, None)
+    _ = DecoderModel(module).programs
+    calls.close()
+    return calls.rows
+
+
+def test_a_tree_that_promises_less_than_is_computed_is_caught(monkeypatch):
+    engine = Engine(DecoderModel(families.tiny_model("llama")), layout="trie")
+    tree = prefix_tree(WINDOWS, N)
+    monkeypatch.setattr(type(tree), "applications", 1)
+    with pytest.raises(EngineError, match="1"):
+        engine.score(routes.random_items(1), WINDOWS)
+
+
+def test_a_sublayer_that_all_coalitions_remove_is_not_fetched():
+    fetched = []
+
+    class Store:
+        def sweep(self, visits):
+            for visit in visits:
+                fetched.append(visit)
+                yield visit
+
+    model = DecoderModel(families.tiny_model("llama"), store=Store())
+    engine = Engine(model, layout="trie")
+    _ = model.programs
+    fetched.clear()
+    engine.score(routes.random_items(1), [(2,), (2, 5), (0, 2)])
+    assert [visit.kinds for visit in fetched] == [{"attn", "ffn"}, {"ffn"}, {"attn", "ffn"}]
+
+
+def test_post_norm_opt_is_refused_with_the_reason():
+    module = families.tiny_model("opt", do_layer_norm_before=False)
+    with pytest.raises(RemovalError, match="both sublayers removed") as caught:
+        Engine(DecoderModel(module)).score(routes.random_items(1), [()])
+    assert caught.value.hint
+
+
+def test_a_model_that_does_something_between_its_layers_is_refused():
+    module = families.tiny_model("llama")
+    inner = module.model.layers[1]
+    inner.register_forward_pre_hook(lambda m, args: (args[0] * 1.5, *args[1:]))
+    with pytest.raises(RemovalError):
+        Engine(DecoderModel(module)).score(routes.random_items(1), [()])
+
+
+def test_what_is_not_finite_is_handed_on_as_such():
+    items = routes.random_items(2)
+    module = families.tiny_model("llama")
+    token = (set(items[0].choices[0].tokens[:-1]) - set(items[1].choices[0].tokens)).pop()
+    module.model.embed_tokens.weight[token] = float("inf")
+    broken, sound = Engine(DecoderModel(module), layout="trie").score(items, [(), (3,)])
+    assert not np.isfinite(broken[:, 0]).any()
+    assert np.isfinite(sound).all()
+
+
+def test_weights_that_are_not_finite_are_refused():
+    module = families.tiny_model("llama")
+    module.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
+    with pytest.raises(RemovalError):
+        Engine(DecoderModel(module)).score(routes.random_items(1), [()])
+
+
+def test_reported_work_adds_up_to_about_what_was_planned():
+    items = routes.random_items(3)
+    engine = Engine(DecoderModel(families.tiny_model("llama")))
+    done = []
+    engine.score(items, WINDOWS, done.append)
+    assert 0.6 < sum(done) / engine.work(items, WINDOWS) <= 1.0
