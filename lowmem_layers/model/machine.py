@@ -1,0 +1,113 @@
+"""How fast a machine multiplies, copies and reads: a few seconds' measurement, or a card's data sheet."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lowmem_layers.errors import UsageError
+
+_FILE_BYTES = 64 << 20
+_COPY_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine's speeds. Units: multiply-adds a second in the compute dtype; bytes a second.
+
+    `host_to_device_bytes_s` is what brings packed weights from RAM to the computing device, `disk_bytes_s` from disk to
+    RAM. `measured` tells a measurement from a data sheet.
+    """
+
+    name: str
+    macs_s: float
+    host_to_device_bytes_s: float
+    disk_bytes_s: float
+    memory_bytes: int
+    measured: bool
+
+
+_PCIE_BYTES_S, _DISK_BYTES_S = 20e9, 3e9
+_SHARE_OF_PEAK = 0.6  # of the data sheet's dense bfloat16 peak that large matrix products reach
+
+# dense bfloat16 TFLOP/s with float32 accumulation, and GiB of memory
+_SHEETS = {
+    "rtx-3060": (25.5, 12),
+    "rtx-3080": (59.5, 10),
+    "rtx-4060-laptop": (29.0, 8),
+    "rtx-4070": (58.0, 12),
+    "rtx-4090": (165.0, 24),
+}
+
+CARDS = {
+    name: Machine(
+        name, tflops * 1e12 / 2 * _SHARE_OF_PEAK, _PCIE_BYTES_S, _DISK_BYTES_S, memory_gib << 30, measured=False
+    )
+    for name, (tflops, memory_gib) in _SHEETS.items()
+}
+
+
+def named_card(name: str) -> Machine:
+    """Look a card up.
+
+    Raises:
+        UsageError: the card is not in the table.
+    """
+    if name not in CARDS:
+        raise UsageError(f"there is no card {name!r} in the table", f"known are {', '.join(CARDS)}")
+    return CARDS[name]
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> Machine:
+    """Time a matrix product, a copy and a read of a fresh file for about `seconds` each."""
+    a = torch.randn(1024, 2048, dtype=dtype, device=device)
+    b = torch.randn(2048, 2048, dtype=dtype, device=device)
+    products = _rate(lambda: torch.mm(a, b), device, seconds)
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
+    copies = _rate(lambda: target.copy_(source, non_blocking=True), device, seconds / 2)
+    is_gpu = device.type == "cuda"
+    memory = torch.cuda.mem_get_info(device)[1] if is_gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
+    work = a.shape[0] * b.shape[0] * b.shape[1]
+    return Machine(name, products * work, copies * _COPY_BYTES, _disk_bytes_s(), memory, measured=True)
+
+
+def _rate(step: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Count how often a step runs a second, after one run to warm up."""
+    step()
+    _synchronise(device)
+    start = time.perf_counter()
+    done = 0
+    while time.perf_counter() - start < seconds:
+        for _ in range(4):
+            step()
+        done += 4
+        _synchronise(device)
+    return done / (time.perf_counter() - start)
+
+
+def _disk_bytes_s() -> float:
+    """Write a file, ask the system to forget it, and read it back (an upper bound where it does not forget)."""
+    with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
+        path = Path(folder) / "probe"
+        path.write_bytes(os.urandom(1 << 20) * (_FILE_BYTES >> 20))
+        with path.open("rb", buffering=0) as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            start = time.perf_counter()
+            while file.read(8 << 20):
+                pass
+            return _FILE_BYTES / (time.perf_counter() - start)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
