@@ -12,6 +12,7 @@ plain forward pass a choice (`--ours plain`), and `item_values`. The last line i
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -66,6 +67,8 @@ def main() -> None:
         "versions": {name: importlib.metadata.version(name) for name in names},
         "tasks": [asdict(row) for row in rows],
     }
+    if options.reference:
+        options.reference.write_text(json.dumps(sides.reference, indent=1) + "\n")
     print(json.dumps(document))
 
 
@@ -79,6 +82,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--bos", choices=("auto", "none"), default="auto")
     parser.add_argument("--batch-size", type=int, default=4, help="of the harness' side")
     parser.add_argument("--tokens-only", action="store_true")
+    parser.add_argument(
+        "--reference", type=Path, help="also write the harness' tokens and log-likelihoods to this file"
+    )
     parser.add_argument("--ours", choices=("engine", "plain"), default="engine")
     return parser.parse_args()
 
@@ -92,6 +98,7 @@ class Sides:
         self.harness = harness_model(self.model, hf_tokenizer(folder, gguf), options)
         self.tokenizer = self.harness.tokenizer
         self.max_length = 1 << 20 if self.model is None else self.harness.max_length
+        self.reference: dict[str, Any] = {}
         self.engine = None
         if self.model is not None and options.ours == "engine":
             self.engine = our_engine(options.model)
@@ -173,6 +180,7 @@ def compare(name: str, sides: Sides, options: argparse.Namespace, scratch: Path)
     answers = sides.harness.loglikelihood([one for several in requests for one in several], disable_tqdm=True)
     seconds = time.perf_counter() - start
     differing = differing_tokens(encoded, sides.harness.recorded, sides.max_length)
+    sides.reference[name] = reference_of(sides.harness.recorded, answers)
     row = Row(name, len(docs), len(answers), differing)
     return row if sides.model is None else scored(row, task, encoded, theirs, docs, answers, sides, seconds)
 
@@ -215,6 +223,19 @@ def differing_tokens(encoded: Sequence[EncodedItem], recorded: Sequence[Any], ma
     theirs = [(tuple((c + s)[-(max_length + 1) :]), len(s)) for c, s in recorded]
     assert len(ours) == len(theirs), (len(ours), len(theirs))
     return sum(a != b for a, b in zip(ours, theirs, strict=True))
+
+
+def reference_of(recorded: Sequence[Any], answers: Sequence[tuple[float, bool]]) -> list[dict[str, Any]]:
+    """Say what the harness fed and found: a hash of the tokens, how many were scored, the log-likelihood in nats."""
+    return [
+        {"tokens": tokens_hash(context + scored), "n_scored": len(scored), "loglikelihood": round(value, 5)}
+        for (context, scored), (value, _) in zip(recorded, answers, strict=True)
+    ]
+
+
+def tokens_hash(tokens: Sequence[int]) -> str:
+    """Shorten a list of token ids to 16 hexadecimal digits."""
+    return hashlib.sha256(" ".join(map(str, tokens)).encode()).hexdigest()[:16]
 
 
 def scored(

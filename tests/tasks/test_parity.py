@@ -1,0 +1,76 @@
+"""Parity with lm-evaluation-harness: its tokens and log-likelihoods for look-alike items, stored, are ours too.
+
+`lookalike/reference.json` is written by `benchmarks/parity.py --data-dir tests/tasks/lookalike --reference FILE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowmem_layers.model.embedded import INSTALL, find_embedded_model
+from lowmem_layers.tasks import BENCHMARKS, encode_task, load_tasks
+
+FOLDER = Path(__file__).with_name("lookalike")
+REFERENCE = json.loads((FOLDER / "reference.json").read_text())
+REAL = os.environ.get("LOWMEM_LAYERS_DATA")
+NATS = 1e-3
+
+
+@pytest.fixture(scope="module")
+def model():
+    if find_embedded_model() is None:
+        pytest.skip(f"the embedded model is not installed: {INSTALL}")
+    from lowmem_layers.model import ModelSpec, load_model
+
+    return load_model(ModelSpec(quant="none", dtype="float32", device="cpu"))
+
+
+def encoded(model):
+    tasks = load_tasks(list(BENCHMARKS), data_dir=FOLDER)
+    return {task.name: encode_task(task, model.tokenizer, max_length=8192) for task in tasks}
+
+
+def tokens_hash(tokens):
+    return hashlib.sha256(" ".join(map(str, tokens)).encode()).hexdigest()[:16]
+
+
+def test_tokens_are_those_of_the_harness(model):
+    for name, items in encoded(model).items():
+        ours = [(tokens_hash(choice.tokens), choice.n_scored) for item in items for choice in item.choices]
+        assert ours == [(one["tokens"], one["n_scored"]) for one in REFERENCE[name]], name
+
+
+def test_another_token_would_be_seen(model):
+    choice = encoded(model)["boolq"][0].choices[0]
+    assert tokens_hash(choice.tokens[1:]) != REFERENCE["boolq"][0]["tokens"]
+
+
+def test_loglikelihoods_are_those_of_the_harness(model):
+    from lowmem_layers.engine import Engine
+
+    engine = Engine(model)
+    items = [item for several in encoded(model).values() for item in several]
+    found = {}
+    for tile in engine.plan_tiles(items, [()]):
+        found |= dict(zip(tile, engine.score([items[index] for index in tile], [()]), strict=True))
+    ours = np.concatenate([found[index][0] for index in range(len(items))])
+    theirs = [one["loglikelihood"] for name in BENCHMARKS for one in REFERENCE[name]]
+    np.testing.assert_allclose(ours, theirs, atol=NATS, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(REAL is None, reason="LOWMEM_LAYERS_DATA names no folder with the benchmarks' items")
+def test_tokens_of_real_items_are_those_of_the_harness():
+    script = Path(__file__).parents[2] / "benchmarks" / "parity.py"
+    command = [sys.executable, str(script), "--data-dir", str(REAL), "--tokens-only"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout.splitlines()[-1])["tasks"]
+    assert {row["task"]: row["differing_tokens"] for row in rows} == dict.fromkeys(BENCHMARKS, 0)
