@@ -74,8 +74,8 @@ def test_the_ideal_of_an_8b_model_on_a_4090() -> None:
     assert plan.streaming_s < plan.compute_s
     layers = 777_781 * (7754 / 64) * 6.98e9 * 2  # tokens, live states on average, weights of the decoder layers, flops
     head = 60_000 * 251 * 128_256 * 4096 * 2
-    assert plan.flops == pytest.approx(layers + head, rel=0.005)
-    assert plan.hours == pytest.approx((layers + head) / 165e12 / 0.6 / 3600, rel=0.005)
+    assert plan.flops == pytest.approx(layers + head, rel=0.03)
+    assert plan.hours == pytest.approx((layers + head) / 165e12 / 0.6 / 3600, rel=0.03)
     assert plan.state_bytes_per_token == 251 * 4096 * 2
 
 
