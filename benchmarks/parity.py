@@ -79,6 +79,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tasks", default=",".join(BENCHMARKS))
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--fewshot", type=int, default=0, help="examples, the first of TASK.train.jsonl")
     parser.add_argument("--bos", choices=("auto", "none"), default="auto")
     parser.add_argument("--batch-size", type=int, default=4, help="of the harness' side")
     parser.add_argument("--tokens-only", action="store_true")
@@ -171,11 +172,11 @@ def our_engine(model: str | None) -> Any:
 
 def compare(name: str, sides: Sides, options: argparse.Namespace, scratch: Path) -> Row:
     """Run both sides on one task."""
-    (task,) = load_tasks([name], data_dir=options.data_dir, limit=options.limit)
+    (task,) = load_tasks([name], data_dir=options.data_dir, limit=options.limit, fewshot=options.fewshot)
     encoded = encode_task(task, sides.tokenizer, bos=options.bos, max_length=sides.max_length)
-    theirs = harness_task(name, options.data_dir / f"{name}.jsonl", scratch)
+    theirs = harness_task(name, options, scratch)
     docs = [doc for _, doc in zip(task.items, theirs.eval_docs, strict=False)]
-    requests = [theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 0)) for doc in docs]
+    requests = [theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot)) for doc in docs]
     start = time.perf_counter()
     answers = sides.harness.loglikelihood([one for several in requests for one in several], disable_tqdm=True)
     seconds = time.perf_counter() - start
@@ -185,36 +186,42 @@ def compare(name: str, sides: Sides, options: argparse.Namespace, scratch: Path)
     return row if sides.model is None else scored(row, task, encoded, theirs, docs, answers, sides, seconds)
 
 
-def harness_task(name: str, data: Path, scratch: Path) -> Any:
-    """Build the harness' own task over a local file; all but the place of the data stays its own.
-
-    The one change to the records: SuperGLUE's `label` is made from BoolQ's original `answer` where it is missing.
-    """
+def harness_task(name: str, options: argparse.Namespace, scratch: Path) -> Any:
+    """Build the harness' own task over a local file; all but the place of the data stays its own."""
     from lm_eval.tasks import TaskManager
 
-    copy = scratch / f"{name}.jsonl"
-    with data.open(encoding="utf-8") as lines, copy.open("w", encoding="utf-8") as out:
-        for line in lines:
-            record = json.loads(line)
-            if name == "boolq" and "label" not in record:
-                record["label"] = int(record["answer"])
-            out.write(json.dumps(record) + "\n")
     split = BENCHMARKS[name].split
+    files = {split: harness_copy(options.data_dir / f"{name}.jsonl", name, scratch)}
+    if options.fewshot:
+        files["train"] = harness_copy(options.data_dir / f"{name}.train.jsonl", name, scratch)
     manager = TaskManager()
     changes = {
         "include": str(manager.task_index[name].yaml_path),
         "task": name,
         "dataset_path": "json",
         "dataset_name": "default",
-        "dataset_kwargs": {"data_files": {split: str(copy)}},
-        "training_split": None,
+        "dataset_kwargs": {"data_files": files},
+        "training_split": "train" if options.fewshot else None,
         "validation_split": split if split == "validation" else None,
         "test_split": split if split == "test" else None,
-        "fewshot_split": split,
+        "fewshot_split": "train" if options.fewshot else split,
+        "fewshot_config": {"sampler": "first_n"},
     }
     changed = scratch / f"{name}.yaml"
     changed.write_text(json.dumps(changes))  # JSON is YAML
     return manager.load(str(changed))["tasks"][name]
+
+
+def harness_copy(data: Path, name: str, scratch: Path) -> str:
+    """Copy a data file, and make SuperGLUE's `label` from BoolQ's original `answer` where it is missing."""
+    copy = scratch / data.name
+    with data.open(encoding="utf-8") as lines, copy.open("w", encoding="utf-8") as out:
+        for line in lines:
+            record = json.loads(line)
+            if name == "boolq" and "label" not in record:
+                record["label"] = int(record["answer"])
+            out.write(json.dumps(record) + "\n")
+    return str(copy)
 
 
 def differing_tokens(encoded: Sequence[EncodedItem], recorded: Sequence[Any], max_length: int) -> int:

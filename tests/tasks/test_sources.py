@@ -161,6 +161,24 @@ def test_a_split_that_was_not_fetched_is_refused(tmp_path, records):
         list(hub_records(HubSource("allenai/ai2_arc", "ARC-Easy"), "nothing"))
 
 
+def test_a_task_file_may_name_a_hub_id(tmp_path, records):
+    fill_cache(tmp_path / "cache", "someone___questions", "small", "test", records["arc_easy"])
+    text = """
+        hub = "someone/questions"
+        config = "small"
+        context = "{{ question }}"
+        choices = "choices.text"
+        gold = "{{ choices.label.index(answerKey) }}"
+    """
+    (tmp_path / "mine.toml").write_text(text)
+    (task,) = load_tasks([str(tmp_path / "mine.toml")])
+    assert [item.gold for item in task.items] == [1, 1]
+    assert task.source["hub"] == "someone/questions"
+    (tmp_path / "mine.toml").write_text(text.replace("small", "large"))
+    with pytest.raises(TaskError, match=r"cannot get someone/questions \(large, test\)"):
+        load_tasks([str(tmp_path / "mine.toml")])
+
+
 def fill_cache(cache, folder, config, split, records):
     """Lay out what `load_dataset` leaves in its cache after a fetch."""
     place = cache / folder / config / "0.0.0" / ("a" * 40)
