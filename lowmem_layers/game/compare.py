@@ -73,7 +73,7 @@ def compare(
     else:
         first, second = _paired(a, b.take_items(matched), weights_a, weights_b)
         pieces, dof = (first.pieces, second.pieces), first.dof
-    difference = Influence(first.value - second.value, pieces[0] - pieces[1], dof)
+    difference = Influence(first.value - second.value, pieces[0] - pieces[1], dof, a.is_binary and b.is_binary)
     low, high = mean_interval(difference, level)
     p_adjusted = adjusted(two_sided_p(difference), correction)
     both = agreement(first.value, second.value, pieces[0], pieces[1], dof, level=level, top_k=top_k, seed=seed)

@@ -21,11 +21,13 @@ class Influence:
 
     Shapes: `value` (players,); `pieces` (clusters, players), summing to zero: the variance is Σ pieces², a covariance
     Σ pieces · pieces; `dof` (players,), the degrees of freedom of the variances, nan for fewer than 2 clusters.
+    `is_binary`: the values were 0 or 1 and the pieces hold the coin-flip item (`with_coin_flip_item`).
     """
 
     value: FloatArray
     pieces: FloatArray
     dof: FloatArray
+    is_binary: bool = False
 
     @property
     def variance(self) -> FloatArray:
@@ -36,6 +38,17 @@ class Influence:
     def standard_error(self) -> FloatArray:
         """Take the root of the variance. Shapes: (players,)."""
         return np.sqrt(self.variance)
+
+    @property
+    def skewness(self) -> FloatArray:
+        """Estimate the skewness of each estimate's error (an item's skewness over √items). Shapes: (players,)."""
+        return skewness_of(self.pieces)
+
+
+def skewness_of(pieces: FloatArray) -> FloatArray:
+    """Estimate the skewness of sums of independent pieces; 0 where they do not vary. Shapes: (pieces, ...) → (...)."""
+    spread = (pieces**2).sum(axis=0) ** 1.5
+    return np.divide((pieces**3).sum(axis=0), spread, out=np.zeros(pieces.shape[1:]), where=spread > 0)
 
 
 def contributions(table: ValueTable, weights: FloatArray) -> FloatArray:
@@ -82,7 +95,7 @@ def with_coin_flip_item(estimate: Influence, weights: FloatArray, n_items: int, 
     """
     used = weights[:, (weights != 0).any(axis=0)]
     extra = 0.5 * np.sqrt(n_items / n_clusters) / n_items * used.T
-    return Influence(estimate.value, np.concatenate([estimate.pieces, extra]), estimate.dof)
+    return Influence(estimate.value, np.concatenate([estimate.pieces, extra]), estimate.dof, True)
 
 
 def estimate_influence(table: ValueTable, weights: FloatArray) -> Influence:
@@ -148,4 +161,5 @@ def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
     smallest = np.min([part.dof for part in parts], axis=0)
     dof = np.where(variances.sum(axis=0) == 0, smallest, dof)
     pieces = np.concatenate([part.pieces for part in parts]) / n_tasks
-    return Influence(np.mean([part.value for part in parts], axis=0), pieces, dof)
+    binary = all(part.is_binary for part in parts)
+    return Influence(np.mean([part.value for part in parts], axis=0), pieces, dof, binary)

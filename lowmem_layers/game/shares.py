@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowmem_layers.game.deconvolution import expected_clipping_bias
-from lowmem_layers.game.influence import Influence
+from lowmem_layers.game.influence import Influence, skewness_of
+from lowmem_layers.game.intervals import skewed_radii
 from lowmem_layers.game.quantiles import normal_cdf, normal_density, normal_quantile, student_quantile
 from lowmem_layers.game.table import FloatArray
 
@@ -46,14 +47,17 @@ def share_intervals(parts: Sequence[Influence], level: float) -> tuple[FloatArra
         return np.full(n_players, np.nan), np.full(n_players, np.nan)
     quantile = student_quantile(0.5 + level / 2, dof)
     ends = [_ends(part, quantile) for part in parts]
-    first, first_error = _average([pair[0] for pair in ends])
-    second, second_error = _average([pair[1] for pair in ends])
+    first, first_error, first_skew = _average([pair[0] for pair in ends])
+    second, second_error, second_skew = _average([pair[1] for pair in ends])
     swap = first > second
     low, high = np.where(swap, second, first), np.where(swap, first, second)
     low_error, high_error = np.where(swap, second_error, first_error), np.where(swap, first_error, second_error)
     width = _imbens_manski(high - low, np.maximum(low_error, high_error), level)
     width *= quantile / normal_quantile(0.5 + level / 2)
-    low, high = np.clip(low - width * low_error, 0.0, 1.0), np.clip(high + width * high_error, 0.0, 1.0)
+    binary = all(part.is_binary for part in parts)
+    below, _ = skewed_radii(width, np.where(swap, second_skew, first_skew), binary)
+    _, above = skewed_radii(width, np.where(swap, first_skew, second_skew), binary)
+    low, high = np.clip(low - below * low_error, 0.0, 1.0), np.clip(high + above * high_error, 0.0, 1.0)
     return np.minimum(low, plug_in), np.maximum(high, plug_in)
 
 
@@ -86,10 +90,10 @@ def _end(part: Influence, total: float, slope: FloatArray, quantile: float, unkn
     return _End(ratio, (part.pieces - np.outer(total_pieces, ratio)) / total)
 
 
-def _average(ends: Sequence[_End]) -> tuple[FloatArray, FloatArray]:
-    ratio = np.mean([end.ratio for end in ends], axis=0)
-    variance = np.sum([(end.pieces**2).sum(axis=0) for end in ends], axis=0) / len(ends) ** 2
-    return ratio, np.sqrt(variance)
+def _average(ends: Sequence[_End]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    # The mean over tasks with its standard error and its error's skewness.
+    pieces = np.concatenate([end.pieces for end in ends]) / len(ends)
+    return np.mean([end.ratio for end in ends], axis=0), np.sqrt((pieces**2).sum(axis=0)), skewness_of(pieces)
 
 
 def _imbens_manski(gap: FloatArray, error: FloatArray, level: float) -> FloatArray:

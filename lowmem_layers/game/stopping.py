@@ -3,7 +3,9 @@
 Evidence against "the difference is 0" is a t-test e-process: the likelihood ratio of a Gaussian spread of effect sizes
 against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so one may
 look after every tile, or every item, and stop when one likes. A statement needs several comparisons to hold at once;
-their number divides α (Bonferroni over every comparison that could be wrongly decided).
+their number divides α (Bonferroni over every comparison that could be wrongly decided). Skewed items would break the
+Gaussian bound: where the skewness makes a difference look surer than it is, the t statistic is first corrected for it
+(`skewness.cautious_t`), never the other way.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from itertools import pairwise
 import numpy as np
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.influence import Influence, estimate_influence, mean_over_tasks
-from lowmem_layers.game.ranks import difference_errors
+from lowmem_layers.game.influence import Influence, estimate_influence, mean_over_tasks, skewness_of
+from lowmem_layers.game.skewness import cautious_t, incautious_t
 from lowmem_layers.game.table import FloatArray, ValueTable
 from lowmem_layers.game.weights import Estimator, estimator_weights
 
 EFFECT_VARIANCE = 0.1  # of the mixture: tightest for effects of about 0.3 standard deviations an item
-MIN_CLUSTERS = 10  # fewer say too little about their own spread for any certainty
+MIN_CLUSTERS = 30  # fewer say too little about their own spread for any certainty
 
 _TOP = re.compile(r"top=?([1-9]\d*)")
 _WIDTH = re.compile(r"ci=(\d+(?:\.\d*)?|\.\d+)")
@@ -123,17 +125,24 @@ def anytime_radius(estimate: Influence, alpha: float) -> FloatArray:
     factor = np.exp((2.0 * np.log(1.0 / alpha) + np.log(spread)) / (dof + 1.0))
     room = 1.0 - factor / spread
     squared = np.divide(factor - 1.0, room, out=np.full(dof.shape, np.inf), where=room > 0)
-    return np.sqrt(squared * dof) * estimate.standard_error
+    plain = np.sqrt(np.where(np.isfinite(squared), squared, 0.0) * dof)
+    needed = np.where(np.isfinite(squared), incautious_t(plain, -np.abs(estimate.skewness)), np.inf)
+    return np.where(estimate.standard_error > 0, needed * estimate.standard_error, np.inf)
 
 
 def _log_evidence_of_order(estimate: Influence, above: list[int], below: list[int]) -> FloatArray:
     # Log evidence that each of `above` exceeds each of `below`; −inf where the estimates say otherwise. (above, below)
-    used = [*above, *below]
-    error = difference_errors(estimate.pieces[:, used])[: len(above), len(above) :]
-    gap = estimate.value[above][:, None] - estimate.value[below][None, :]
-    dof = np.minimum(estimate.dof[above][:, None], estimate.dof[below][None, :])
-    score = np.divide(gap, error, out=np.zeros(gap.shape), where=error > 0)
-    return np.where((gap > 0) & (error > 0), log_evidence(score, dof), -np.inf)
+    evidence = np.full((len(above), len(below)), -np.inf)
+    for row, a in enumerate(above):
+        pieces = estimate.pieces[:, [a]] - estimate.pieces[:, below]
+        gap = estimate.value[a] - estimate.value[below]
+        error = np.sqrt((pieces**2).sum(axis=0))
+        usable = (gap > 0) & (error > 1e-12 * np.abs(gap))
+        score = np.divide(gap, error, out=np.zeros(gap.shape), where=usable)
+        cautious = cautious_t(score, skewness_of(pieces))
+        found = log_evidence(cautious, np.minimum(estimate.dof[a], estimate.dof[below]))
+        evidence[row] = np.where(usable, found, -np.inf)
+    return evidence
 
 
 def _decide_top(

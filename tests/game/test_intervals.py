@@ -216,7 +216,11 @@ def test_the_seed_decides():
 
 
 def test_interval_of_a_mean_is_the_t_interval():
-    rows = np.random.default_rng(3).normal(size=(12, 2))
+    half = np.random.default_rng(3).normal(size=(6, 2))
+    rows = np.concatenate([half, -half])  # no skewness
     low, high = mean_interval(influence_of(rows, np.arange(12)), 0.9)
     half = 1.795885 * rows.std(axis=0, ddof=1) / np.sqrt(12)
     np.testing.assert_allclose(high - low, 2 * half, rtol=1e-5)
+    skewed = np.random.default_rng(3).exponential(size=(12, 2))
+    low, high = mean_interval(influence_of(skewed, np.arange(12)), 0.9)
+    assert (high - skewed.mean(axis=0) > skewed.mean(axis=0) - low).all()  # wider where the rare large items are
