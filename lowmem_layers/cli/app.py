@@ -8,6 +8,7 @@ from difflib import get_close_matches
 import click
 
 from lowmem_layers._version import __version__
+from lowmem_layers.cli.compare import compare, interactions, tables
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.record import importance, report, scores
 from lowmem_layers.cli.run import run
@@ -17,6 +18,9 @@ _COMMANDS: Mapping[str, click.Command] = {
     "importance": importance,
     "scores": scores,
     "report": report,
+    "compare": compare,
+    "interactions": interactions,
+    "tables": tables,
     "models": models,
     "tasks": tasks,
     "doctor": doctor,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from lowmem_layers.cli.interrupt import Interrupted
 from lowmem_layers.errors import LowmemLayersError
 
 INTERRUPTED = 130
@@ -31,13 +32,16 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return complain(error.format_message(), _usage_hint(error), 2)
     except click.ClickException as error:
         return complain(error.format_message(), "", 2)
-    except (KeyboardInterrupt, click.Abort) as interrupt:
-        return complain("interrupted", str(interrupt), INTERRUPTED, word="note")
+    except Interrupted as stopped:
+        return complain("interrupted", str(stopped), INTERRUPTED, word="note")
+    except (KeyboardInterrupt, click.Abort):
+        return complain("interrupted", "", INTERRUPTED, word="note")
     except MemoryError:
         return complain("out of memory", "give fewer bytes with --max-cpu-memory, or close other programs", 1)
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`): nothing to say, and nothing for Python to say at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has left (`| head`), which click answers by SystemExit(1): nothing to say, and
+        # nothing for Python to say at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return status if isinstance(status, int) else 0
 

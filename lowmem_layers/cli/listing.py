@@ -40,10 +40,11 @@ def _models_cache(clear: bool, form: str | None, output: str | None) -> None:
 
     from lowmem_layers.model.cache import CacheEntry, cache_folder, list_cache
     from lowmem_layers.model.cache import clear_cache as remove_all
+    from lowmem_layers.model.spec import format_bytes
 
     if clear:
-        removed = remove_all()
-        click.echo(f"removed {removed} from {cache_folder()}", err=True)
+        freed = format_bytes(remove_all())
+        click.echo(f"freed {freed} in {cache_folder()}", err=True)
         return
     names = [field.name for field in dataclasses.fields(CacheEntry)]
     rows = [{name: _spelled(getattr(entry, name)) for name in names} for entry in list_cache()]

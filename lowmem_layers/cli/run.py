@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lowmem_layers.cli.interrupt import Interrupted
 from lowmem_layers.cli.options import spec_from, study_options
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def run(out: str | None, display: str, **options: Any) -> None:
 
             finished = run_study(spec, folder, announce=shown)
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(_how_to_resume(folder)) from interrupt
+        raise Interrupted(_how_to_resume(folder)) from interrupt
     _conclude(finished, display)
 
 
@@ -61,7 +62,7 @@ def _title(spec: StudySpec) -> str:
 def _conclude(finished: Run, display: str) -> None:
     from lowmem_layers.report import write_report
 
-    page = write_report(finished)
+    page = write_report(finished, formats=("svg",))
     if display in ("json", "none"):
         click.echo(str(finished.folder))
         return

@@ -37,6 +37,7 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
     console.print()
     console.print(f"run folder  {run.folder}", soft_wrap=True)
     console.print(f"report      {page} (open it in a browser)", soft_wrap=True)
+    console.print(f"for a paper lowmem-layers report {shlex.quote(str(run.folder))} (adds PNG and PDF)", soft_wrap=True)
     console.print(f"all numbers lowmem-layers importance {shlex.quote(str(run.folder))} --format csv", soft_wrap=True)
 
 

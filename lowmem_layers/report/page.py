@@ -38,6 +38,7 @@ class Picture:
     svg: bytes
     words: str
     stem: str
+    formats: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,10 @@ def _section(section: Section, *, open_: bool) -> str:
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.svg).decode()
     words = escape(picture.words)
+    files = picture.stem + ", ".join(f".{form}" for form in picture.formats)
     return (
         f'<figure><img alt="{words}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{words} <small>{escape(picture.stem)}.svg, .png, .pdf</small></figcaption></figure>"
+        f"<figcaption>{words} <small>{escape(files)}</small></figcaption></figure>"
     )
 
 

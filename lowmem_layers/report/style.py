@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ def new_figure(height_in: float, width_in: float = FULL_WIDTH_IN) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write a figure as SVG, PNG and PDF, without dates; laid out once, alike in all three."""
-    for form in FORMATS:
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> None:
+    """Write a figure in these formats, without dates; laid out once, alike in all."""
+    for form in formats:
         figure.savefig(folder / f"{name}.{form}", metadata=_NO_DATES[form])
         figure.set_layout_engine("none")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lowmem_layers.game.table import ValueTable
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
 from lowmem_layers.report.page import Picture, Section, page
 from lowmem_layers.report.rows import importance_rows
-from lowmem_layers.report.style import paper_style, save
+from lowmem_layers.report.style import FORMATS, paper_style, save
 from lowmem_layers.report.tables import write_tables
 from lowmem_layers.study.files import cannot_write, make_folder, write_text
 from lowmem_layers.study.findings import Findings, Side, coalition_means, find
@@ -24,8 +25,10 @@ from lowmem_layers.study.opened import Run
 PAGE = "index.html"
 
 
-def write_report(run: Run, output: str | Path | None = None) -> Path:
+def write_report(run: Run, output: str | Path | None = None, formats: Sequence[str] = FORMATS) -> Path:
     """Write tables, figures and index.html; give the page's path.
+
+    `formats` are those of the figures' files: svg (which the page needs), png and pdf (which take most of the time).
 
     Raises:
         RecordError: the record is damaged, or the folder cannot be written.
@@ -35,7 +38,7 @@ def write_report(run: Run, output: str | Path | None = None) -> Path:
     make_folder(folder / "figures")
     make_folder(folder / "tables")
     try:
-        sections = [] if findings is None else _sections(run, findings, folder)
+        sections = [] if findings is None else _sections(run, findings, folder, formats)
     except OSError as error:
         raise cannot_write(Path(error.filename or folder), error) from error
     write_text(folder / PAGE, page(run, findings, sections))
@@ -50,6 +53,7 @@ class _Place:
     side: Side
     found: Importance
     folder: Path
+    formats: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -60,11 +64,13 @@ class _Place:
     def draw(self, kind: str, figure: Figure, words: str) -> Picture:
         """Save a figure and give what the page needs of it."""
         name = f"{self.name}-{kind}"
-        save(figure, self.folder / "figures", name)
-        return Picture((self.folder / "figures" / f"{name}.svg").read_bytes(), words, f"figures/{name}")
+        save(figure, self.folder / "figures", name, self.formats)
+        return Picture(
+            (self.folder / "figures" / f"{name}.svg").read_bytes(), words, f"figures/{name}", tuple(self.formats)
+        )
 
 
-def _sections(run: Run, findings: Findings, folder: Path) -> list[Section]:
+def _sections(run: Run, findings: Findings, folder: Path, formats: Sequence[str]) -> list[Section]:
     """Draw every task (their mean first) by both values."""
     sides = list(dict.fromkeys(findings.sides))
     n_tasks = len(findings.metric.found)
@@ -72,7 +78,7 @@ def _sections(run: Run, findings: Findings, folder: Path) -> list[Section]:
         for side in sides:
             _write_side_tables(side, folder / "tables")
         return [
-            _section(_Place(run, side, side.found[place], folder))
+            _section(_Place(run, side, side.found[place], folder, formats))
             for place in (-1, *range(n_tasks - 1))
             for side in sides
         ]

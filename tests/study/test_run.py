@@ -32,7 +32,7 @@ def test_a_run_records_every_item_coalition_and_choice(tmp_path, bench, spec):
     assert scores.column_names == ["task", "item", "removed", "choice", "loglikelihood", "gold"]
     assert len(scores) == n_coalitions * len(items)
     assert {"", "attn.0", "attn.0+ffn.0", "ffn.0+attn.1"} < set(scores["removed"].to_pylist())
-    assert sum(scores["gold"].to_pylist()) == n_coalitions * len({*zip(*items.select([0, 1]).to_pydict().values())})
+    assert sum(scores["gold"].to_pylist()) == n_coalitions * len({(r["task"], r["item"]) for r in items.to_pylist()})
     first = [row["item"] for row in scores.to_pylist()]
     assert list(dict.fromkeys(first[: len(first) // 2]))[:4] == ["q0", "q1", "q2", "q3"], "items in their own order"
 

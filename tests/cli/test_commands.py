@@ -1,0 +1,235 @@
+"""Commands: data on stdout, all else on stderr; errors are two lines and a status."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from lowmem_layers.cli.entry import run_command_line
+from lowmem_layers.study import run as study_run
+
+COMMANDS = ["run", "importance", "scores", "report", "compare", "interactions", "tables", "models", "tasks", "doctor"]
+
+
+def call(capfd, *arguments: object) -> tuple[int, str, str]:
+    """Run a command in this process."""
+    status = run_command_line([str(argument) for argument in arguments])
+    return (status, *capfd.readouterr())
+
+
+@pytest.fixture
+def small(bench, monkeypatch):
+    """Put a dictionary in the engine's place."""
+    made = bench()
+    monkeypatch.setattr(study_run, "_real_prepare", lambda: made.prepare)
+    return made
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["tasks", "show"]])
+def test_help_everywhere(capfd, command):
+    status, out, err = call(capfd, *command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith("Usage: lowmem-layers")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from lowmem_layers.cli.entry import run_command_line as r; r(['--help']); r(['run', '--help']);"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'matplotlib', 'datasets', 'bitsandbytes', 'numpy', 'rich'};"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+def test_reading_a_record_needs_no_torch(finished):
+    code = (
+        "import sys; from lowmem_layers.cli.entry import run_command_line as r;"
+        f"r(['importance', {str(finished.folder)!r}]); import lowmem_layers.report;"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+
+
+def test_version(capfd):
+    assert call(capfd, "--version")[1].startswith("lowmem-layers 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["rnu"], "there is no command 'rnu'; did you mean run?", "--help"),
+        (["run", "--qant", "4bit"], "--qant", "run --help"),
+        (["run", "--quant", "5bit"], "--quant '5bit' is not known", "4bit"),
+        (["run", "--limit", "many"], "many", "--help"),
+        (["run", "--limit", "0"], "--limit 0", "at least 1"),
+        (["run", "--tasks", ","], "no task is named", "--tasks"),
+        (["run", "--max-cpu-memory", "8 gigs"], "'8 gigs' is not a size", "8GiB"),
+        (["run", "--display", "fancy"], "--display 'fancy'", "auto, rich"),
+        (["run", "--tasks", "quik"], "no task 'quik'", "quick"),
+        (["scores", "/nowhere"], "/nowhere is not a run folder", "run"),
+        (["importance", "/nowhere", "--format", "cvs"], "--format 'cvs'", "did you mean csv?"),
+        (["compare", "/nowhere"], "RUN_B", "--help"),
+    ],
+)
+def test_bad_usage_is_one_line_and_a_hint(capfd, monkeypatch, tmp_path, arguments, message, hint):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(capfd, *arguments)
+    assert (status, out) == (2, "")
+    first, second = err.splitlines()[-2:]
+    assert first.startswith("error: ")
+    assert message in first
+    assert second.startswith("hint: ")
+    assert hint in second
+    assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_scores_in_every_format(capfd, finished, tmp_path):
+    rows = finished.scores().num_rows
+    _, out, _ = call(capfd, "scores", finished.folder, "--format", "csv")
+    read = list(csv.DictReader(io.StringIO(out)))
+    assert len(read) == rows
+    assert read[0].keys() == {"task", "item", "removed", "choice", "loglikelihood", "gold"}
+    _, out, _ = call(capfd, "scores", finished.folder, "--format", "json")
+    assert [row["loglikelihood"] for row in json.loads(out)] == finished.scores()["loglikelihood"].to_pylist()
+    call(capfd, "scores", finished.folder, "-o", tmp_path / "s.parquet")
+    assert pq.read_table(tmp_path / "s.parquet").equals(finished.scores())
+    _, out, err = call(capfd, "scores", finished.folder)
+    assert out.splitlines()[0].split()[:3] == ["task", "item", "removed"]
+    assert "more rows" in err
+
+
+def test_importance_by_another_value(capfd, finished):
+    _, out, _ = call(capfd, "importance", finished.folder, "--value", "margin", "--format", "json")
+    expected = finished.importance("margin")["value"].to_pylist()
+    assert [row["value"] for row in json.loads(out)] == pytest.approx(expected)
+
+
+def test_json_spells_what_it_does_not_know(capfd, tmp_path, bench, engine, spec_one):
+    from lowmem_layers.study import run_study
+
+    poisoned = bench(engine=engine(poison={"q1": float("nan"), "q2": -math.inf}))
+    run = run_study(spec_one, tmp_path / "r", prepare=poisoned.prepare)
+    _, out, _ = call(capfd, "scores", run.folder, "--format", "json")
+    assert {"nan", "-inf"} <= {row["loglikelihood"] for row in json.loads(out)}
+
+
+@pytest.fixture
+def spec_one():
+    """Study one task."""
+    from lowmem_layers.study import StudySpec
+
+    return StudySpec(tasks=("one",), max_removed=2)
+
+
+def test_a_run_from_the_command_line(capfd, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(capfd, "run", "--tasks", "one", "--max-removed", "2", "--out", "r")
+    assert status == 0
+    for words in (
+        "attn.0",
+        "estimate",
+        "drop",
+        "share",
+        "nats",
+        "points",
+        "run folder  r",
+        "r/report/index.html",
+        "top 3",
+    ):
+        assert words in out
+    assert "r/report/index.html" in out
+    assert (tmp_path / "r" / "report" / "index.html").is_file()
+    assert "items × 12 coalitions of 6 sublayers" in err
+    assert max(map(len, out.splitlines())) <= 80
+    status, out, _ = call(capfd, "run", "--tasks", "one", "--max-removed", "2", "--out", "r", "--display", "none")
+    assert (status, out) == (0, "r\n")
+    assert len(small.engine.scored) == 3, "the second command scored nothing"
+
+
+def test_the_default_folder_is_named_after_the_options(capfd, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--display", "none", "--quant", "4bit")
+    assert out.startswith("runs/smollm2-135m-instruct-4bit-one-")
+
+
+def test_a_run_of_the_full_model_only(capfd, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = call(capfd, "run", "--tasks", "one", "--max-removed", "0", "--out", "r")
+    assert status == 0
+    assert "full model" in out
+
+
+def test_json_events(capfd, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, out, err = call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--out", "r", "--display", "json")
+    events = [json.loads(line) for line in err.splitlines()]
+    assert out == "r\n"
+    assert [event["event"] for event in events][-2:] == ["TileCommitted", "RunFinished"]
+    assert events[-1]["fraction"] == 1.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_resume(capfd, small, tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    scored = small.engine._block
+
+    def slow(item, coalitions):
+        if len(small.engine.scored) == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return scored(item, coalitions)
+
+    small.engine._block = slow
+    status, _, err = call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--out", "r", "--display", "none")
+    assert status == 130
+    assert err.splitlines()[-2] == "note: interrupted"
+    assert "finished tiles are kept in r; to go on:" in err.splitlines()[-1]
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["status"] == "interrupted"
+    del small.engine._block
+    assert call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--out", "r", "--display", "none")[0] == 0
+
+
+def test_a_closed_pipe_is_quiet(finished):
+    command = [sys.executable, "-c", "from lowmem_layers.cli import main; main()", "scores", str(finished.folder)]
+    process = subprocess.Popen([*command, "--format", "csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_compare_interactions_and_tables(capfd, finished):
+    status, out, err = call(capfd, "compare", finished.folder, finished.folder, "--format", "json")
+    assert status == 0
+    assert {row["difference"] for row in json.loads(out)} == {0.0}
+    assert "kendall" in err
+    _, out, _ = call(capfd, "interactions", finished.folder, "--format", "json")
+    assert next((row["first"], row["second"]) for row in json.loads(out)) == ("attn.0", "ffn.0")
+    for number in (1, 2, 3, 4):
+        status, out, _ = call(capfd, "tables", finished.folder, "--table", number, "--format", "json")
+        assert status == 0
+        assert json.loads(out)
+
+
+def test_tasks_and_models(capfd):
+    status, out, _ = call(capfd, "tasks", "--format", "json")
+    assert status == 0
+    assert {"quick", "boolq", "arc_easy"} <= {row["task"] for row in json.loads(out)}
+    _, out, _ = call(capfd, "tasks", "show", "quick", "--items", "2")
+    assert out.count("(gold)") == 2
+    status, out, _ = call(capfd, "models", "--format", "json")
+    assert json.loads(out)[0]["model"] == "SmolLM2-135M-Instruct"

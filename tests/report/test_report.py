@@ -1,0 +1,140 @@
+"""The report: one page that needs nothing else, figures that do not change from one writing to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lowmem_layers.errors import RecordError
+from lowmem_layers.report import write_report
+from lowmem_layers.report.rows import interval, number
+from lowmem_layers.report.tables import as_csv, as_latex, as_markdown, tex
+from lowmem_layers.study import StudySpec, run_study
+
+
+@pytest.fixture(scope="module")
+def page(finished, tmp_path_factory):
+    """Write a report in every format."""
+    return write_report(finished, tmp_path_factory.mktemp("report"))
+
+
+class Tags(HTMLParser):
+    """Checks that tags are closed in order, and collects addresses."""
+
+    void = frozenset({"meta", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_asks_for_nothing(page):
+    text = page.read_text()
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert tags.addresses
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in tags.addresses)
+    assert "<script" not in text
+    assert not re.search(r"https?://", re.sub(r"base64,[^\"]*", "", text))
+    assert all(picture["alt"] for picture in tags.pictures)
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+
+
+def test_figures_and_tables_are_there_in_every_format(page):
+    figures = {path.name for path in (page.parent / "figures").iterdir()}
+    for value in ("acc", "loglikelihood"):
+        for kind in ("importance", "shares", "ablation", "windows"):
+            assert {f"one-{value}-{kind}.{form}" for form in ("svg", "png", "pdf")} <= figures
+    tables = {path.name for path in (page.parent / "tables").iterdir()}
+    assert {"one-acc.csv", "one-acc.md", "one-acc.tex", "importance-loglikelihood.parquet"} <= tables
+
+
+def test_several_tasks_begin_with_their_mean(tmp_path, bench):
+    spec = StudySpec(tasks=("one", "three"), max_removed=1)
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    text = write_report(run, formats=("svg",)).read_text()
+    titles = re.findall("<summary><h2>([^<]*)", text)
+    assert titles[0] == "all by accuracy"
+    assert "three by gold answer&#x27;s log-likelihood" in titles
+
+
+def test_writing_twice_gives_the_same_bytes(page, finished, tmp_path):
+    again = write_report(finished, tmp_path / "again").parent
+    assert {path.suffix for path in page.parent.rglob("*.*")} >= {".svg", ".png", ".pdf", ".html", ".csv"}
+    for path in sorted(page.parent.rglob("*")):
+        if path.is_file():
+            other = again / path.relative_to(page.parent)
+            assert hashlib.sha256(other.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest(), path.name
+
+
+def test_nothing_is_cut_off_at_the_edges(page):
+    for path in (page.parent / "figures").glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            assert (edge == 255).all(), path.name
+
+
+def test_text_is_escaped(tmp_path, bench):
+    made = bench(model={"id": "<script>alert(1)</script>&co", "dtype": "float32"})
+    run = run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=made.prepare)
+    text = write_report(run, formats=("svg",)).read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;co" in text
+
+
+def test_an_unfinished_run_says_so(tmp_path, bench, engine):
+    made = bench(engine=engine(fail_at=1))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=made.prepare)
+    from lowmem_layers.study import open_run
+
+    assert "unfinished: 3 of 8 items" in write_report(open_run(tmp_path / "r"), formats=("svg",)).read_text()
+
+
+def test_a_run_of_the_full_model_only_has_a_page(tmp_path, bench):
+    run = run_study(StudySpec(tasks=("one",), max_removed=0), tmp_path / "r", prepare=bench().prepare)
+    assert "The full model" in write_report(run, formats=("svg",)).read_text()
+
+
+def test_non_finite_scores_do_not_stop_a_report(tmp_path, bench, engine):
+    made = bench(engine=engine(poison={"q1": float("nan"), "q4": float("-inf")}))
+    run = run_study(StudySpec(tasks=("one",), max_removed=2), tmp_path / "r", prepare=made.prepare)
+    assert write_report(run, formats=("svg",)).is_file()
+
+
+def test_a_folder_that_cannot_be_written(finished):
+    with pytest.raises(RecordError, match="cannot write"):
+        write_report(finished, "/proc/report")
+
+
+def test_tables_are_quoted_for_their_readers():
+    header, rows = ["sublayer", "a,b"], [["attn.0", "5 % | _x"]]
+    assert as_csv(header, rows) == 'sublayer,"a,b"\nattn.0,5 % | _x\n'
+    assert "5 % \\| _x" in as_markdown(header, rows)
+    assert r"5 \% | \_x \\" in as_latex(header, rows)
+    assert tex("a\\b") == r"a\textbackslash{}b"
+
+
+def test_numbers():
+    assert [number(value, 1) for value in (-0.04, float("nan"), float("-inf"), 2.25)] == ["0.0", "–", "-inf", "2.2"]
+    assert interval(float("nan"), 1.0, 1) == "–"
+    assert interval(-1.0, 1.0, 1) == "[-1.0, 1.0]"
