@@ -24,8 +24,8 @@ class Agreement:
     """Kendall's tau-b and Spearman's rho with intervals, and how many of the top k are the same.
 
     nan where a ranking is all ties, holds a nan, or has fewer than 2 players; intervals nan with fewer than 2 clusters.
-    `overlap_low` and `overlap_high` are bootstrap percentiles of the count, `resolved` the share of pairs of players whose
-    order is certain (each at `level`) in both runs.
+    `overlap_low` and `overlap_high` are bootstrap percentiles of the count, `resolved` the share of pairs of
+    players whose order is certain (each at `level`) in both runs.
     """
 
     kendall: float
@@ -115,9 +115,10 @@ def agreement(
     tail = 100.0 * (1.0 - level) / 2
     drawn = _draw(a, b, np.concatenate([pieces_a, pieces_b], axis=1), top_k, draws, seed)
     order_a, order_b = (_certain_order(x, p, dof, level) for x, p in ((a, pieces_a), (b, pieces_b)))
-    tau_low, tau_high = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b))
-    rho_low, rho_high = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b))
-    both = (order_a != 0) & (order_b != 0)
+    resolved = float(((order_a != 0) & (order_b != 0)).sum() / (len(a) * (len(a) - 1)))
+    slack = 2.0 * (1.0 - level) * (1.0 - resolved)  # of nearly tied pairs, 1 − level are taken for certain by mistake
+    tau_low, tau_high = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b), slack)
+    rho_low, rho_high = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b), slack)
     overlaps = np.percentile(drawn[2], [tail, 100 - tail])
     return Agreement(
         kendall,
@@ -130,14 +131,16 @@ def agreement(
         overlap,
         float(overlaps[0]),
         float(overlaps[1]),
-        float(both.sum() / max(len(a) * (len(a) - 1), 1)),
+        resolved,
     )
 
 
-def _span(estimate: float, draws: FloatArray, tail: float, bounds: tuple[float, float]) -> tuple[float, float]:
+def _span(
+    estimate: float, draws: FloatArray, tail: float, bounds: tuple[float, float], slack: float
+) -> tuple[float, float]:
     # The percentile and the basic bootstrap interval and the bounds together, within [−1, 1].
     low, high = (float(q) for q in np.percentile(draws, [tail, 100.0 - tail]))
-    least, most = min(low, 2.0 * estimate - high, bounds[0]), max(high, 2.0 * estimate - low, bounds[1])
+    least, most = min(low, 2.0 * estimate - high, bounds[0] - slack), max(high, 2.0 * estimate - low, bounds[1] + slack)
     return max(-1.0, least), min(1.0, most)
 
 
