@@ -123,3 +123,16 @@ def test_shapiq_absent(monkeypatch):
     with pytest.raises(UsageError) as raised:
         to_shapiq(ValueTable(("a",), ((),), np.zeros((1, 1))))
     assert "pip install" in raised.value.hint
+
+
+def test_too_many_players_for_a_route_are_refused():
+    table = ValueTable(tuple(f"p{i}" for i in range(15)), ((),), np.zeros((1, 1)))
+    for route in (shapley, shapley_by_orders, shapley_by_layers):
+        with pytest.raises(UsageError, match="15"):
+            route(table)
+
+
+@pytest.mark.parametrize("quota", [0, 6])
+def test_a_majority_nobody_can_reach_is_refused(quota):
+    with pytest.raises(UsageError, match="quota"):
+        majority_game(5, quota)

@@ -110,3 +110,15 @@ def test_false_cornerstones_are_rare():
         for seed in range(200)
     ]
     assert np.mean(wrong) <= 0.05
+
+
+@pytest.mark.parametrize("options", [{"factor": 0.0}, {"tolerance": 1.0}, {"tolerance": -0.1}, {"level": 1.0}])
+def test_bad_rules_are_refused(options):
+    with pytest.raises(UsageError, match="factor"):
+        cornerstones(sampled(windows(8, 1), [0.5] * 9, 20), chance=0.25, **options)
+
+
+def test_one_item_makes_no_cornerstone_and_no_interaction():
+    table = ValueTable(NAMES, tuple(windows(8, 2)), np.random.default_rng(0).integers(0, 2, (1, 16)).astype(float))
+    assert cornerstones(table, chance=0.25).names == ()
+    assert not interactions(table).significant.any()
