@@ -1,8 +1,9 @@
 """Batches: rows of (nearly) the same length laid side by side, and what the model's own forward is given for them.
 
 A row that branches needs a mask that shows every node its ancestors only, and positions that count depth. The mask is
-additive float (boolean masks are silently wrong under eager attention), and families that tell full from sliding attention
-by `config.layer_types` get one for each. Rows that do not branch are left to the family's own masks and positions.
+additive float (boolean masks are silently wrong under eager attention), and families that tell full from sliding
+attention by `config.layer_types` get one for each. Rows that do not branch are left to the family's own masks and
+positions.
 """
 
 from __future__ import annotations

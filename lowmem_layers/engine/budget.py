@@ -43,7 +43,8 @@ def default_budget_bytes(device: torch.device) -> int:
 def chunk_bytes(sizes: Sizes, hidden: int, widest: int, vocabulary: int, itemsize: int) -> int:
     """Bound what one chunk's intermediates and one slice of logits take, besides the states. Units: bytes.
 
-    `widest` is the widest intermediate of a sublayer; about four of that width are alive at once, six of the hidden width.
+    `widest` is the widest intermediate of a sublayer; about four of that width are alive at once, six of the hidden
+    width.
     """
     layer = sizes.chunk_tokens * (4 * widest + 6 * hidden) * itemsize
     logits = sizes.head_rows * min(vocabulary, sizes.vocabulary_slice) * (itemsize + 4)
@@ -62,7 +63,8 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
         cost = costs[index]
         if cost.n_bytes > budget_bytes:
             raise BudgetError(
-                f"the states of item {index} take {cost.n_bytes / 2**20:,.0f} MiB; {budget_bytes / 2**20:,.0f} MiB are given",
+                f"the states of item {index} take {cost.n_bytes / 2**20:,.0f} MiB; "
+                f"{budget_bytes / 2**20:,.0f} MiB are given",
                 "give more memory, remove fewer sublayers at once (--max-removed), or leave very long items out",
             )
         if not tiles or n_bytes + cost.n_bytes > budget_bytes or work + cost.work > tile_work:

@@ -1,7 +1,7 @@
 """A layer's captured arguments, stretched from the rows of a batch to several states of the same rows.
 
-Which of the tensors that a layer is called with grow with the batch is seen by capturing them twice, for a batch and for one twice as
-large.
+Which of the tensors that a layer is called with grow with the batch is seen by capturing them twice, for a batch and
+for one twice as large.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ Inputs = Callable[[Batch], dict[str, Any]]
 class Engine:
     """Evaluate coalitions of a model's sublayers on items.
 
-    `budget_bytes` bounds the states, masks, intermediates and logits of a tile (not the weights); `sizes` and `tile_work`
-    (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a run that is resumed with
-    the same ones repeats the same numbers bit for bit.
+    `budget_bytes` bounds the states, masks, intermediates and logits of a tile (not the weights); `sizes` and
+    `tile_work` (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a
+    run that is resumed with the same ones repeats the same numbers bit for bit.
 
     Raises:
         RemovalError: the model can't be taken apart exactly (found at first use).
@@ -102,7 +102,8 @@ class Engine:
     ) -> list[np.ndarray]:
         """Score the items of one tile under every coalition.
 
-        Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last call.
+        Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last
+        call.
         """
         sweep = self._sweep(self._tree(coalitions), self._inputs(self.layout), on_work or (lambda _: None))
         scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]

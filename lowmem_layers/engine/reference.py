@@ -1,7 +1,8 @@
 """The other route to every number: one whole forward pass of the model's own code for each coalition and each choice.
 
-Nothing is shared here: the sublayers are removed in place, every choice is a sequence of its own without padding, and the
-log-softmax runs over whole rows of logits. The sweep is checked against it when a run starts, in the tests and in the benchmarks.
+Nothing is shared here: the sublayers are removed in place, every choice is a sequence of its own without padding, and
+the log-softmax runs over whole rows of logits. The sweep is checked against it when a run starts, in the tests and in
+the benchmarks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""From states behind the last layer to log-likelihoods: each distinct scored node once, in float32, the vocabulary in slices.
+"""From states behind the last layer to log-likelihoods: each distinct scored node once, in float32, the vocabulary in
+slices.
 
-Where the model's logits are its output embedding times the final hidden state and nothing else (checked on the loaded model),
-the product is made slice by slice, so that a slice of logits stays in the cache. Where scales or softcaps come after it, the
-model's own head path makes whole rows of logits.
+Where the model's logits are its output embedding times the final hidden state and nothing else (checked on the loaded
+model), the product is made slice by slice, so that a slice of logits stays in the cache. Where scales or softcaps
+come after it, the model's own head path makes whole rows of logits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from lowmem_layers.engine.trie import Row
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.model.forward import final_hidden, own_logits
+
+_LOOK = 256  # logits at which a row's normaliser is read
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,14 @@ class Head:
 def _log_normaliser(logits: torch.Tensor) -> torch.Tensor:
     """Compute log Σ exp of each row in float32 (float64 stays). Shapes: (R, V) → (R,).
 
-    Read off the log-softmax at the largest logit, where nothing cancels; torch's log-softmax kernel is many times faster
-    on a CPU than its logsumexp.
+    Read off the log-softmax as logit minus log-probability; torch's log-softmax kernel is many times faster on a CPU
+    than its logsumexp. Read at the largest of the first logits: any would do but for rounding, and a vocabulary may
+    be padded with −inf.
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.amax(-1).to(wide) - logits.log_softmax(-1, dtype=wide).amax(-1)
+    logprobs = logits.log_softmax(-1, dtype=wide)
+    first = logits[:, :_LOOK]
+    return first.amax(-1).to(wide) - logprobs[:, :_LOOK].amax(-1)
 
 
 def _probe_states(model: DecoderModel) -> torch.Tensor:

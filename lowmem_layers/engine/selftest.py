@@ -1,8 +1,8 @@
 """What the engine asks of a model before it is believed: a few tokens, a few coalitions, in both ways.
 
-The sweep must equal whole forward passes, and a row that branches must equal its sequences laid out one by one; else the model is
-refused, or given plain rows. So that a comparison can't pass for want of sensitivity, the same row with choices that see each other
-is scored too, and must differ far more.
+The sweep must equal whole forward passes, and a row that branches must equal its sequences laid out one by one; else
+the model is refused, or given plain rows. So that a comparison can't pass for want of sensitivity, the same row with
+choices that see each other is scored too, and must differ far more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from lowmem_layers.engine.batches import Batch, plain_inputs, tree_inputs
 from lowmem_layers.engine.reference import reference_loglikelihoods
@@ -52,7 +51,7 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
         raise RemovalError(
             f"{type(model.module).__name__}: driven layer by layer, the model's log-likelihoods differ from its own "
             f"forward's by up to {gap:.3g} nats",
-            "this family does something between its layers that lowmem-layers does not know; it can't be ablated exactly",
+            "this family does something between its layers that is not known here; it can't be ablated exactly",
         )
     return _compare_layouts(model, item, coalitions, score, plain, gap)
 

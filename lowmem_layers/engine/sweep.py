@@ -1,9 +1,9 @@
 """The sweep: one pass over the decoder layers with every live state of a tile.
 
-Each layer is visited once. At a visit, every batch of the tile lets its states fork (copies, for the coalitions that remove the
-sublayer) and advances all others through the sublayer in chunks. Behind the last attention sublayer only the scored positions
-are kept; what follows (the last feed-forward, the final norm, the head) is computed for those alone. A sublayer that every
-coalition removes is neither computed nor fetched.
+Each layer is visited once. At a visit, every batch of the tile lets its states fork (copies, for the coalitions that
+remove the sublayer) and advances all others through the sublayer in chunks. Behind the last attention sublayer only
+the scored positions are kept; what follows (the last feed-forward, the final norm, the head) is computed for those
+alone. A sublayer that every coalition removes is neither computed nor fetched.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Token tries: the token sequences of an item's choices (or of several items), their shared beginnings stored once.
 
-A row of a batch holds one trie: node i has a token and a parent, and sees its ancestors and itself. The log-probability of a
-continuation's token is read at the node of the token before it, so choices with a common context share that node too. A
-plain sequence is a trie that never branches: the form for families that can't take any other.
+A row of a batch holds one trie: node i has a token and a parent, and sees its ancestors and itself. The
+log-probability of a continuation's token is read at the node of the token before it, so choices with a common context
+share that node too. A plain sequence is a trie that never branches: the form for families that can't take any other.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def plain_rows(items: Sequence[EncodedItem]) -> list[Row]:
 def trie_rows(items: Sequence[EncodedItem], cost: Cost) -> list[Row]:
     """Lay out every item as one trie, and merge items with a common beginning where `cost` says that it pays.
 
-    Items are taken in the order of their tokens, so that those with a long common beginning (few-shot examples, a shared
-    passage) stand side by side.
+    Items are taken in the order of their tokens, so that those with a long common beginning (few-shot examples, a
+    shared passage) stand side by side.
     """
     order = sorted(range(len(items)), key=lambda i: items[i].choices[0].tokens)
     rows: list[list[int]] = []

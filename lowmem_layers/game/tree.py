@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from lowmem_layers.errors import UsageError
 
@@ -23,7 +23,8 @@ Removed = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """What happens at one sublayer: first the copies (from slot, to slot), then the sublayer on the slots `advanced`."""
+    """What happens at one sublayer: first the copies (from slot, to slot), then the sublayer on the slots
+    `advanced`."""
 
     position: int
     copies: tuple[tuple[int, int], ...]
@@ -103,7 +104,7 @@ def _check(coalitions: Sequence[Removed], n_players: int) -> None:
     if not coalitions:
         raise UsageError("there is no coalition to evaluate", "give at least the full model, ()")
     for removed in coalitions:
-        increasing = all(a < b for a, b in zip(removed, removed[1:], strict=False))
+        increasing = all(a < b for a, b in pairwise(removed))
         if not increasing or (removed and not 0 <= removed[0] <= removed[-1] < n_players):
             raise UsageError(
                 f"{removed!r} is not a coalition of {n_players} players",

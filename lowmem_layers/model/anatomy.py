@@ -1,8 +1,8 @@
 """Find the decoder layers of a causal language model, and in each its attention and its feed-forward sublayer.
 
-Found by structure: the decoder layers are the one `nn.ModuleList` that has as many items as the config has hidden layers and
-whose items are all transformers' own decoder-layer class. Only inside a layer, and only where the model does not declare
-its attention class, do names decide.
+Found by structure: the decoder layers are the one `nn.ModuleList` that has as many items as the config has hidden
+layers and whose items are all transformers' own decoder-layer class. Only inside a layer, and only where the model
+does not declare its attention class, do names decide.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _EXPERTS = re.compile(r"experts|.*moe.*|.*sparse.*", re.IGNORECASE)
 class LayerAnatomy:
     """One decoder layer and the names of its children that make up each sublayer's branch.
 
-    `feed_forward` has one name, or two where the layer holds the two matrices itself (OPT: fc1, fc2). The last two fields
-    say in which form the feed-forward and the layer hand back their output; a probe of the real modules fills them in
-    (attention hands back a pair in every family of transformers 5).
+    `feed_forward` has one name, or two where the layer holds the two matrices itself (OPT: fc1, fc2). The last two
+    fields say in which form the feed-forward and the layer hand back their output; a probe of the real modules fills
+    them in (attention hands back a pair in every family of transformers 5).
     """
 
     layer: nn.Module

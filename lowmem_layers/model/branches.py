@@ -1,10 +1,10 @@
 """What one sublayer adds to the residual stream, computed with nothing but that sublayer.
 
 A decoder layer's own forward always runs both of its sublayers. To advance a state by one of them alone, the general
-way is the layer's own forward with the other one stubbed; it spends a needless normalisation and addition. Nearly every
-family, though, computes a branch as post-norm(sublayer(pre-norm(x))), times a constant: which norms those are, and with what
-arguments the layer calls its attention, is found here by trial on the loaded layer and accepted only if the result equals
-the layer's own, bit for bit. A layer without such a form keeps the general way.
+way is the layer's own forward with the other one stubbed; it spends a needless normalisation and addition. Nearly
+every family, though, computes a branch as post-norm(sublayer(pre-norm(x))), times a constant: which norms those are,
+and with what arguments the layer calls its attention, is found here by trial on the loaded layer and accepted only if
+the result equals the layer's own, bit for bit. A layer without such a form keeps the general way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The parts of a model's own forward pass before and behind its decoder layers.
 
-Masks, rotary embeddings and position arguments differ from layer to layer and from family to family, and so do final norms,
-logit scales and softcaps. So nothing of it is written again here: the model's own forward runs with its decoder layers
-standing in as pass-throughs, once to learn what each layer is called with, and once to get logits from a given state.
+Masks, rotary embeddings and position arguments differ from layer to layer and from family to family, and so do final
+norms, logit scales and softcaps. So nothing of it is written again here: the model's own forward runs with its
+decoder layers standing in as pass-throughs, once to learn what each layer is called with, and once to get logits from
+a given state.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Prologue:
     calls: tuple[LayerCall, ...]
 
 
-class _Captured(Exception):  # noqa: N818 - a signal, not an error
+class _Captured(Exception):
     """Ends a forward pass at its first decoder layer."""
 
 

@@ -1,9 +1,9 @@
 """Examine a loaded model once, layer by layer, before anything is believed about it.
 
-Each decoder layer is visited once with a few tokens: in what form it and its feed-forward hand back their output; whether
-the output equals the input when both sublayers are removed (a model that fails cannot be ablated exactly and is refused);
-how each sublayer can be computed alone (`branches`); and whether the two act one after the other on the residual stream or
-side by side on the layer's input (GPT-J, GPT-NeoX, Phi, Falcon, Cohere).
+Each decoder layer is visited once with a few tokens: in what form it and its feed-forward hand back their output;
+whether the output equals the input when both sublayers are removed (a model that fails cannot be ablated exactly and
+is refused); how each sublayer can be computed alone (`branches`); and whether the two act one after the other on the
+residual stream or side by side on the layer's input (GPT-J, GPT-NeoX, Phi, Falcon, Cohere).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def examine(module: nn.Module, anatomy: Anatomy, store: LayerStore) -> tuple[Lay
     """Visit every layer once and work out its program.
 
     Raises:
-        RemovalError: removing both sublayers of a layer does not leave its input unchanged, or its output is not its input
-            plus what each sublayer adds.
+        RemovalError: removing both sublayers of a layer does not leave its input unchanged, or its output is not its
+            input plus what each sublayer adds.
     """
     device = next(module.parameters()).device
     ids = torch.arange(_ROWS * _TOKENS, device=device).view(_ROWS, _TOKENS) + 3
@@ -107,8 +107,9 @@ def _refuse_unless_identity(layer: LayerAnatomy, x: torch.Tensor, call: LayerCal
     if not torch.equal(output, x):
         gap = (output - x).abs().max().item()
         raise RemovalError(
-            f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input (by up to {gap:.3g})",
-            "the layer does more to the residual stream than adding to it (a norm after the sum, say), so removal isn't exact",
+            f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input "
+            f"(by up to {gap:.3g})",
+            "it does more to the residual stream than adding to it (a norm after the sum, say): no exact removal",
         )
 
 

@@ -1,9 +1,9 @@
 """Take sublayers out of a model in place, and put the very same modules back.
 
-Removing a sublayer drops its branch and keeps the skip connection: x + f(x) becomes x (paper, section 3). The stub that
-stands in for f therefore returns fresh zeros, in the form in which the layer's code expects f's output. (An `nn.Identity`
-would add the normalised input to the residual stream.) A few families hand the residual into the sublayer and expect the
-sum back (BLOOM's, MPT's feed-forward): there the stub returns the residual as it came.
+Removing a sublayer drops its branch and keeps the skip connection: x + f(x) becomes x (paper, section 3). The stub
+that stands in for f therefore returns fresh zeros, in the form in which the layer's code expects f's output. (An
+`nn.Identity` would add the normalised input to the residual stream.) A few families hand the residual into the
+sublayer and expect the sum back (BLOOM's, MPT's feed-forward): there the stub returns the residual as it came.
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""What share of our time are the bare matrix products?
+
+The ceiling: the products of weights with states that a sweep cannot do without, each distinct shape timed bare, in
+the same process between two of our tiles. Shapes are those our chunks really have, seen as they are dispatched;
+products at padded positions are taken off. Attention's own products (scores, weighted values) are not counted as
+products, nor is anything else. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.setting import all_windows, finish, parser, real_items, start
+from lowmem_layers.engine import Engine
+from lowmem_layers.engine.batches import make_batches
+
+aten = torch.ops.aten
+
+
+class SeeProducts(TorchDispatchMode):
+    """Counts the matrix products by shape (rows, inner, columns)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, int, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (aten.mm.default, aten.addmm.default):
+            a, b = args[-2:]
+            self.shapes[a.shape[0], a.shape[1], b.shape[1]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def bare_seconds(shapes: Counter[tuple[int, int, int]], dtype: torch.dtype, device: str, repeats: int) -> float:
+    """Time each distinct product and add up, as often as each is made. Weights are laid out as a linear layer has
+    them."""
+    total = 0.0
+    for (rows, inner, columns), count in shapes.items():
+        weight = torch.randn(columns, inner, dtype=dtype, device=device)
+        states = torch.randn(rows, inner, dtype=dtype, device=device)
+        best = min(timed(lambda s=states, w=weight: torch.nn.functional.linear(s, w), device) for _ in range(repeats))
+        total += count * best
+    return total
+
+
+def timed(work: Any, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def padding_share(engine: Engine, items: Sequence[Any]) -> float:
+    """Say what share of the positions are padding, with the engine's own batches."""
+    batches = make_batches(engine._rows(items), engine.sizes.chunk_tokens // 8)
+    padded = sum(batch.n_nodes * len(batch.rows) for batch in batches)
+    return 1 - sum(batch.n_tokens for batch in batches) / padded
+
+
+@torch.inference_mode()
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=3)
+    options = options.parse_args()
+    model = start(options)
+    items, coalitions = real_items(model, options), all_windows(model, options)
+    engine = Engine(model)
+    _ = engine.layout
+    with SeeProducts() as seen:
+        engine.score(items, coalitions)
+    flops = 2 * sum(r * i * c * n for (r, i, c), n in seen.shapes.items())
+    padding = padding_share(engine, items)
+    shares = []
+    for _ in range(options.rounds):
+        before = bare_seconds(seen.shapes, model.dtype, options.device, 3)
+        ours = timed(lambda: engine.score(items, coalitions), options.device)
+        after = bare_seconds(seen.shapes, model.dtype, options.device, 3)
+        bare = (before + after) / 2 * (1 - padding)
+        shares.append(bare / ours)
+        print(
+            f"bare products {bare:6.1f} s ({flops / bare / 1e9:,.0f} GFLOP/s), ours {ours:6.1f} s "
+            f"({flops / ours / 1e9:,.0f} GFLOP/s): {100 * bare / ours:.1f} %"
+        )
+    result = {"benchmark": "engine_ceiling", "share": sorted(shares)[len(shares) // 2], "shares": shares}
+    finish({**result, "product_flops": flops, "padding_share": padding, "distinct_shapes": len(seen.shapes)}, options)
+
+
+if __name__ == "__main__":
+    main()
