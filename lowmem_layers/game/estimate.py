@@ -1,4 +1,9 @@
-"""Importance of every sublayer from a table of values, with its uncertainty: the front door of this room."""
+"""Importance of every sublayer from a table of values, with its uncertainty: the front door of this room.
+
+At the edges: a non-finite value makes nan of the estimates that use it and of all shares (their sum is unknown), and
+widens the others' rank intervals by one place each; one item or one cluster has values but nan intervals; a task all
+right or all wrong has value 0 everywhere, no shares, and intervals that narrow as items grow; ties share the best rank.
+"""
 
 from __future__ import annotations
 

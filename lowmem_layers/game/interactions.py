@@ -6,7 +6,8 @@ For a window i..j the interaction is the second-order difference at its two ends
 
 Sign, as in the Shapley interaction index: negative means *redundancy* (substitutes: each covers for the other, so that
 losing both costs more than the two losses added), positive means *synergy* (complements: they only work together, so
-that losing the second costs little once the first is gone).
+that losing the second costs little once the first is gone). A task's floor looks like synergy too: where one removal
+alone brings an accuracy to chance, the second has nothing left to cost.
 """
 
 from __future__ import annotations
