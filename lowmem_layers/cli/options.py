@@ -49,6 +49,9 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         "margin, probability, nll_per_byte. [default: each task's own metric]",
     ),
     click.option(
+        "--until", metavar="top3|top=K|rank|ci=X", help="Take items in random order and stop when this holds at 95 %."
+    ),
+    click.option(
         "--fewshot", type=int, metavar="K", help="Examples before each item. [default: the task's own number]"
     ),
     click.option("--fewshot-file", metavar="FILE", help="Take those examples from here. [default: the training data]"),

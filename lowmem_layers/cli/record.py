@@ -63,6 +63,6 @@ def report(run: str, output: str | None) -> None:
 
 
 def _note_unfinished(run: Run) -> None:
-    total = run.manifest.n_items
-    if run.n_items_done < total:
-        click.echo(f"note: {run.folder} is unfinished: {run.n_items_done} of {total} items are in it", err=True)
+    if run.is_unfinished:
+        done, total = run.n_items_done, run.manifest.n_items
+        click.echo(f"note: {run.folder} is unfinished: {done} of {total} items are in it", err=True)

@@ -32,6 +32,8 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
         if hidden > 0:
             console.print(f"and {hidden} more: lowmem-layers importance {shlex.quote(str(run.folder))}")
     console.print(task_table(run))
+    if run.manifest.stopped:
+        console.print(f"stopped early, at 95 % at any time of looking: {run.manifest.stopped}")
     for line in cornerstone_lines(run, findings) if findings is not None else ():
         console.print(line)
     console.print()

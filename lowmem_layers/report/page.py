@@ -54,11 +54,11 @@ def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> st
     model = str(run.manifest.model.get("id", "model"))
     title = f"Which sublayers of {model} matter?"
     style = resources.files("lowmem_layers.report").joinpath("page.css").read_text(encoding="utf-8")
-    unfinished = run.n_items_done < run.manifest.n_items
     body = [
         f"<header><h1>{escape(title)}</h1>",
         f"<p>{escape(_in_words(run))}</p>",
-        *([f"<p class=warning>{escape(_unfinished(run))}</p>"] if unfinished else []),
+        *([f"<p class=warning>{escape(_unfinished(run))}</p>"] if run.is_unfinished else []),
+        *([f"<p>Stopped early: {escape(run.manifest.stopped)}.</p>"] if run.manifest.stopped else []),
         "</header>",
         _tasks(run),
         *(_leaders(run, findings) if findings is not None else []),

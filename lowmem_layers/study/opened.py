@@ -40,6 +40,16 @@ class Run:
         """Count the items whose tile is on disk."""
         return sum(len(self.manifest.plan.tiles[tile]) for tile in self._finished)
 
+    @property
+    def every_task_begun(self) -> bool:
+        """Tell whether every task has finished items."""
+        return {row.task for tile in self._finished for row in self._tile_rows(tile)} == set(self.tasks)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Tell whether items are missing that the run was to score."""
+        return self.n_items_done < self.manifest.n_items and not self.manifest.stopped
+
     def metric(self, task: str) -> str:
         """Name the task's own metric."""
         return next(str(entry["metric"]) for entry in self.manifest.data if entry["task"] == task)

@@ -19,14 +19,16 @@ class Plan:
     tiles: tuple[tuple[int, ...], ...]
 
 
-def make_plan(prepared: Prepared, max_removed: int) -> Plan:
-    """Plan the windows of up to `max_removed` sublayers over all items.
+def make_plan(prepared: Prepared, max_removed: int, order: Sequence[int] | None = None) -> Plan:
+    """Plan the windows of up to `max_removed` sublayers over all items, taken in this order (None: their own).
 
     Raises:
         UsageError: there are fewer sublayers than `max_removed`.
     """
     coalitions = tuple(plan_coalitions(prepared.players, max_removed))
-    tiles = tuple(tuple(sorted(tile)) for tile in prepared.engine.plan_tiles(prepared.encoded, coalitions))
+    order = range(len(prepared.encoded)) if order is None else order
+    planned = prepared.engine.plan_tiles([prepared.encoded[index] for index in order], coalitions)
+    tiles = tuple(tuple(sorted(order[place] for place in tile)) for tile in planned)
     if sorted(index for tile in tiles for index in tile) != list(range(len(prepared.encoded))):
         raise EngineError("the tile plan does not hold every item exactly once")
     return Plan(coalitions, tiles)

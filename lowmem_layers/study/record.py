@@ -22,7 +22,7 @@ class Manifest:
     """Everything run.json says.
 
     `identity` holds the resolved options that decide the numbers, `data` one entry a task, `machine` what the numbers'
-    last bits hang on (threads, device).
+    last bits hang on (threads, device). `stopped` states what was proven when the run stopped early.
     """
 
     status: str
@@ -40,6 +40,7 @@ class Manifest:
     work: int
     seed: int
     elapsed_s: float = 0.0
+    stopped: str = ""
 
     @property
     def n_items(self) -> int:
@@ -86,6 +87,7 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "status": manifest.status,
         "created": manifest.created,
         "elapsed_s": manifest.elapsed_s,
+        "stopped": manifest.stopped,
         "spec": {"passed": dict(manifest.passed), "resolved": dict(manifest.resolved)},
         "identity": dict(manifest.identity),
         "seed": manifest.seed,
@@ -125,6 +127,7 @@ def _from_json(stored: Any, path: Path) -> Manifest:
             work=int(stored["work"]),
             seed=int(stored["seed"]),
             elapsed_s=float(stored["elapsed_s"]),
+            stopped=str(stored["stopped"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{path} is damaged: {type(error).__name__} {error}", START_ANEW) from error

@@ -7,12 +7,13 @@ import datetime
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 from lowmem_layers._version import __version__
 from lowmem_layers.errors import RecordError
+from lowmem_layers.game.stopping import item_order
 from lowmem_layers.study.contracts import Prepare, Prepared
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
 from lowmem_layers.study.folder import claim, known_run, tidy
@@ -23,6 +24,7 @@ from lowmem_layers.study.opened import Run, open_run
 from lowmem_layers.study.plan import make_plan
 from lowmem_layers.study.record import Manifest, read_manifest, write_manifest
 from lowmem_layers.study.spec import StudySpec, default_folder
+from lowmem_layers.study.stop import check_statement
 from lowmem_layers.study.tables import write_table
 from lowmem_layers.study.tiles import score_tiles
 
@@ -61,17 +63,19 @@ def run_study(
         if known is not None:
             same_run(folder, known, manifest)
             manifest = _taken_over(known, manifest)
-        with _accounted(folder, manifest, announce, clock):
+        with _accounted(folder, manifest, announce, clock) as account:
             tidy(folder)
             write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
             write_manifest(folder, manifest)
-            score_tiles(folder, manifest, prepared, announce, clock)
+            account.stopped = score_tiles(folder, manifest, prepared, announce, clock)
     return open_run(folder)
 
 
 def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared) -> Manifest:
     """Say all there is to say about a run before its first tile."""
-    plan = make_plan(prepared, resolved.max_removed or 0)
+    check_statement(resolved.until, len(prepared.players), resolved.max_removed or 0)
+    seed, n_items = resolved.seed or 0, len(prepared.encoded)
+    plan = make_plan(prepared, resolved.max_removed or 0, item_order(n_items, seed) if resolved.until else None)
     return Manifest(
         status="running",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -86,17 +90,25 @@ def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared) -> Ma
         players=tuple(player.name for player in prepared.players),
         plan=plan,
         work=prepared.engine.work(prepared.encoded, plan.coalitions),
-        seed=resolved.seed or 0,
+        seed=seed,
     )
 
 
+@dataclass
+class _Account:
+    """What a run has to say at its end."""
+
+    stopped: str = ""
+
+
 @contextlib.contextmanager
-def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Callable[[], float]) -> Iterator[None]:
+def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Callable[[], float]) -> Iterator[_Account]:
     """Keep the run's status in run.json true, however the body ends."""
     start = clock()
     status = "failed"
+    account = _Account()
     try:
-        yield
+        yield account
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -105,7 +117,8 @@ def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Call
         # When the disk is full, the error on its way says more than a second one would.
         with contextlib.suppress(RecordError) if status != "done" else contextlib.nullcontext():
             read_manifest(folder)  # never a run.json where the run had not begun
-            write_manifest(folder, manifest.with_status(status, clock() - start))
+            ended = manifest.with_status(status, clock() - start)
+            write_manifest(folder, replace(ended, stopped=account.stopped))
         announce(RunFinished(str(folder), status, clock() - start))
 
 

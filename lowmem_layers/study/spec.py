@@ -64,6 +64,7 @@ class StudySpec:
     bos: str | None = None
     max_removed: int | None = None
     value: str | None = None
+    until: str | None = None
     device: str | None = None
     offload: str | None = None
     max_gpu_memory: int | None = None

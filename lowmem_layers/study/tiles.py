@@ -13,9 +13,11 @@ from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
 from lowmem_layers.study.folder import finished_tiles
 from lowmem_layers.study.itemrows import ItemRow, rows_of
+from lowmem_layers.study.opened import Run
 from lowmem_layers.study.plan import Plan
 from lowmem_layers.study.record import Manifest
 from lowmem_layers.study.standing import Standing
+from lowmem_layers.study.stop import proven
 from lowmem_layers.study.tables import read_tile, scores_table, tile_file, write_table
 
 _N_LEADERS = 5
@@ -27,8 +29,8 @@ def score_tiles(
     prepared: Prepared,
     announce: Announce,
     clock: Callable[[], float] = time.monotonic,
-) -> None:
-    """Score every tile that is not on disk yet.
+) -> str:
+    """Score every tile that is not on disk yet, or those until what is asked is proven; state what was proven.
 
     Raises:
         RecordError: a finished tile is damaged, or a tile cannot be written.
@@ -43,8 +45,11 @@ def score_tiles(
         kept = [rows[index] for index in plan.tiles[tile]]
         standing.add(_gold_scores(kept, read_tile(tile_file(folder, tile), kept, removed)))
     announce(_planned(folder, manifest, prepared, finished))
-    if len(finished) < len(plan.tiles):
-        announce(StageStarted("scoring"))
+    until, value = manifest.resolved.get("until"), manifest.resolved.get("value")
+    stopped = proven(Run(folder, manifest), until, value) if finished else ""
+    if stopped or len(finished) == len(plan.tiles):
+        return stopped
+    announce(StageStarted("scoring"))
     items_done, tiles_done = sum(len(plan.tiles[tile]) for tile in finished), len(finished)
     for tile in sorted(set(range(len(plan.tiles))) - set(finished)):
         start = clock()
@@ -56,6 +61,9 @@ def score_tiles(
         leaders = standing.leaders(_N_LEADERS, items_done)
         work = _work(prepared, plan, tile)
         announce(TileCommitted(tile, len(chosen), work, items_done, tiles_done, clock() - start, leaders))
+        if stopped := proven(Run(folder, manifest), until, value):
+            break
+    return stopped
 
 
 def _score(

@@ -46,7 +46,7 @@ def test_scores_on_disk_are_the_engines(tmp_path, bench, spec):
     assert np.array_equal(np.array(rows).reshape(expected.shape), expected)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(0, 3), max_size=4), error=st.sampled_from([KeyboardInterrupt, OSError, MemoryError]))
 def test_stopping_anywhere_and_resuming_gives_the_same_bytes(tmp_path_factory, bench, engine, spec, stops, error):
     folder = tmp_path_factory.mktemp("stopped")

@@ -1,0 +1,30 @@
+"""Stopping early: after every tile, whether the items so far prove what the user wants to know."""
+
+from __future__ import annotations
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.stopping import decide, parse_statement
+from lowmem_layers.study.opened import Run
+
+
+def check_statement(statement: str | None, n_players: int, max_removed: int) -> None:
+    """Refuse a statement that cannot be decided, before anything is measured.
+
+    Raises:
+        UsageError: no such statement, more sublayers on top than there are, or nothing is removed.
+    """
+    if statement is None:
+        return
+    parsed = parse_statement(statement)
+    if parsed.kind == "top" and parsed.top_k >= n_players:
+        raise UsageError(f"--until {statement}: the model has {n_players} sublayers", "ask for fewer than there are")
+    if max_removed < 1:
+        raise UsageError("--until decides about removals, and none are asked for", "use --max-removed 1 or more")
+
+
+def proven(run: Run, statement: str | None, value: str | None) -> str:
+    """State what the finished items prove; empty where that is not yet what is asked."""
+    if statement is None or not run.every_task_begun:
+        return ""
+    decision = decide(run.value_tables(value), statement)
+    return f"{decision.text} ({decision.n_items:,} of {run.manifest.n_items:,} items)" if decision.holds else ""
