@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -42,6 +42,7 @@ def slowly(row, gold, chars, n_bytes, value):
     return NAN if math.isinf(top) else math.exp(row[gold] - top) / sum(math.exp(x - top) for x in row)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_values_equal_a_second_implementation(data):
     n_items, n_coalitions, n_choices = (data.draw(st.integers(2, 4)) for _ in range(3))

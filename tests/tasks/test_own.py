@@ -149,7 +149,9 @@ def test_two_files_of_one_name_are_refused(write):
         load_tasks([write(PLAIN), write(PLAIN + 'name = "mine"\n', "other.toml")])
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(text=st.text(max_size=60) | st.text(st.sampled_from("datconexhigl={}[]\"'\n 1."), max_size=60))
 def test_any_text_is_read_or_refused(text, tmp_path):
     path = tmp_path / "any.toml"

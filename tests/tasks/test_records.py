@@ -64,6 +64,7 @@ def test_a_missing_field_lists_those_that_are_there():
     assert "'a', 'b'" in caught.value.hint
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON)
 def test_any_value_is_shown_on_one_short_ascii_line(value):
     text = shown(value)
@@ -72,7 +73,9 @@ def test_any_value_is_shown_on_one_short_ascii_line(value):
     assert len(text) <= 400
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_any_value_in_any_field_is_read_or_refused(data, tmp_path, records):
     name = data.draw(st.sampled_from(sorted(BENCHMARKS)))
@@ -91,7 +94,9 @@ def test_any_value_in_any_field_is_read_or_refused(data, tmp_path, records):
     assert all(item.choice_chars)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(raw=st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_read_or_refused(raw, tmp_path):
     path = tmp_path / "data.jsonl"

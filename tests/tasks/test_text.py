@@ -15,7 +15,9 @@ def load(path, **options):
     return task
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     text=st.text(st.sampled_from("abé😀 \n"), min_size=1, max_size=300).filter(str.strip),
     stride=st.integers(16, 40),
