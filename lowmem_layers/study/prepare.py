@@ -9,6 +9,7 @@ from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, StageStarted
 from lowmem_layers.study.plan import plan_coalitions
 from lowmem_layers.study.spec import StudySpec
+from lowmem_layers.tasks.items import Task
 
 
 def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
@@ -17,18 +18,10 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
     """
-    from lowmem_layers.tasks import encode_task, load_tasks
+    from lowmem_layers.tasks import encode_task
 
     announce(StageStarted("reading the tasks"))
-    tasks = load_tasks(
-        spec.tasks or (),
-        data_dir=_path(spec.data_dir),
-        limit=spec.limit,
-        fewshot=spec.fewshot,
-        fewshot_file=_path(spec.fewshot_file),
-        window=spec.window or 512,
-        stride=spec.stride or 256,
-    )
+    tasks = read_tasks(spec)
     announce(StageStarted("importing torch"))
     import torch
 
@@ -46,6 +39,25 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     ]
     machine = {"threads": torch.get_num_threads()}
     return Prepared(model.players, tuple(tasks), tuple(encoded), Engine(model), model.describe(), machine)
+
+
+def read_tasks(spec: StudySpec) -> list[Task]:
+    """Load the tasks of a resolved spec.
+
+    Raises:
+        TaskError: a task or its data is unusable.
+    """
+    from lowmem_layers.tasks import load_tasks
+
+    return load_tasks(
+        spec.tasks or (),
+        data_dir=_path(spec.data_dir),
+        limit=spec.limit,
+        fewshot=spec.fewshot,
+        fewshot_file=_path(spec.fewshot_file),
+        window=spec.window or 512,
+        stride=spec.stride or 256,
+    )
 
 
 def model_spec(spec: StudySpec) -> ModelSpec:

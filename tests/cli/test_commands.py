@@ -18,7 +18,19 @@ import pytest
 from lowmem_layers.cli.entry import run_command_line
 from lowmem_layers.study import run as study_run
 
-COMMANDS = ["run", "importance", "scores", "report", "compare", "interactions", "tables", "models", "tasks", "doctor"]
+COMMANDS = [
+    "run",
+    "plan",
+    "importance",
+    "scores",
+    "report",
+    "compare",
+    "interactions",
+    "tables",
+    "models",
+    "tasks",
+    "doctor",
+]
 
 
 def call(capfd, *arguments: object) -> tuple[int, str, str]:
@@ -233,3 +245,20 @@ def test_tasks_and_models(capfd):
     assert out.count("(gold)") == 2
     status, out, _ = call(capfd, "models", "--format", "json")
     assert json.loads(out)[0]["model"] == "SmolLM2-135M-Instruct"
+
+
+def test_a_plan_of_a_shipped_shape(capfd, monkeypatch):
+    pytest.importorskip("gguf")
+    from lowmem_layers.model.embedded import find_embedded_model
+
+    if find_embedded_model() is None:
+        pytest.skip("the embedded model, whose tokenizer counts, is not installed")
+    arguments = ("--model", "llama-3-8b", "--quant", "4bit", "--limit", "3", "--for", "rtx-4090", "--format", "json")
+    status, out, err = call(capfd, "plan", *arguments)
+    found = {row["what"]: row["value"] for row in json.loads(out)}
+    assert status == 0
+    assert found["sublayers"] == "64"
+    assert found["coalitions"] == "251"
+    assert found["sublayer applications"].startswith("7,754 ")
+    assert found["items"] == "3"
+    assert "data sheet" in err
