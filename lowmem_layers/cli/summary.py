@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowmem_layers.study import Run
 
 _MOST_ROWS = 64
+_SHORT = {"acc": "accuracy", "acc_norm": "accuracy", "nll_per_byte": "per byte"}
 
 
 def summarise(run: Run, page: Path, console: Console | None = None) -> None:
@@ -66,6 +67,7 @@ def sublayer_table(findings: Findings) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         title=f"Importance, ± 95 %: by {metric.words} ({metric.unit}), by log-likelihood ({gold.unit})",
         title_justify="left",
         title_style="bold",
@@ -74,7 +76,9 @@ def sublayer_table(findings: Findings) -> Table:
     for side in findings.sides:
         style = "" if side is metric else "cyan"
         for name in ("estimate", "drop", "share"):
-            table.add_column(f"{side.unit}\n{name}", justify="right", no_wrap=True, header_style=style)
+            table.add_column(
+                f"{_SHORT.get(side.value, 'log-lik.')}\n{name}", justify="right", no_wrap=True, header_style=style
+            )
     for position in gold.overall.order()[:_MOST_ROWS]:
         name = gold.overall.players[position]
         row = [cell for side in findings.sides for cell in _cells(side, position)]
@@ -95,6 +99,6 @@ def _cells(side: Side, position: int) -> tuple[str, str, str]:
 
 def _with_half(side: Side, value: float, low: float, high: float) -> str:
     """Write a value with half its interval's width."""
-    digits = 1 if side.scale == 100.0 else 2
+    digits = 1 if side.scale == 100.0 or abs(side.scale * value) >= 10 else 2
     half = side.scale * (high - low) / 2
     return number(side.scale * value, digits) + (f" ±{half:.{digits}f}" if np.isfinite(half) else "")

@@ -91,7 +91,7 @@ def share_pie(found: Importance, title: str) -> Figure:
         colors=[colour(name) for name in found.players],
         startangle=90,
         counterclock=True,
-        wedgeprops={"linewidth": 0.4, "edgecolor": "white"},
+        wedgeprops={"linewidth": 0.4 if len(shares) <= 80 else 0.15, "edgecolor": "white"},
         radius=1.0,
     )[:2]
     _caption(axes, texts, captions)

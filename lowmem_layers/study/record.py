@@ -127,7 +127,7 @@ def _from_json(stored: Any, path: Path) -> Manifest:
             work=int(stored["work"]),
             seed=int(stored["seed"]),
             elapsed_s=float(stored["elapsed_s"]),
-            stopped=str(stored["stopped"]),
+            stopped=str(stored.get("stopped", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{path} is damaged: {type(error).__name__} {error}", START_ANEW) from error
