@@ -12,8 +12,9 @@ from lowmem_layers.study.contracts import Prepared, TaskLike
 from lowmem_layers.study.record import Manifest
 from lowmem_layers.tasks.items import EncodedItem
 
-# What a model's description says of where its weights live; that changes no number.
-_PLACEMENT = frozenset({"home", "homes", "offload", "placement", "memory", "path", "cache", "cached", "peak_bytes"})
+# Where weights live and how much memory that is expected to take changes no number, and differs from start to start:
+# of a model's description only this is compared.
+_NUMERIC = ("id", "architecture", "fingerprint", "quantisation", "dtype", "device", "players", "parallel_sublayers")
 
 
 def describe_data(prepared: Prepared) -> tuple[dict[str, Any], ...]:
@@ -72,7 +73,7 @@ def same_run(folder: Path, run: Manifest, now: Manifest) -> None:
 
 
 def _numeric(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in model.items() if name not in _PLACEMENT}
+    return {name: model[name] for name in _NUMERIC if name in model}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -127,7 +127,8 @@ def test_a_folder_of_another_model_or_other_data_is_refused(tmp_path, bench, spe
 
 def test_where_weights_live_and_how_many_cores_there_are_does_not_matter(tmp_path, bench, spec):
     run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    moved = bench(model={"id": "tiny", "dtype": "float32", "home": "disk"}, threads=64)
+    model = {"id": "tiny", "dtype": "float32", "home": "disk", "expected_cpu_bytes": 630_706_816}
+    moved = bench(model=model, threads=64)
     run = run_study(replace(spec, offload="disk", max_cpu_memory=10**9), tmp_path / "r", prepare=moved.prepare)
     assert run.manifest.machine["threads"] == 2, "the first call's threads are taken again"
 
