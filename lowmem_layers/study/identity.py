@@ -69,11 +69,18 @@ def same_run(folder: Path, run: Manifest, now: Manifest) -> None:
         found += _differences({"sublayers": run.players}, {"sublayers": now.players}, "")
         found += _differences({"coalitions": run.plan.coalitions}, {"coalitions": now.plan.coalitions}, "")
         found += _differences(run.machine, now.machine, "")
+        found += _differences(_arithmetic(run.engine), _arithmetic(now.engine), "engine ")
     _refuse(folder, found)
 
 
 def _numeric(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: model[name] for name in _NUMERIC if name in model}
+
+
+def _arithmetic(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what decides the order of additions; the tile plan, which memory decides, is taken over from the record."""
+    sizes = {name: size for name, size in engine.get("sizes", {}).items() if name not in ("budget_bytes", "tile_work")}
+    return {"layout": engine.get("layout"), **sizes}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
