@@ -14,9 +14,9 @@ from lowmem_layers.errors import LowmemLayersError
 INTERRUPTED = 130
 
 
-def main() -> None:
-    """Run the command line and leave with its status."""
-    sys.exit(run_command_line(sys.argv[1:]))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (None: that of this process) and leave with its status."""
+    sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

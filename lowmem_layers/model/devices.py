@@ -44,3 +44,10 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def dtype_name(dtype: torch.dtype) -> str:
     """Name a dtype as the options do: `bfloat16`."""
     return str(dtype).removeprefix("torch.")
+
+
+def use_threads(n_threads: int | None) -> int:
+    """Compute with this many CPU threads (None: torch's own choice), and say how many that are."""
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    return torch.get_num_threads()

@@ -45,8 +45,6 @@ def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
     Raises:
         LowmemLayersError: the model, the tasks or the card are unknown.
     """
-    import torch
-
     from lowmem_layers.model.devices import resolve_device, resolve_dtype
     from lowmem_layers.model.machine import measure_machine, named_card
     from lowmem_layers.model.plan import plan_work
@@ -55,7 +53,7 @@ def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
     resolved = spec.resolved()
     one_of("--for", card, tuple(CARDS))
     device = resolve_device(resolved.device or "auto")  # type: ignore[arg-type]
-    dtype = torch.bfloat16 if card else resolve_dtype(resolved.dtype or "auto", device)  # type: ignore[arg-type]
+    dtype = resolve_dtype("bfloat16" if card else resolved.dtype or "auto", device)  # type: ignore[arg-type]
     config, tokenizer, whose = _read(model_spec(resolved))
     shape = shape_of(config, _TARGETS[resolved.quant or "none"], dtype)
     plan_coalitions(shape.players, resolved.max_removed or 0)

@@ -23,13 +23,11 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     announce(StageStarted("reading the tasks"))
     tasks = read_tasks(spec)
     announce(StageStarted("importing torch"))
-    import torch
-
     from lowmem_layers.engine import Engine
     from lowmem_layers.model import load_model
+    from lowmem_layers.model.devices import use_threads
 
-    if spec.threads:
-        torch.set_num_threads(spec.threads)
+    threads = use_threads(spec.threads)
     model = load_model(model_spec(spec), announce=lambda line: announce(StageStarted(line)))
     plan_coalitions(model.players, spec.max_removed or 0)
     announce(StageStarted("encoding the items"))
@@ -37,7 +35,7 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     encoded = [
         item for task in tasks for item in encode_task(task, model.tokenizer, bos=bos, max_length=model.max_length)
     ]
-    machine = {"threads": torch.get_num_threads()}
+    machine = {"threads": threads}
     return Prepared(model.players, tuple(tasks), tuple(encoded), Engine(model), model.describe(), machine)
 
 
