@@ -1,12 +1,12 @@
 """Weights on disk, a model larger than the memory: peak memory and the price of streaming.
 
-A randomly initialised Llama of 3 B parameters is written in bfloat16, shard by shard. Then, each in a process of its own:
+A randomly initialised Llama of 3 B parameters is written in bfloat16, shard by shard. Then, each in its own process:
 
-    ours     4-bit, packed weights on disk, under --limit: loading (which quantises), then sweeps from disk and from RAM
-    theirs   transformers with every decoder layer offloaded to disk in full precision: forward passes
+    disk, cpu   ours: 4-bit, packed weights on disk under --limit (this one also quantises), or in RAM; then sweeps
+    theirs      transformers with every decoder layer offloaded to disk in full precision: forward passes
 
-The ceiling is printed first: what the same matrix products take with weights that are already dense in memory. A sweep here
-is one pass of `--tokens` tokens through all layers (the engine passes hundreds of states a visit, which hides the
+The ceiling is printed first: what the same matrix products take with weights that are already dense in memory. A sweep
+here is one pass of `--tokens` tokens through all layers (the engine passes hundreds of states a visit, which hides the
 reading). The last line of the output is one JSON document.
 """
 

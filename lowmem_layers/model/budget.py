@@ -13,6 +13,7 @@ from lowmem_layers.model.spec import Offload, format_bytes
 
 HomeName = Literal["device", "cpu", "disk"]
 
+_WORKSPACE_BYTES = 48 << 20  # quantising works in pieces; and what the allocator keeps
 _STEP_BYTES = 64 << 20  # limits are suggested in steps of 64 MiB
 _HOMES: dict[Offload, tuple[HomeName, ...]] = {
     "none": ("device",),
@@ -53,7 +54,7 @@ def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool) -> Placement:
     staging = 0 if home == "device" or (home == "cpu" and not on_gpu) else 2 * sizes.layer_packed
     at_home = sizes.packed if home != "disk" else 0
     running = sizes.resident + sizes.slots
-    loading = max(2 * sizes.layer_source + sizes.layer_packed, staging)
+    loading = max(2 * sizes.layer_source + sizes.layer_packed, staging) + _WORKSPACE_BYTES
     if not on_gpu:
         return Placement(home, 0, sizes.process + at_home + running + loading)
     on_device = running + staging + (sizes.packed if home == "device" else 0)

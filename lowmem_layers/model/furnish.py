@@ -18,6 +18,7 @@ from lowmem_layers.model.checkpoint.reader import RESIDENT, LayerReader
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.formats import Packed, dense
 from lowmem_layers.model.homes import DiskHome, Home, MemoryHome
+from lowmem_layers.model.memory import release_freed_memory
 from lowmem_layers.model.packed_file import DiskFullError, PackedFile, PackedFileWriter
 from lowmem_layers.model.store import SLOT_KINDS, GroupKey, Place
 
@@ -115,6 +116,7 @@ def _groups(task: Furniture, reader: LayerReader) -> Iterator[tuple[GroupKey, di
         for kind in SLOT_KINDS:
             if keys := by_group.get((layer, kind)):
                 yield (layer, kind), {key: packed.pop(key) for key in keys}
+        release_freed_memory()
 
 
 def _resident(task: Furniture) -> dict[str, Packed]:

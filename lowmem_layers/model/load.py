@@ -20,6 +20,7 @@ from lowmem_layers.model.checkpoint.reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
+from lowmem_layers.model.formats import four_bit
 from lowmem_layers.model.furnish import Furniture, furnish
 from lowmem_layers.model.homes import Home, MemoryHome, largest_layer_bytes
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
@@ -114,6 +115,8 @@ def model_bytes(plan: Plan, model: Any, places: list[Place]) -> ModelBytes:
             return packed_bytes(place, plan.recipe.target if bits is None else "none", plan.dtype)
         return prod(place.shape) * bits // 8
 
+    if plan.recipe.target == "nf4" or (plan.own is not None and plan.own.method == "bitsandbytes"):
+        four_bit.functional()  # its import counts as part of this process
     itemsize = 4 if plan.dtype == torch.float32 else 2
     return measure(model, places, packed, dtype=plan.dtype, source_itemsize=itemsize, process=resident_bytes())
 

@@ -18,7 +18,7 @@ from lowmem_layers.model.formats.packed import Packed
 
 NAME = "four_bit"
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CHUNK_NUMBERS = 1 << 18  # on the CPU bitsandbytes takes up to 100 bytes a number while it quantises
 
 
 def pack(weight: torch.Tensor, quant_type: str = "nf4", *, block_size: int = 64, double_quant: bool = False) -> Packed:
@@ -26,10 +26,15 @@ def pack(weight: torch.Tensor, quant_type: str = "nf4", *, block_size: int = 64,
 
     Shapes: weight of n numbers gives codes (n / 2, 1) in uint8 and absmax (n / block_size,).
     """
-    codes, state = _functional().quantize_4bit(
-        weight.detach().contiguous(), blocksize=block_size, compress_statistics=double_quant, quant_type=quant_type
-    )
-    parts = {"weight": codes, "absmax": state.absmax, "quant_map": state.code}
+    flat = weight.detach().reshape(-1)
+    chunk = flat.numel() if double_quant else _CHUNK_NUMBERS  # doubly quantised scales share their mean
+    pieces = [
+        functional().quantize_4bit(piece, blocksize=block_size, compress_statistics=double_quant, quant_type=quant_type)
+        for piece in flat.split(chunk)
+    ]
+    codes, state = torch.cat([codes for codes, _ in pieces]), pieces[0][1]
+    absmax = torch.cat([state.absmax for _, state in pieces])
+    parts = {"weight": codes, "absmax": absmax, "quant_map": state.code}
     settings: dict[str, str | int | float | bool] = {"quant_type": quant_type, "block_size": block_size}
     if double_quant:
         parts |= {"nested_absmax": state.state2.absmax, "nested_quant_map": state.state2.code}
@@ -67,10 +72,10 @@ def from_bitsandbytes(name: str, tensors: Mapping[str, torch.Tensor]) -> Packed:
 def unpack(packed: Packed, out: torch.Tensor) -> None:
     """Look each code up, times its block's scale, into `out`'s dtype."""
     codes = packed.parts["weight"].view(torch.uint8).reshape(-1, 1)
-    out.copy_(_functional().dequantize_4bit(codes, _state(packed, out.dtype)).view(packed.shape))
+    out.copy_(functional().dequantize_4bit(codes, _state(packed, out.dtype)).view(packed.shape))
 
 
-def _functional() -> Any:
+def functional() -> Any:
     """Import bitsandbytes at first use, without its warning about a kernel of its modules, which are never called."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from bitsandbytes import functional
@@ -80,7 +85,7 @@ def _functional() -> Any:
 
 def _state(packed: Packed, dtype: torch.dtype) -> Any:
     """Build bitsandbytes' description of the packed weight."""
-    state_of = _functional().QuantState
+    state_of = functional().QuantState
     inner = None
     offset = None
     if "nested_absmax" in packed.parts:

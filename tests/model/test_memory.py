@@ -1,0 +1,45 @@
+"""Quantising takes the packed size plus about two layers, and the planned peak is the measured one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.model.conftest import save_model
+
+WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8}
+SCRIPT = """
+import json, sys
+from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.formats import four_bit
+from lowmem_layers.model.memory import peak_bytes, resident_bytes
+folder, warm, quant, offload = sys.argv[1:]
+load_model(ModelSpec(warm, quant, "bfloat16", "cpu", cache=False))
+start = resident_bytes()
+model = load_model(ModelSpec(folder, quant, "bfloat16", "cpu", offload=offload, cache=False))
+about = model.describe()
+print(json.dumps({"start": start, "peak": peak_bytes(), "packed": about["packed_bytes"], "home": about["home"],
+                  "expected": about["expected_cpu_bytes"]}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quant", "offload"), [("4bit", "cpu"), ("4bit", "disk"), ("8bit", "cpu")])
+def test_peak_of_quantising(tmp_path: Path, quant: str, offload: str) -> None:
+    model = save_model(tmp_path / "wide", "llama", **WIDE)
+    save_model(tmp_path / "tiny", "llama")
+    layer = 2 * sum(value.numel() for value in model.model.layers[0].parameters())
+    whole = 2 * sum(value.numel() for value in model.parameters())
+    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "wide"), str(tmp_path / "tiny"), quant, offload]
+    output = subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = json.loads(output.strip().splitlines()[-1])
+    packed = found["packed"] if offload == "cpu" else 0
+    resident = whole - 16 * layer
+    slack = 48 << 20  # quantising works in pieces; the allocator's; small Python objects'
+    assert found["home"] == offload
+    assert found["peak"] - found["start"] < packed + resident + 2 * layer + slack
+    assert found["peak"] == pytest.approx(found["expected"], rel=0.10)
