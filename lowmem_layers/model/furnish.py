@@ -24,8 +24,6 @@ from lowmem_layers.model.store import SLOT_KINDS, GroupKey, Place
 
 Announce = Callable[[str], None]
 
-_RESIDENT_KEY: GroupKey = (RESIDENT, "resident")
-
 
 @dataclass(frozen=True)
 class Furniture:
@@ -70,12 +68,13 @@ def furnish(task: Furniture, open_reader: Callable[[], LayerReader], announce: A
 def _from_cache(task: Furniture, path: Path) -> Home:
     file = PackedFile(path)
     expected = {place.key for place in task.places}
-    found = {weight.key for key, layout in file.layouts.items() if key != _RESIDENT_KEY for weight in layout.weights}
+    found = {weight.key for key, layout in file.layouts.items() if key[0] != RESIDENT for weight in layout.weights}
     if expected != found:
         raise CheckpointError(f"the packed weights in {path} are another model's", "delete the file")
     home = DiskHome(file) if task.home_device is None else _into_memory(file, task.home_device)
-    for name, packed in file.read(_RESIDENT_KEY).items():
-        set_tensor(task.model, name, packed.parts["weight"])
+    for key in [key for key in file.layouts if key[0] == RESIDENT]:
+        for name, packed in file.read(key).items():
+            set_tensor(task.model, name, packed.parts["weight"])
     task.model.tie_weights()
     return home
 
@@ -83,7 +82,7 @@ def _from_cache(task: Furniture, path: Path) -> Home:
 def _into_memory(file: PackedFile, device: torch.device) -> MemoryHome:
     home = MemoryHome(device)
     for key in file.layouts:
-        if key != _RESIDENT_KEY:
+        if key[0] != RESIDENT:
             home.add(key, file.read(key))
     return home
 
@@ -99,7 +98,8 @@ def _from_checkpoint(task: Furniture, reader: LayerReader, path: Path | None) ->
             if writer is not None:
                 writer.add(key, packed)
         if writer is not None:
-            writer.add(_RESIDENT_KEY, _resident(task))
+            for name, value in _resident(task).items():  # one by one, since each is copied on its way
+                writer.add((RESIDENT, name), {name: value})
     if memory is not None:
         return memory
     if path is None:
