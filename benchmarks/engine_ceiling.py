@@ -31,7 +31,10 @@ class SeeProducts(TorchDispatchMode):
         self.shapes: Counter[tuple[int, int, int]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (aten.mm.default, aten.addmm.default):
+        if func is aten.linear.default:
+            states, weight = args[:2]
+            self.shapes[states.numel() // states.shape[-1], states.shape[-1], weight.shape[0]] += 1
+        elif func in (aten.mm.default, aten.addmm.default):
             a, b = args[-2:]
             self.shapes[a.shape[0], a.shape[1], b.shape[1]] += 1
         return func(*args, **(kwargs or {}))
@@ -77,6 +80,8 @@ def main() -> None:
     _ = engine.layout
     with SeeProducts() as seen:
         engine.score(items, coalitions)
+    if not seen.shapes:
+        raise SystemExit("no matrix product was seen as it was dispatched")
     flops = 2 * sum(r * i * c * n for (r, i, c), n in seen.shapes.items())
     padding = padding_share(engine, items)
     shares = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,8 @@ from lowmem_layers.engine.sweep import Sizes
 from lowmem_layers.errors import BudgetError
 
 _CPU_STATES_BYTES = 2 << 30
-_SIZES = {"cpu": Sizes(1024, 512, 4096), "cuda": Sizes(16384, 2048, 32768)}
+_SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
+_LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 _TILE_WORK = {"cpu": 4 * 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
 
 
@@ -23,9 +24,11 @@ class ItemCost:
     work: int
 
 
-def sizes_for(device: torch.device) -> Sizes:
-    """Choose chunk sizes: a CPU's caches like about 1,000 tokens at once, a GPU many more."""
-    return _SIZES["cuda" if device.type == "cuda" else "cpu"]
+def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
+    """Choose chunk sizes: a CPU's caches like about 1,000 tokens at once, a GPU many more; logits are bounded."""
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    sizes = _SIZES[kind]
+    return replace(sizes, head_rows=max(1, min(sizes.head_rows, _LOGITS_BYTES[kind] // (4 * vocabulary))))
 
 
 def tile_work_for(device: torch.device) -> int:
@@ -41,13 +44,13 @@ def default_budget_bytes(device: torch.device) -> int:
 
 
 def chunk_bytes(sizes: Sizes, hidden: int, widest: int, vocabulary: int, itemsize: int) -> int:
-    """Bound what one chunk's intermediates and one slice of logits take, besides the states. Units: bytes.
+    """Bound what one chunk's intermediates and its logits take, besides the states. Units: bytes.
 
     `widest` is the widest intermediate of a sublayer; about four of that width are alive at once, six of the hidden
     width.
     """
     layer = sizes.chunk_tokens * (4 * widest + 6 * hidden) * itemsize
-    logits = sizes.head_rows * min(vocabulary, sizes.vocabulary_slice) * (itemsize + 4)
+    logits = vocabulary * (sizes.head_rows * itemsize + min(sizes.head_rows, sizes.softmax_rows) * 4)
     return max(layer, logits)
 
 

@@ -54,12 +54,12 @@ class Engine:
         layout: str = "auto",
     ) -> None:
         self.model = model
-        self.sizes = sizes or sizes_for(model.device)
+        self.sizes = sizes or sizes_for(model.device, model.module.get_output_embeddings().weight.shape[0])
         self.budget_bytes = budget_bytes or default_budget_bytes(model.device)
         self.tile_work = tile_work or tile_work_for(model.device)
         self.counted_applications = 0
         self._layout = layout
-        self._head = Head(model, self.sizes.vocabulary_slice)
+        self._head = Head(model, self.sizes.softmax_rows)
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
 
     @cached_property

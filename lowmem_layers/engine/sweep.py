@@ -28,11 +28,11 @@ from lowmem_layers.model.store import Visit
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is computed at once. Units: tokens (rows of a matrix product), rows of logits, vocabulary entries."""
+    """How much is computed at once. Units: tokens (rows of a matrix product), rows of logits, rows of a log-softmax."""
 
     chunk_tokens: int
     head_rows: int
-    vocabulary_slice: int
+    softmax_rows: int
 
 
 @dataclass
@@ -174,7 +174,7 @@ class Sweep:
     def _finish(self, live: Live) -> tuple[tuple[tuple[int, int], ...], torch.Tensor]:
         """Score every final state. Shapes: (coalitions, owners)."""
         states = live.states[:, 0]
-        pairs = pairs_of(live.batch.rows, live.batch.n_nodes, live.batch.scored, states.device)
+        pairs = pairs_of(live.batch.rows, live.batch.n_nodes, live.batch.scored)
         size = max(1, self.sizes.head_rows // states.shape[1])
         parts = []
         for low in range(0, len(states), size):

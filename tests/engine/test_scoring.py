@@ -1,14 +1,14 @@
-"""The head in slices equals the model's own; log-sum-exp is right where it is hard."""
+"""The head gives the model's own log-probabilities, whatever the number of rows at once."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lowmem_layers.engine import scoring
 from lowmem_layers.engine.scoring import Head, pairs_of
 from lowmem_layers.engine.trie import Row, Target
 from lowmem_layers.model.decoder import DecoderModel
@@ -27,23 +27,29 @@ def expected(model, states):
     return torch.stack([at[:, 0, 5] + at[:, 1, 9], at[:, 0, 6]], 1)
 
 
-@pytest.mark.parametrize(("family", "plain"), [("llama", True), ("gptj", True), ("gemma2", False), ("cohere", False)])
-@pytest.mark.parametrize("slice_width", [7, 97, 4096])
-def test_log_likelihoods_equal_the_models_own_head(family, plain, slice_width):
+@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "cohere"])
+@pytest.mark.parametrize("softmax_rows", [1, 5, 64])
+def test_log_likelihoods_equal_the_models_own_head(family, softmax_rows):
     model = DecoderModel(families.tiny_model(family))
-    head = Head(model, slice_width)
     states = 5 * torch.randn(6, 2, 32, generator=torch.Generator().manual_seed(0))
-    pairs = pairs_of([ROW], len(ROW), ROW.scored_nodes, model.device)
-    assert head.is_plain is plain
-    assert torch.allclose(head.loglikelihoods(states, pairs), expected(model, states), rtol=0, atol=1e-5)
+    found = Head(model, softmax_rows).loglikelihoods(states, pairs_of([ROW], len(ROW), ROW.scored_nodes))
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, expected(model, states), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_normaliser_is_right_for_peaked_flat_and_masked_rows(dtype):
-    logits = torch.zeros(4, 300, dtype=dtype)
-    logits[1, 7] = 80.0
-    logits[2] = -200.0
-    logits[3, :200] = float("-inf")
-    found = scoring._log_normaliser(logits)
-    assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), logits.double().logsumexp(-1), rtol=0, atol=2e-5)
+def test_blocks_of_the_log_softmax_change_no_bit():
+    model = DecoderModel(families.tiny_model("llama"))
+    states = torch.randn(7, 2, 32, generator=torch.Generator().manual_seed(0))
+    pairs = pairs_of([ROW], len(ROW), ROW.scored_nodes)
+    one, three, many = (Head(model, rows).loglikelihoods(states, pairs) for rows in (1, 3, 100))
+    assert torch.equal(one, three)
+    assert torch.equal(one, many)
+
+
+def test_pairs_name_every_scored_token_once_with_its_owner():
+    pairs = pairs_of([ROW, ROW], 6, [1, 2, 7, 8])
+    assert list(zip(pairs.nodes.tolist(), pairs.tokens.tolist(), pairs.choices.tolist(), strict=True)) == [
+        (0, 5, 0), (0, 6, 1), (1, 9, 0), (2, 5, 2), (2, 6, 3), (3, 9, 2),
+    ]  # fmt: skip
+    assert pairs.owners == ((0, 0), (0, 1), (0, 0), (0, 1))
+    assert np.all(np.diff(pairs.nodes) >= 0)

@@ -90,7 +90,7 @@ def test_the_numbers_do_not_depend_on_the_company(family):
     items = routes.random_items(6, seed=3)
     model = DecoderModel(families.tiny_model(family))
     together = Engine(model).score(items, WINDOWS)
-    small = Engine(model, sizes=Sizes(chunk_tokens=16, head_rows=3, vocabulary_slice=10))
+    small = Engine(model, sizes=Sizes(chunk_tokens=16, head_rows=3, softmax_rows=2))
     for index, item in enumerate(items):
         assert largest_gap(small.score([item], WINDOWS), together[index : index + 1]) < 1e-5
     for column, removed in enumerate(WINDOWS):
