@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.setting import all_windows, finish, parser, real_items, start
+from benchmarks.setting import all_windows, finish, parser, real_items, start_resident
 from lowmem_layers.engine import Engine
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedItem
@@ -127,7 +127,7 @@ def main() -> None:
     options.add_argument("--tiles", type=int, default=4, help="our tiles, timed between the baselines")
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
-    model = start(options)
+    model = start_resident(options)
     items, coalitions = real_items(model, options), all_windows(model, options)
     engine = Engine(model)
     _ = engine.layout

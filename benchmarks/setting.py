@@ -19,6 +19,7 @@ import lowmem_layers
 from lowmem_layers.game.coalitions import windows
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.model.embedded import embedded_model_path
 from lowmem_layers.tasks import EncodedItem, encode_task, load_tasks
 
 SIX = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")
@@ -43,6 +44,16 @@ def start(options: argparse.Namespace) -> DecoderModel:
         sys.exit("needs real items: give --data-dir FOLDER (or set LOWMEM_LAYERS_DATA) with boolq.jsonl and the others")
     torch.set_num_threads(options.threads)
     return load_model(ModelSpec(quant=options.quant, dtype=options.dtype, device=options.device))
+
+
+def start_resident(options: argparse.Namespace) -> DecoderModel:
+    """Load the embedded model as transformers itself does: all weights dense, for baselines that run its own
+    forward."""
+    tokenizer, source = start(options).tokenizer, embedded_model_path()
+    module = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=getattr(torch, options.dtype)
+    )
+    return DecoderModel(module, tokenizer)
 
 
 def real_items(model: DecoderModel, options: argparse.Namespace, names: Sequence[str] = SIX) -> list[EncodedItem]:

@@ -66,13 +66,7 @@ def compare(
     weights_a = estimator_weights(estimator, a.coalitions, a.players, max_removed)
     weights_b = estimator_weights(estimator, b.coalitions, b.players, max_removed)
     matched = _matching_rows(a, b)
-    if matched is None:
-        first, second = _one(a, weights_a), _one(b, weights_b)
-        pieces = (_padded(first, len(second.pieces), before=False), _padded(second, len(first.pieces), before=True))
-        dof = _welch(first, second)
-    else:
-        first, second = _paired(a, b.take_items(matched), weights_a, weights_b)
-        pieces, dof = (first.pieces, second.pieces), first.dof
+    first, second, pieces, dof = _aligned(a, b, matched, weights_a, weights_b)
     difference = Influence(first.value - second.value, pieces[0] - pieces[1], dof, a.is_binary and b.is_binary)
     low, high = mean_interval(difference, level)
     p_adjusted = adjusted(two_sided_p(difference), correction)
@@ -93,6 +87,18 @@ def compare(
         level,
         both,
     )
+
+
+def _aligned(
+    a: ValueTable, b: ValueTable, matched: list[int] | None, weights_a: FloatArray, weights_b: FloatArray
+) -> tuple[Influence, Influence, tuple[FloatArray, FloatArray], FloatArray]:
+    """Estimate both tables, with error pieces that stand side by side: item by item where they are matched."""
+    if matched is not None:
+        first, second = _paired(a, b.take_items(matched), weights_a, weights_b)
+        return first, second, (first.pieces, second.pieces), first.dof
+    first, second = _one(a, weights_a), _one(b, weights_b)
+    pieces = (_padded(first, len(second.pieces), before=False), _padded(second, len(first.pieces), before=True))
+    return first, second, pieces, _welch(first, second)
 
 
 def _refuse_different_games(a: ValueTable, b: ValueTable, max_removed: int | None) -> None:

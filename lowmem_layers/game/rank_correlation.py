@@ -107,11 +107,8 @@ def agreement(
     if a.shape != b.shape or pieces_a.shape != pieces_b.shape or pieces_a.shape[1:] != a.shape:
         raise UsageError(f"rankings of {a.shape} and {b.shape} players", "compare the same players")
     kendall, spearman, overlap = kendall_tau(a, b), spearman_rho(a, b), top_overlap(a, b, top_k)
-    unknown = float("nan")
     if np.isnan(dof).any() or np.isnan(kendall):
-        return Agreement(
-            kendall, unknown, unknown, spearman, unknown, unknown, top_k, overlap, unknown, unknown, unknown
-        )
+        return _without_intervals(kendall, spearman, top_k, overlap)
     tail = 100.0 * (1.0 - level) / 2
     drawn = _draw(a, b, np.concatenate([pieces_a, pieces_b], axis=1), top_k, draws, seed)
     order_a, order_b = (_certain_order(x, p, dof, level) for x, p in ((a, pieces_a), (b, pieces_b)))
@@ -120,19 +117,13 @@ def agreement(
     tau_low, tau_high = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b), slack)
     rho_low, rho_high = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b), slack)
     overlaps = np.percentile(drawn[2], [tail, 100 - tail])
-    return Agreement(
-        kendall,
-        tau_low,
-        tau_high,
-        spearman,
-        rho_low,
-        rho_high,
-        top_k,
-        overlap,
-        float(overlaps[0]),
-        float(overlaps[1]),
-        resolved,
-    )
+    bounds = (float(overlaps[0]), float(overlaps[1]))
+    return Agreement(kendall, tau_low, tau_high, spearman, rho_low, rho_high, top_k, overlap, *bounds, resolved)
+
+
+def _without_intervals(kendall: float, spearman: float, top_k: int, overlap: int) -> Agreement:
+    unknown = float("nan")
+    return Agreement(kendall, unknown, unknown, spearman, unknown, unknown, top_k, overlap, unknown, unknown, unknown)
 
 
 def _span(

@@ -35,7 +35,7 @@ def spoil(tensor: torch.Tensor, value: float) -> None:
     tensor.view(-1)[5] = value
 
 
-def refused(folder: Path | str, kind: type[UsageError], message: str, **spec: str) -> UsageError:
+def check_refused(folder: Path | str, kind: type[UsageError], message: str, **spec: str) -> UsageError:
     with pytest.raises(kind, match=message) as caught:
         load_model(ModelSpec(str(folder), dtype="float32", device="cpu", **spec))  # type: ignore[arg-type]
     assert "\n" not in caught.value.message
@@ -46,13 +46,13 @@ def refused(folder: Path | str, kind: type[UsageError], message: str, **spec: st
 def test_a_truncated_shard(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    refused(folder, CheckpointError, r"model\.safetensors is truncated: model\S+ ends at byte")
+    check_refused(folder, CheckpointError, r"model\.safetensors is truncated: model\S+ ends at byte")
 
 
 def test_a_shard_cut_inside_its_header(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:50])
-    refused(folder, CheckpointError, r"model\.safetensors is truncated or not a safetensors file")
+    check_refused(folder, CheckpointError, r"model\.safetensors is truncated or not a safetensors file")
 
 
 def test_a_damaged_header(folder: Path) -> None:
@@ -60,88 +60,88 @@ def test_a_damaged_header(folder: Path) -> None:
     content = bytearray(file.read_bytes())
     content[8:20] = b"x" * 12
     file.write_bytes(content)
-    refused(folder, CheckpointError, r"model\.safetensors has a damaged header")
+    check_refused(folder, CheckpointError, r"model\.safetensors has a damaged header")
 
 
 @pytest.mark.parametrize("name", [NAME, "model.norm.weight", "model.layers.2.input_layernorm.weight"])
 def test_a_missing_tensor(folder: Path, name: str) -> None:
     change(folder, lambda tensors: tensors.__delitem__(name))
-    refused(folder, CheckpointError, f"lacks the tensor {name}")
+    check_refused(folder, CheckpointError, f"lacks the tensor {name}")
 
 
 def test_a_wrong_shape(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({NAME: torch.zeros(96, 63)}))
-    refused(folder, CheckpointError, rf"{NAME} has shape \(96, 63\), the config asks for \(96, 64\)")
+    check_refused(folder, CheckpointError, rf"{NAME} has shape \(96, 63\), the config asks for \(96, 64\)")
 
 
 @pytest.mark.parametrize("name", [NAME, "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_none(folder: Path, name: str, value: float) -> None:
     change(folder, lambda tensors: spoil(tensors[name], value))
-    refused(folder, CheckpointError, rf"model\.safetensors: {name} holds NaN or infinite numbers")
+    check_refused(folder, CheckpointError, rf"model\.safetensors: {name} holds NaN or infinite numbers")
 
 
 def test_a_tensor_the_model_has_no_place_for(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"model.layers.1.mlp.extra.weight": torch.zeros(3)}))
-    refused(folder, CheckpointError, r"no place for the tensor model\.layers\.1\.mlp\.extra\.weight")
+    check_refused(folder, CheckpointError, r"no place for the tensor model\.layers\.1\.mlp\.extra\.weight")
 
 
 def test_an_index_that_names_what_is_not_there(llama_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(llama_folder, tmp_path / "model")
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
     shards[0].unlink()
-    refused(tmp_path / "model", CheckpointError, f"{shards[0].name} is missing from")
+    check_refused(tmp_path / "model", CheckpointError, f"{shards[0].name} is missing from")
 
 
 def test_a_truncated_checkpoint_leaves_no_cache(folder: Path, tmp_path: Path) -> None:
     change(folder, lambda tensors: spoil(tensors[NAME], float("nan")))
-    refused(folder, CheckpointError, "NaN", quant="4bit")
+    check_refused(folder, CheckpointError, "NaN", quant="4bit")
     assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_an_unknown_quantisation(folder: Path) -> None:
     edit_config(folder, quantization_config={"quant_method": "magic", "bits": 4})
-    refused(folder, CheckpointError, "the checkpoint is quantised by 'magic'")
+    check_refused(folder, CheckpointError, "the checkpoint is quantised by 'magic'")
 
 
 @pytest.mark.parametrize("bits", [5, "four", None])
 def test_a_gptq_config_of_an_impossible_width(folder: Path, bits: object) -> None:
     edit_config(folder, quantization_config={"quant_method": "gptq", "bits": bits})
-    refused(folder, CheckpointError, f"the GPTQ config says {bits!r} bits")
+    check_refused(folder, CheckpointError, f"the GPTQ config says {bits!r} bits")
 
 
 def test_pickled_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(folder, ModelError, r"pytorch_model\.bin is a pickle")
+    check_refused(folder, ModelError, r"pytorch_model\.bin is a pickle")
 
 
 def test_no_weights_no_config_no_folder(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    refused(folder, ModelError, "holds no weights")
+    check_refused(folder, ModelError, "holds no weights")
     (folder / "config.json").unlink()
-    refused(folder, ModelError, r"holds no config\.json")
-    refused(folder / "nowhere", ModelError, "does not exist")
+    check_refused(folder, ModelError, r"holds no config\.json")
+    check_refused(folder / "nowhere", ModelError, "does not exist")
     (folder / "notes.txt").write_text("hello")
-    refused(folder / "notes.txt", ModelError, "is not a model")
+    check_refused(folder / "notes.txt", ModelError, "is not a model")
 
 
 def test_an_unknown_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refused("nobody/nothing-at-all", ModelError, "not on this machine and the model hub cannot be reached")
-    refused("no such id!", ModelError, "neither a folder here nor a hub id")
+    check_refused("nobody/nothing-at-all", ModelError, "not on this machine and the model hub cannot be reached")
+    check_refused("no such id!", ModelError, "neither a folder here nor a hub id")
 
 
 def test_models_own_code_is_not_run_unasked(folder: Path) -> None:
     edit_config(folder, model_type="homemade", auto_map={"AutoConfig": "configuration.Homemade"})
-    error = refused(folder, ModelError, "comes with its own Python code")
+    error = check_refused(folder, ModelError, "comes with its own Python code")
     assert "--trust-remote-code" in error.hint
 
 
 def test_an_unknown_model_type(folder: Path) -> None:
     edit_config(folder, model_type="homemade")
-    refused(folder, ModelError, "model type 'homemade'")
+    check_refused(folder, ModelError, "model type 'homemade'")
 
 
 def test_encoders_and_encoder_decoders(tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_encoders_and_encoder_decoders(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(**small, vocab_size=256)).save_pretrained(tmp_path / "bert")
     t5 = T5Config(d_model=32, num_layers=2, num_heads=2, d_ff=64, vocab_size=256)
     T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
-    refused(tmp_path / "bert", ModelError, r"is an encoder model \(bert\)")
-    refused(tmp_path / "t5", ModelError, r"is an encoder-decoder model \(t5\)")
+    check_refused(tmp_path / "bert", ModelError, r"is an encoder model \(bert\)")
+    check_refused(tmp_path / "t5", ModelError, r"is an encoder-decoder model \(t5\)")
 
 
 def test_no_tokenizer(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    refused(folder, ModelError, "has no tokenizer that can be read")
+    check_refused(folder, ModelError, "has no tokenizer that can be read")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -178,7 +178,7 @@ def test_a_contradicting_gptq_config(folder: Path) -> None:
         tensors[f"{stem}.scales"] = torch.ones(2, 96, dtype=torch.float16)
 
     change(folder, pack)
-    refused(folder, CheckpointError, rf"{stem}\.qzeros has shape \(2, 12\), but 8 bits in groups of 32")
+    check_refused(folder, CheckpointError, rf"{stem}\.qzeros has shape \(2, 12\), but 8 bits in groups of 32")
 
 
 def edit_config(folder: Path, **fields: object) -> None:
