@@ -18,6 +18,10 @@ from lowmem_layers.engine.trie import Row
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.model.forward import own_logits
 
+LEAST_ROWS = 16
+"""Matrix products are made of at least so many rows: those of fewer round differently on CPUs (oneDNN, MKL), and a
+coalition's numbers would depend on how many others are computed with it."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -67,7 +71,9 @@ class Head:
         Shapes: `states` (C, S, D) → (C, number of choices), float64 nats.
         """
         n_states, n_scored, width = states.shape
-        logits = own_logits(self._model.module, self._model.anatomy.layers, states.reshape(-1, width))
+        flat = states.reshape(-1, width)
+        enough = flat.repeat(-(-LEAST_ROWS // len(flat)), 1) if len(flat) < LEAST_ROWS else flat
+        logits = own_logits(self._model.module, self._model.anatomy.layers, enough)[: len(flat)]
         rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()
         tokens = np.tile(pairs.tokens, n_states)
         logprobs = self._logprobs(logits, rows, tokens).view(n_states, -1)

@@ -16,7 +16,7 @@ import torch
 
 from lowmem_layers.engine.batches import Batch
 from lowmem_layers.engine.calls import Growth, Stretcher
-from lowmem_layers.engine.scoring import Head, pairs_of
+from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.tree import PrefixTree, Step
 from lowmem_layers.model.branches import branch_output
@@ -142,9 +142,9 @@ class Sweep:
             x = live.states[rows]
             output = self._branch(program, layer, kind, x, live)
             if isinstance(rows, slice):
-                x.add_(output.view(x.shape))
+                x.add_(output)
             else:
-                live.states[rows] = x.add_(output.view(x.shape))
+                live.states[rows] = x.add_(output)
 
     def _attend_aside(self, program: LayerProgram, layer: int, step: Step, live: Live) -> None:
         """Fork, and keep attention's output apart: the feed-forward of this layer reads the same input as attention."""
@@ -153,14 +153,15 @@ class Sweep:
         _fork(step, live)
         for rows in self._chunks(step.advanced, live):
             x = live.states[rows]
-            live.pending[rows] = self._branch(program, layer, "attn", x, live).view(x.shape)
+            live.pending[rows] = self._branch(program, layer, "attn", x, live)
 
     def _branch(self, program: LayerProgram, layer: int, kind: str, x: torch.Tensor, live: Live) -> torch.Tensor:
-        """Compute one chunk. Shapes: `x` (c, g, T, D) → (c · g, T, D)."""
-        call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(x))
-        output = branch_output(program.anatomy, kind, program.recipes[kind], x.reshape(-1, *x.shape[2:]), call)
+        """Compute one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
+        wide = x.repeat(-(-LEAST_ROWS // (x.shape[0] * x.shape[1] * x.shape[2])), 1, 1, 1) if _is_small(x) else x
+        call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(wide))
+        output = branch_output(program.anatomy, kind, program.recipes[kind], wide.flatten(0, 1), call)
         self.counter.add(len(x), len(x) * live.tokens * program.macs[kind])
-        return output
+        return output.reshape(wide.shape)[: len(x)]
 
     def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | list[int]]:
         """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side."""
@@ -187,6 +188,11 @@ class Sweep:
         expected = self.tree.applications * n_batches
         if counted != expected:
             raise EngineError(f"the sweep made {counted} sublayer applications where its tree has {expected}")
+
+
+def _is_small(x: torch.Tensor) -> bool:
+    """Tell a chunk of so few positions that a matrix product of another kernel, rounding differently, would be made."""
+    return x.shape[0] * x.shape[1] * x.shape[2] < LEAST_ROWS
 
 
 def _fork(step: Step, live: Live) -> None:

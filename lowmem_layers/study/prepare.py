@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.study.contracts import Prepared
@@ -36,7 +38,16 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
         item for task in tasks for item in encode_task(task, model.tokenizer, bos=bos, max_length=model.max_length)
     ]
     machine = {"threads": threads}
-    return Prepared(model.players, tuple(tasks), tuple(encoded), Engine(model), model.describe(), machine)
+    described = model.describe()
+    engine = Engine(model, budget_bytes=_left_for_states(spec, described))
+    return Prepared(model.players, tuple(tasks), tuple(encoded), engine, described, machine)
+
+
+def _left_for_states(spec: StudySpec, described: Mapping[str, Any]) -> int | None:
+    """Give the engine what the model leaves of the memory allowed; nothing said, its own choice. Units: bytes."""
+    kind = "gpu" if described["device"] == "cuda" else "cpu"
+    limit = spec.max_gpu_memory if kind == "gpu" else spec.max_cpu_memory
+    return None if limit is None else max(1, limit - described[f"expected_{kind}_bytes"])
 
 
 def read_tasks(spec: StudySpec) -> list[Task]:

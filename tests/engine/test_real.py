@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowmem_layers.engine import Engine, reference_loglikelihoods
+from lowmem_layers.engine import Engine, Sizes, reference_loglikelihoods
 from lowmem_layers.game.coalitions import windows
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.tasks import encode_task, load_tasks
@@ -51,6 +51,17 @@ def test_the_built_in_task_equals_whole_passes(model):
 @pytest.mark.skipif(not DATA, reason="LOWMEM_LAYERS_DATA names no folder with the benchmarks' items")
 def test_real_items_of_all_six_benchmarks_equal_whole_passes(model):
     check_against_reference(model, shortest(model, SIX, 1, data_dir=Path(DATA or "")), 4)
+
+
+def test_the_numbers_do_not_depend_on_the_company(model):
+    items = shortest(model, ["quick"], 6)
+    some = [(), (1,), (20, 21), (57, 58, 59)]
+    together = Engine(model).score(items, [*some, *windows(len(model.players), 1)[1:]])
+    small = Engine(model, sizes=Sizes(chunk_tokens=40, head_rows=5, softmax_rows=3))
+    for item, theirs in zip(items, together, strict=True):
+        for row, removed in enumerate(some):
+            (alone,) = small.score([item], [removed])
+            assert np.abs(alone[0] - theirs[row]).max() < 1e-5
 
 
 def test_the_model_takes_tries_and_its_head_is_plain(model):

@@ -119,7 +119,7 @@ class Calls:
 
 @pytest.mark.parametrize("max_removed", [0, 1, 3])
 def test_counted_applications_equal_the_formula(max_removed):
-    items = routes.random_items(1, seed=4)
+    items = routes.random_items(1, seed=4, context=(16, 20))
     module = families.tiny_model("llama")
     engine = Engine(DecoderModel(module), layout="trie")
     coalitions = [c for c in WINDOWS if len(c) <= max_removed]
