@@ -42,9 +42,12 @@ class Batch:
 
 
 def make_batches(rows: Sequence[Row], max_tokens: int, max_waste: float = 0.02) -> list[Batch]:
-    """Lay rows of similar length side by side, up to `max_tokens` a batch, padding at most `max_waste` of it."""
+    """Lay rows of similar length side by side, up to `max_tokens` a batch, padding at most `max_waste` of it.
+
+    Rows that branch and rows that do not are kept apart.
+    """
     batches: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: (len(row), row.tokens)):
+    for row in sorted(rows, key=lambda row: (row.is_chain, len(row), row.tokens)):
         if batches and _fits(batches[-1], row, max_tokens, max_waste):
             batches[-1].append(row)
         else:
@@ -55,7 +58,8 @@ def make_batches(rows: Sequence[Row], max_tokens: int, max_waste: float = 0.02) 
 def _fits(batch: list[Row], row: Row, max_tokens: int, max_waste: float) -> bool:
     padded = len(row) * (len(batch) + 1)
     used = sum(len(other) for other in batch) + len(row)
-    return padded <= max_tokens and padded - used <= max_waste * padded
+    alike = batch[-1].is_chain == row.is_chain
+    return alike and padded <= max_tokens and padded - used <= max_waste * padded
 
 
 def plain_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from lowmem_layers.engine.budget import (
     sizes_for,
     tile_work_for,
 )
-from lowmem_layers.engine.calls import Growth, growth
 from lowmem_layers.engine.scoring import Head
 from lowmem_layers.engine.selftest import Verdict, examine_engine
 from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
@@ -27,7 +26,6 @@ from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.forward import prologue
 from lowmem_layers.tasks.items import EncodedItem
 
 Inputs = Callable[[Batch], dict[str, Any]]
@@ -105,9 +103,10 @@ class Engine:
         Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last
         call.
         """
-        sweep = self._sweep(self._tree(coalitions), self._inputs(self.layout), on_work or (lambda _: None))
+        tree, batches = self._tree(coalitions), make_batches(self._rows(items), self.sizes.chunk_tokens // 8)
+        sweep = self._sweep(tree, self._inputs, on_work or (lambda _: None))
         scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
-        for owners, values in sweep.run(make_batches(self._rows(items), self.sizes.chunk_tokens // 8)):
+        for owners, values in sweep.run(batches):
             for column, (item, choice) in enumerate(owners):
                 scores[item][:, choice] = values[:, column].cpu().numpy()
         self.counted_applications += sweep.counter.applications
@@ -126,7 +125,13 @@ class Engine:
         return self._trees[key]
 
     def _rows(self, items: Sequence[EncodedItem]) -> list[Row]:
-        return trie_rows(items, self._row_cost) if self.layout == "trie" else plain_rows(items)
+        """Lay items out: as tries where the model takes them and up to the length for which that was verified."""
+        if self.layout != "trie":
+            return plain_rows(items)
+        deepest = self.verdict.verified_tokens if self._layout == "auto" else self.model.max_length
+        deep = {i for i, item in enumerate(items) if max(len(c.tokens) for c in item.choices) - 1 > deepest}
+        shallow = [i for i in range(len(items)) if i not in deep]
+        return trie_rows(items, self._row_cost, shallow) + plain_rows(items, sorted(deep))
 
     def _row_cost(self, n_nodes: int) -> float:
         """Weigh a row of T nodes: its weights' multiply-adds, and attention's, which are slower and grow with T²."""
@@ -160,25 +165,14 @@ class Engine:
             )
         return needed
 
-    def _inputs(self, layout: str) -> Inputs:
-        model = self.model
-        if layout == "trie":
-            return lambda batch: tree_inputs(batch, model.config, model.dtype, model.device)
-        return lambda batch: plain_inputs(batch, model.device)
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """Lay a batch out: by tree masks where its rows branch, else by the family's own."""
+        if all(row.is_chain for row in batch.rows):
+            return plain_inputs(batch, self.model.device)
+        return tree_inputs(batch, self.model.config, self.model.dtype, self.model.device)
 
     def _sweep(self, tree: PrefixTree, inputs: Inputs, on_work: Callable[[int], None]) -> Sweep:
-        return Sweep(self.model, tree, self.sizes, self._head, self._growths(inputs), inputs, Counter(on_work))
-
-    def _growths(self, inputs: Inputs) -> list[Growth]:
-        """See which arguments of the layers grow with the batch, by capturing them for two rows and for four.
-
-        One of two rows is padded, so that every family hands a mask to its layers.
-        """
-        rows = (Row((3, 4, 5, 6, 7), (-1, 0, 1, 2, 3), ()), Row((3, 4, 5), (-1, 0, 1), ()))
-        two, four = (
-            prologue(self.model.module, self.model.anatomy.layers, inputs(Batch(rows * n))).calls for n in (1, 2)
-        )
-        return [growth(a, b) for a, b in zip(two, four, strict=True)]
+        return Sweep(self.model, tree, self.sizes, self._head, inputs, Counter(on_work))
 
     def _score_batch(self, batch: Batch, inputs: Inputs, coalitions: Sequence[Removed]) -> np.ndarray:
         """Score the one item of a batch, for the self-test. Shapes: (coalitions, choices)."""

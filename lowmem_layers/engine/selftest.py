@@ -12,29 +12,38 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from lowmem_layers.engine.batches import Batch, plain_inputs, tree_inputs
 from lowmem_layers.engine.reference import reference_loglikelihoods
-from lowmem_layers.engine.trie import plain_rows, trie_rows
+from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.tree import Removed
 from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.model.forward import LayerCall, prologue
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 Score = Callable[[Batch, Callable[[Batch], dict[str, Any]], Sequence[Removed]], np.ndarray]
 """Scores a batch by the sweep. Shapes: (coalitions, choices)."""
 
+_LONG_TOKENS = 1027
+_WIDEST_WINDOW = 8192
 _REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the self-test found. Units: gaps in nats, the largest over coalitions and choices."""
+    """What the self-test found. Units: gaps in nats, the largest over coalitions and choices.
+
+    `verified_tokens` is the length up to which the family's own masks were seen to be ours; longer items get plain
+    rows.
+    """
 
     takes_tries: bool
     reason: str
     sweep_gap: float
     trie_gap: float
+    verified_tokens: int = 0
 
 
 def examine_engine(model: DecoderModel, score: Score) -> Verdict:
@@ -68,7 +77,35 @@ def _compare_layouts(
     trie_gap, contrast = float(np.abs(branching - plain).max()), float(np.abs(wrong - plain).max())
     takes = trie_gap <= min(_tolerance(model, plain), contrast / 4)
     reason = f"branching rows differ from plain ones by {trie_gap:.2g} nats, rows with a wrong mask by {contrast:.2g}"
-    return Verdict(takes, reason, gap, trie_gap)
+    verified = _verified_tokens(model) if takes else 0
+    return Verdict(takes and verified > 0, reason, gap, trie_gap, verified)
+
+
+def _verified_tokens(model: DecoderModel) -> int:
+    """Compare the family's own masks of one long sequence with ours for it, layer by layer; 0 where they differ.
+
+    Long enough to pass the sliding window that the config names, so that what a window means to the family is seen.
+    """
+    window = getattr(model.config, "sliding_window", None) or 0
+    length = min(model.max_length, max(_LONG_TOKENS, window + 3 if window <= _WIDEST_WINDOW else 0))
+    row = Row(tuple(3 + i % 5 for i in range(length)), tuple(range(-1, length - 1)), ())
+    batch, layers = Batch((row,)), model.anatomy.layers
+    own = prologue(model.module, layers, plain_inputs(batch, model.device)).calls
+    ours = prologue(model.module, layers, _tree(model)(batch)).calls
+    return length if all(torch.equal(_seen(a, length), _seen(b, length)) for a, b in zip(own, ours, strict=True)) else 0
+
+
+def _seen(call: LayerCall, length: int) -> torch.Tensor:
+    """Read off a layer's mask which position sees which; no mask means that all before it. Shapes: (T, T) bool."""
+    mask = call.kwargs.get("attention_mask", next((a for a in call.args if _is_mask(a)), None))
+    if mask is None:
+        return torch.ones(length, length, dtype=torch.bool).tril()
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    return seen[0, 0, -length:, :length].cpu()
+
+
+def _is_mask(argument: Any) -> bool:
+    return isinstance(argument, torch.Tensor) and argument.dim() == 4
 
 
 def _tree(model: DecoderModel) -> Callable[[Batch], dict[str, Any]]:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from lowmem_layers.engine.batches import Batch
-from lowmem_layers.engine.calls import Growth, Stretcher
+from lowmem_layers.engine.calls import Stretcher, growth
 from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.tree import PrefixTree, Step
 from lowmem_layers.model.branches import branch_output
 from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.forward import LayerCall, prologue
+from lowmem_layers.model.forward import LayerCall, Prologue, prologue
 from lowmem_layers.model.probe import LayerProgram
 from lowmem_layers.model.store import Visit
 
@@ -82,7 +82,6 @@ class Sweep:
     tree: PrefixTree
     sizes: Sizes
     head: Head
-    growths: Sequence[Growth]
     inputs: Callable[[Batch], dict[str, Any]]
     counter: Counter = field(default_factory=lambda: Counter(lambda _: None))
 
@@ -112,12 +111,17 @@ class Sweep:
             yield Visit(layer, kinds)
 
     def _start(self, batch: Batch) -> Live:
-        first = prologue(self.model.module, self.model.anatomy.layers, self.inputs(batch))
+        first = self._prologue(batch)
+        twice = self._prologue(Batch(batch.rows * 2))
         states = torch.empty(
             self.tree.n_slots, *first.hidden.shape, dtype=first.hidden.dtype, device=first.hidden.device
         )
         states[0] = first.hidden
-        return Live(batch, states, first.calls, Stretcher(self.growths))
+        growths = [growth(a, b) for a, b in zip(first.calls, twice.calls, strict=True)]
+        return Live(batch, states, first.calls, Stretcher(growths))
+
+    def _prologue(self, batch: Batch) -> Prologue:
+        return prologue(self.model.module, self.model.anatomy.layers, self.inputs(batch))
 
     def _visit(self, program: LayerProgram, layer: int, live: Live) -> None:
         is_last = layer == len(self.model.programs) - 1

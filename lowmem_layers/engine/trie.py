@@ -67,18 +67,19 @@ class Row:
         return seen
 
 
-def plain_rows(items: Sequence[EncodedItem]) -> list[Row]:
-    """Lay out every choice of every item as a sequence of its own."""
-    return [_row([(i, c, choice)]) for i, item in enumerate(items) for c, choice in enumerate(item.choices)]
+def plain_rows(items: Sequence[EncodedItem], chosen: Iterable[int] | None = None) -> list[Row]:
+    """Lay out every choice of the chosen items (all, if none are named) as a sequence of its own."""
+    indices = range(len(items)) if chosen is None else chosen
+    return [_row([(i, c, choice)]) for i in indices for c, choice in enumerate(items[i].choices)]
 
 
-def trie_rows(items: Sequence[EncodedItem], cost: Cost) -> list[Row]:
-    """Lay out every item as one trie, and merge items with a common beginning where `cost` says that it pays.
+def trie_rows(items: Sequence[EncodedItem], cost: Cost, chosen: Iterable[int] | None = None) -> list[Row]:
+    """Lay out every chosen item as one trie, and merge items with a common beginning where `cost` says that it pays.
 
     Items are taken in the order of their tokens, so that those with a long common beginning (few-shot examples, a
     shared passage) stand side by side.
     """
-    order = sorted(range(len(items)), key=lambda i: items[i].choices[0].tokens)
+    order = sorted(range(len(items)) if chosen is None else chosen, key=lambda i: items[i].choices[0].tokens)
     rows: list[list[int]] = []
     sizes: list[int] = []
     for i in order:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lowmem_layers.engine import Engine, Sizes, reference_loglikelihoods
+from lowmem_layers.engine import Engine, Sizes, batches, reference_loglikelihoods
 from lowmem_layers.errors import EngineError, RemovalError
 from lowmem_layers.game.tree import prefix_tree, windows_formula
 from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 
 def load(name, path):
@@ -119,7 +121,7 @@ class Calls:
 
 @pytest.mark.parametrize("max_removed", [0, 1, 3])
 def test_counted_applications_equal_the_formula(max_removed):
-    items = routes.random_items(1, seed=4, context=(16, 20))
+    items = [many_scored_positions()]
     module = families.tiny_model("llama")
     engine = Engine(DecoderModel(module), layout="trie")
     coalitions = [c for c in WINDOWS if len(c) <= max_removed]
@@ -127,6 +129,12 @@ def test_counted_applications_equal_the_formula(max_removed):
     engine.score(items, coalitions)
     calls.close()
     assert calls.rows - probed_rows(module) == engine.counted_applications == windows_formula(N, max_removed)
+
+
+def many_scored_positions():
+    """Make an item with over 16 scored positions: chunks of fewer are padded with copies, which a hook would count."""
+    choices = tuple(EncodedChoice((*range(3, 20), *range(20 + 6 * c, 26 + 6 * c)), 6) for c in range(4))
+    return EncodedItem("counted", "0", choices, 0, "0")
 
 
 def probed_rows(module):
@@ -160,6 +168,24 @@ def test_a_sublayer_that_all_coalitions_remove_is_not_fetched():
     fetched.clear()
     engine.score(routes.random_items(1), [(2,), (2, 5), (0, 2)])
     assert [visit.kinds for visit in fetched] == [{"attn", "ffn"}, {"ffn"}, {"attn", "ffn"}]
+
+
+def test_items_longer_than_the_verified_length_get_plain_rows():
+    items = routes.random_items(3, context=(5, 6)) + routes.random_items(2, seed=1, context=(30, 40))
+    engine = Engine(DecoderModel(families.tiny_model("llama")))
+    expected = engine.score(items, WINDOWS)
+    engine.verdict = replace(engine.verdict, verified_tokens=12)
+    per_item = [sum(row.targets[0].item == i for row in engine._rows(items)) for i in range(5)]
+    assert per_item == [1, 1, 1, len(items[3].choices), len(items[4].choices)]
+    assert largest_gap(engine.score(items, WINDOWS), expected) < 1e-5
+
+
+def test_a_sliding_window_that_tries_got_wrong_would_be_seen(monkeypatch):
+    blind = batches._within
+    monkeypatch.setattr(batches, "_within", lambda depths, window: blind(depths, None))
+    verdict = Engine(DecoderModel(families.tiny_model("mistral"))).verdict
+    assert verdict.verified_tokens == 0
+    assert not verdict.takes_tries
 
 
 def test_post_norm_opt_is_refused_with_the_reason():
