@@ -8,9 +8,11 @@ products, nor is anything else. The last line is one JSON document.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,14 +43,17 @@ class SeeProducts(TorchDispatchMode):
 
 
 def bare_seconds(shapes: Counter[tuple[int, int, int]], dtype: torch.dtype, device: str, repeats: int) -> float:
-    """Time each distinct product and add up, as often as each is made. Weights are laid out as a linear layer has
-    them."""
+    """Time each distinct product and add up, as often as each is made; weights lie as a linear layer has them.
+
+    The median of the repeats: our own time holds the machine's usual noise too.
+    """
     total = 0.0
     for (rows, inner, columns), count in shapes.items():
         weight = torch.randn(columns, inner, dtype=dtype, device=device)
         states = torch.randn(rows, inner, dtype=dtype, device=device)
-        best = min(timed(lambda s=states, w=weight: torch.nn.functional.linear(s, w), device) for _ in range(repeats))
-        total += count * best
+        product = partial(torch.nn.functional.linear, states, weight)
+        product()
+        total += count * statistics.median(timed(product, device) for _ in range(repeats))
     return total
 
 
@@ -86,9 +91,9 @@ def main() -> None:
     padding = padding_share(engine, items)
     shares = []
     for _ in range(options.rounds):
-        before = bare_seconds(seen.shapes, model.dtype, options.device, 3)
+        before = bare_seconds(seen.shapes, model.dtype, options.device, 5)
         ours = timed(lambda: engine.score(items, coalitions), options.device)
-        after = bare_seconds(seen.shapes, model.dtype, options.device, 3)
+        after = bare_seconds(seen.shapes, model.dtype, options.device, 5)
         bare = (before + after) / 2 * (1 - padding)
         shares.append(bare / ours)
         print(
