@@ -19,6 +19,10 @@ Cost = Callable[[int], float]
 """What a row of T nodes costs, in any unit."""
 
 
+LEAST_SAVED = 8
+"""Items are merged for so many nodes at least: an item's attention is summed in another order beside others."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where one choice of one item is scored: at `nodes[j]` stands the token before `tokens[j]`."""
@@ -86,7 +90,8 @@ def trie_rows(items: Sequence[EncodedItem], cost: Cost, chosen: Iterable[int] | 
         alone = _size([i], items)
         if rows:
             merged = _size([*rows[-1], i], items)
-            if cost(merged) < cost(sizes[-1]) + cost(alone):
+            saved = sizes[-1] + alone - merged
+            if saved >= LEAST_SAVED and cost(merged) < cost(sizes[-1]) + cost(alone):
                 rows[-1].append(i)
                 sizes[-1] = merged
                 continue

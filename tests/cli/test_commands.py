@@ -196,6 +196,7 @@ def test_json_events(capfd, small, tmp_path, monkeypatch):
 def test_an_interrupted_run_says_how_to_resume(capfd, small, tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
     scored = small.engine._block
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
 
     def slow(item, coalitions):
         if len(small.engine.scored) == 2:
