@@ -1,14 +1,14 @@
 """The exception tree.
 
-    LowmemLayersError            anything this package raises on purpose; carries a hint
-    ├── UsageError               bad usage or bad input (exit status 2)
-    │   ├── ModelError           the model cannot be found, read, or is not one we can take apart
-    │   │   └── RemovalError     a sublayer of it cannot be removed exactly
-    │   ├── CheckpointError      a weight file is damaged, incomplete or contradicts its config
-    │   ├── TaskError            a task, a data file or an item is unusable
-    │   ├── BudgetError          the work cannot fit the memory that was given
-    │   └── RecordError          a run folder is missing, foreign or damaged
-    └── EngineError              a computation broke its own promise (exit status 1)
+LowmemLayersError            anything this package raises on purpose; carries a hint
+├── UsageError               bad usage or bad input (exit status 2)
+│   ├── ModelError           the model cannot be found, read, or is not one we can take apart
+│   │   └── RemovalError     a sublayer of it cannot be removed exactly
+│   ├── CheckpointError      a weight file is damaged, incomplete or contradicts its config
+│   ├── TaskError            a task, a data file or an item is unusable
+│   ├── BudgetError          the work cannot fit the memory that was given
+│   └── RecordError          a run folder is missing, foreign or damaged
+└── EngineError              a computation broke its own promise (exit status 1)
 """
 
 from __future__ import annotations
