@@ -26,7 +26,7 @@ from lowmem_layers.model.layout import Layout, bytes_of, lay_out, layout_from_js
 from lowmem_layers.model.spec import format_bytes
 from lowmem_layers.model.store import GroupKey
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MAGIC = b"LOWMEMW1"
 _PAGE_BYTES = 4096

@@ -70,6 +70,19 @@ def save_model(folder: Path, family: str, dtype: torch.dtype = torch.bfloat16, *
     return model
 
 
+def four_bit_exact(codes: torch.Tensor, state: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Dequantise by the format's definition: the table's entry times the maximum of its block of the flat weight.
+
+    (bitsandbytes 0.50's own function is the same on CUDA, and on CPUs where rows are whole blocks; else it is wrong.)
+    """
+    from bitsandbytes.functional import dequantize_blockwise
+
+    absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset if state.nested else state.absmax
+    flat = codes.view(torch.uint8).flatten()
+    indices = torch.stack([flat >> 4, flat & 15], dim=1).flatten().long()
+    return (state.code[indices] * absmax.repeat_interleave(state.blocksize)[: len(indices)]).to(dtype).view(state.shape)
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in bfloat16, in two shards."""

@@ -29,13 +29,14 @@ def test_four_bit_equals_bitsandbytes(quant_type: str, double_quant: bool, dtype
     assert torch.equal(out, expected)
 
 
-def test_four_bit_is_a_table_look_up_times_the_blocks_maximum() -> None:
-    exact = weight(8, 128, dtype=torch.float32)
+@pytest.mark.parametrize("columns", [128, 96, 30])  # rows that are whole blocks, and two kinds that are not
+def test_four_bit_is_a_table_look_up_times_the_blocks_maximum(columns: int) -> None:
+    exact = weight(32, columns, dtype=torch.float32)
     packed = four_bit.pack(exact)
     codes = packed.parts["weight"].flatten()
     indices = torch.stack([codes >> 4, codes & 15], dim=1).flatten().long()
     expected = packed.parts["quant_map"][indices] * packed.parts["absmax"].repeat_interleave(64)
-    out = torch.empty(8, 128)
+    out = torch.empty(32, columns)
     unpack(packed, out)
     assert torch.equal(out.flatten(), expected)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.functional import quantize_4bit
 
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.store import Visit
-from tests.model.conftest import save_model, tiny_model
+from tests.model.conftest import four_bit_exact, save_model, tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"]
 MOE = ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"]
@@ -60,7 +60,7 @@ def test_four_bit_is_bitsandbytes_quantisation_of_every_linear_weight_and_expert
         expected = value
         if not torch.equal(state[name], value):
             codes, about = quantize_4bit(value.contiguous(), blocksize=64, quant_type="nf4")
-            expected = dequantize_4bit(codes, about).view(value.shape)
+            expected = four_bit_exact(codes, about, torch.bfloat16)
             quantised += 1
         assert torch.equal(state[name], expected), name
     per_layer = {"llama": 7, "mixtral": 6, "qwen3_moe": 6, "gpt_oss": 6}
@@ -116,7 +116,7 @@ def test_a_bitsandbytes_four_bit_checkpoint_keeps_its_packing(
     saved = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=config, dtype=torch.bfloat16)
     saved.save_pretrained(tmp_path)
     expected = {
-        f"{name}.weight": dequantize_4bit(module.weight.data, module.weight.quant_state)
+        f"{name}.weight": four_bit_exact(module.weight.data, module.weight.quant_state, torch.bfloat16)
         for name, module in saved.named_modules()
         if hasattr(getattr(module, "weight", None), "quant_state")
     }

@@ -38,7 +38,8 @@ def pack(weight: torch.Tensor, quant_type: str = "nf4", *, block_size: int = 64,
     settings: dict[str, str | int | float | bool] = {"quant_type": quant_type, "block_size": block_size}
     if double_quant:
         parts |= {"nested_absmax": state.state2.absmax, "nested_quant_map": state.state2.code}
-        settings |= {"nested_block_size": state.state2.blocksize, "nested_offset": float(state.offset)}
+        parts["nested_offset"] = state.offset.reshape(1).float()
+        settings["nested_block_size"] = state.state2.blocksize
     return Packed(NAME, tuple(weight.shape), parts, settings)
 
 
@@ -65,14 +66,61 @@ def from_bitsandbytes(name: str, tensors: Mapping[str, torch.Tensor]) -> Packed:
     }
     if "nested_absmax" in tensors:
         parts |= {key: tensors[key] for key in ("nested_absmax", "nested_quant_map")}
-        settings |= {"nested_block_size": state["nested_blocksize"], "nested_offset": state["nested_offset"]}
+        parts["nested_offset"] = torch.tensor([state["nested_offset"]])
+        settings["nested_block_size"] = state["nested_blocksize"]
     return Packed(NAME, tuple(state["shape"]), parts, settings)
+
+
+def rows(packed: Packed, start: int, stop: int) -> Packed:
+    """Cut rows out, with the whole blocks they lie in; `skip` counts the numbers in front of the first row.
+
+    Shapes: of all leading dimensions taken together, `start` to `stop`.
+    """
+    width, size = packed.shape[-1], int(packed.settings["block_size"])
+    skip = int(packed.settings.get("skip", 0))
+    first = (skip + start * width) // size
+    last = -(-(skip + stop * width) // size)
+    codes = packed.parts["weight"].view(torch.uint8).reshape(-1)[first * size // 2 : last * size // 2]
+    parts = {"weight": codes, "absmax": _absmax(packed)[first:last], "quant_map": packed.parts["quant_map"]}
+    skip += start * width - first * size
+    settings = {"quant_type": packed.settings["quant_type"], "block_size": size, "skip": skip}
+    return Packed(NAME, (stop - start, width), parts, settings)
 
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:
     """Look each code up, times its block's scale, into `out`'s dtype."""
     codes = packed.parts["weight"].view(torch.uint8).reshape(-1, 1)
-    out.copy_(functional().dequantize_4bit(codes, _state(packed, out.dtype)).view(packed.shape))
+    skip = int(packed.settings.get("skip", 0))
+    state = functional().QuantState(
+        absmax=_absmax(packed),
+        shape=torch.Size((2 * codes.numel(),)),
+        code=packed.parts["quant_map"],
+        blocksize=int(packed.settings["block_size"]),
+        quant_type=str(packed.settings["quant_type"]),
+        dtype=out.dtype,
+    )
+    out.copy_(functional().dequantize_4bit(codes, state).view(-1)[skip : skip + out.numel()].view(packed.shape))
+
+
+def plain_scales(packed: Packed) -> Packed:
+    """Unpack doubly quantised scales (they are a hundredth of the weight), so that rows can be cut out of it."""
+    kept = {key: packed.settings[key] for key in ("quant_type", "block_size")}
+    parts = {key: packed.parts[key] for key in ("weight", "quant_map")} | {"absmax": _absmax(packed)}
+    return Packed(NAME, packed.shape, parts, kept)
+
+
+def _absmax(packed: Packed) -> torch.Tensor:
+    """Read each block's scale. Shapes: (blocks,) float32."""
+    absmax = packed.parts["absmax"]
+    if "nested_absmax" not in packed.parts:
+        return absmax
+    scales = functional().QuantState(
+        absmax=packed.parts["nested_absmax"],
+        blocksize=int(packed.settings["nested_block_size"]),
+        code=packed.parts["nested_quant_map"],
+        dtype=torch.float32,
+    )
+    return functional().dequantize_blockwise(absmax, scales) + packed.parts["nested_offset"]
 
 
 def functional() -> Any:
@@ -81,28 +129,3 @@ def functional() -> Any:
     from bitsandbytes import functional
 
     return functional
-
-
-def _state(packed: Packed, dtype: torch.dtype) -> Any:
-    """Build bitsandbytes' description of the packed weight."""
-    state_of = functional().QuantState
-    inner = None
-    offset = None
-    if "nested_absmax" in packed.parts:
-        inner = state_of(
-            absmax=packed.parts["nested_absmax"],
-            blocksize=int(packed.settings["nested_block_size"]),
-            code=packed.parts["nested_quant_map"],
-            dtype=torch.float32,
-        )
-        offset = torch.tensor(float(packed.settings["nested_offset"]), device=packed.parts["absmax"].device)
-    return state_of(
-        absmax=packed.parts["absmax"],
-        shape=torch.Size(packed.shape),
-        code=packed.parts["quant_map"],
-        blocksize=int(packed.settings["block_size"]),
-        quant_type=str(packed.settings["quant_type"]),
-        dtype=dtype,
-        offset=offset,
-        state2=inner,
-    )

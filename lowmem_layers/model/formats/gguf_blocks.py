@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -25,6 +26,13 @@ def pack(rows: torch.Tensor, quant_type: str, shape: tuple[int, ...]) -> Packed:
     Shapes: `rows` (..., bytes of a row) in uint8 for a dense weight of `shape`.
     """
     return Packed(NAME, shape, {"blocks": rows}, {"quant_type": quant_type})
+
+
+def rows(packed: Packed, start: int, stop: int) -> Packed:
+    """Cut rows out. Shapes: of all leading dimensions taken together, `start` to `stop`."""
+    n_rows = prod(packed.shape[:-1])
+    blocks = packed.parts["blocks"].reshape(n_rows, -1)[start:stop]
+    return Packed(NAME, (stop - start, packed.shape[-1]), {"blocks": blocks}, packed.settings)
 
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:

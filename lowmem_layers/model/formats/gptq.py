@@ -69,6 +69,12 @@ def pack(name: str, tensors: Mapping[str, torch.Tensor], config: GptqConfig) -> 
     return Packed(NAME, (outputs, inputs), parts, {"bits": config.bits})
 
 
+def rows(packed: Packed, start: int, stop: int) -> Packed:
+    """Cut output rows out: columns of what is stored. Shapes: `start` to `stop` of the dense weight's rows."""
+    parts = {name: part if name == "g_idx" else part[:, start:stop] for name, part in packed.parts.items()}
+    return Packed(NAME, (stop - start, packed.shape[-1]), parts, packed.settings)
+
+
 def unpack(packed: Packed, out: torch.Tensor) -> None:
     """Compute scale × (code − zero) for each input's group in float32, and round once to `out`'s dtype."""
     parts = packed.parts

@@ -33,9 +33,17 @@ def from_bitsandbytes(weight: torch.Tensor, row_maximum: torch.Tensor) -> Packed
     return Packed(NAME, tuple(weight.shape), {"weight": weight.contiguous(), "scale": scale})
 
 
+def rows(packed: Packed, start: int, stop: int) -> Packed:
+    """Cut rows out. Shapes: of all leading dimensions taken together, `start` to `stop`."""
+    levels = packed.parts["weight"].reshape(-1, packed.shape[-1])[start:stop]
+    scale = packed.parts["scale"].reshape(-1, 1)[start:stop]
+    return Packed(NAME, tuple(levels.shape), {"weight": levels, "scale": scale})
+
+
 def unpack(packed: Packed, out: torch.Tensor) -> None:
     """Multiply each row by its scale in float32, then round once to `out`'s dtype."""
     levels = packed.parts["weight"].reshape(packed.shape)
-    torch.mul(levels, packed.parts["scale"], out=out) if out.dtype == torch.float32 else out.copy_(
-        levels * packed.parts["scale"]
-    )
+    if out.dtype == torch.float32:
+        torch.mul(levels, packed.parts["scale"], out=out)
+    else:
+        out.copy_(levels * packed.parts["scale"])
