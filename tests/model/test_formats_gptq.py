@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lowmem_layers.errors import CheckpointError
+from lowmem_layers.model.checkpoint.packing import own_packing
 from lowmem_layers.model.formats import gptq, unpack
 from lowmem_layers.model.formats.gptq import GptqConfig
 
@@ -62,16 +63,65 @@ def test_unpacks_to_the_bit(bits: int, group_size: int, act_order: bool, version
 
 
 @pytest.mark.parametrize("bits", gptq.BITS)
-def test_reads_the_zeros_of_gptqmodels_version_1(bits: int) -> None:
+def test_reads_the_zeros_of_gptqmodel_before_its_version_7(bits: int) -> None:
     tensors, dense = example(bits, 32, act_order=False, version=2)
     ones = np.resize(np.array(gptq._GPTQMODEL_ONES[bits], dtype=np.uint32), tensors["qzeros"].shape[1])
     with np.errstate(over="ignore"):
         minus_one = tensors["qzeros"].numpy().view(np.uint32) - ones  # whole words, with borrow
     tensors["qzeros"] = torch.from_numpy(minus_one.view(np.int32))
-    packed = gptq.pack("q_proj", tensors, GptqConfig(bits, 32, 1, "gptqmodel"))
+    packed = gptq.pack("q_proj", tensors, GptqConfig(bits, 32, 1, "gptqmodel", 6))
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
+
+
+def test_three_bit_zeros_of_gptqmodel_since_its_version_7_are_fields() -> None:
+    tensors, dense = example(3, 32, act_order=False, version=1)
+    packed = gptq.pack("q_proj", tensors, GptqConfig(3, 32, 1, "gptqmodel", 7))
+    out = torch.empty(packed.shape)
+    unpack(packed, out)
+    assert torch.equal(out, dense)
+
+
+def test_settings_by_module() -> None:
+    tensors, dense = example(8, 64, act_order=False, version=1)
+    about = {
+        "quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "meta": {"quantizer": ["x:1"]},
+        "dynamic": {r"-:.*\.v_proj": {}, r".*\.q_proj": {"bits": 8, "group_size": 64}},
+    }  # fmt: skip
+    own = own_packing(about)
+    assert own is not None
+    assert own.gptq is not None
+    packed = gptq.pack("layers.0.q_proj", tensors, own.gptq)
+    out = torch.empty(packed.shape)
+    unpack(packed, out)
+    assert torch.equal(out, dense)
+    assert own.gptq.of("layers.0.k_proj").bits == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 5}, "says 5 bits"),
+        ({"group_size": 0}, "says group_size 0"),
+        ({"group_size": "many"}, "says group_size 'many'"),
+        ({"pack_dtype": "int64"}, "says pack_dtype 'int64'"),
+        ({"checkpoint_format": "gptq_p"}, "says checkpoint_format 'gptq_p'"),
+        ({"dynamic": {"+:.*": {"bits": 7}}}, "says 7 bits"),
+        ({"dynamic": {"+:(": {}}}, "is no pattern"),
+    ],
+)
+def test_configs_that_make_no_sense(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        own_packing({"quant_method": "gptq", "bits": 4, "group_size": 32} | changes)
+    assert caught.value.hint
+
+
+def test_refuses_an_order_that_the_config_denies() -> None:
+    tensors, _ = example(4, 32, act_order=True, version=1)
+    with pytest.raises(CheckpointError, match=r"q_proj\.g_idx is not in the order of groups of 32"):
+        gptq.pack("q_proj", tensors, GptqConfig(4, 32, act_order=False))
+    gptq.pack("q_proj", tensors, GptqConfig(4, 32, act_order=True))
 
 
 def test_a_file_without_g_idx_has_its_groups_in_order() -> None:

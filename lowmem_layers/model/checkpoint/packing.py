@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,17 +66,61 @@ def own_packing(quantization_config: Any) -> OwnPacking | None:
 
 
 def _own_gptq(about: Mapping[str, Any]) -> OwnPacking:
-    bits = about.get("bits")
-    if bits not in BITS:
-        raise CheckpointError(f"the GPTQ config says {bits!r} bits", f"GPTQ comes in {', '.join(map(str, BITS))} bits")
-    version = 2 if about.get("checkpoint_format", "gptq") == "gptq_v2" else 1
-    if about.get("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
-        raise CheckpointError(f"the GPTQ config says checkpoint_format {about['checkpoint_format']!r}", _READ)
-    quantizer = (about.get("meta") or {}).get("quantizer", "")
-    names = " ".join(quantizer) if isinstance(quantizer, list) else str(quantizer)
-    writer = "gptqmodel" if "gptqmodel" in names.lower() else ""
-    config = GptqConfig(bits, int(about.get("group_size", -1)), version, writer)
+    bits = _gptq_bits(about.get("bits"), "the GPTQ config")
+    form = about.get("checkpoint_format") or about.get("format") or "gptq"
+    if form not in ("gptq", "gptq_v2"):
+        raise CheckpointError(f"the GPTQ config says checkpoint_format {form!r}", _READ)
+    if str(about.get("pack_dtype") or "int32").rpartition(".")[2] != "int32":
+        raise CheckpointError(f"the GPTQ config says pack_dtype {about['pack_dtype']!r}", "words of int32 are read")
+    writer, major = _writer((about.get("meta") or {}).get("quantizer", ""))
+    config = GptqConfig(
+        bits=bits,
+        group_size=_gptq_group(about.get("group_size", -1), "the GPTQ config"),
+        version=2 if form == "gptq_v2" else 1,
+        writer=writer,
+        writer_major=major,
+        act_order=about.get("desc_act"),
+        overrides=tuple(_overrides(about.get("dynamic") or {})),
+    )
     return OwnPacking("gptq", bits, f"GPTQ {bits}-bit", config)
+
+
+def _gptq_bits(bits: Any, where: str) -> int:
+    if isinstance(bits, bool) or bits not in BITS:
+        raise CheckpointError(f"{where} says {bits!r} bits", f"GPTQ comes in {', '.join(map(str, BITS))} bits")
+    return int(bits)
+
+
+def _gptq_group(size: Any, where: str) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size == 0 or size < -1:
+        raise CheckpointError(f"{where} says group_size {size!r}", "a group has a positive size, or −1 for all inputs")
+    return size
+
+
+def _writer(quantizer: Any) -> tuple[str, int]:
+    """Read `gptqmodel:7.7.0`, alone or in a list: the package's name and its major version."""
+    names = " ".join(quantizer) if isinstance(quantizer, list) else str(quantizer)
+    found = re.search(r"gptqmodel(?::v?(\d+))?", names.lower())
+    return ("gptqmodel", int(found[1] or 0)) if found else ("", 0)
+
+
+def _overrides(dynamic: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, int | bool]]]:
+    """Read gptqmodel's settings by module; "-:" marks modules that were left as they are."""
+    for pattern, changes in dynamic.items():
+        found: dict[str, int | bool] = {}
+        where = f"the GPTQ config for {pattern!r}"
+        if not pattern.startswith("-:"):
+            if "bits" in changes:
+                found["bits"] = _gptq_bits(changes["bits"], where)
+            if "group_size" in changes:
+                found["group_size"] = _gptq_group(changes["group_size"], where)
+            if "desc_act" in changes:
+                found["act_order"] = bool(changes["desc_act"])
+        try:
+            re.compile(pattern[2:] if pattern[:2] in ("+:", "-:") else pattern)
+        except re.error as error:
+            raise CheckpointError(f"{where} is no pattern: {error}", "the checkpoint's config is damaged") from error
+        yield pattern[2:] if pattern[:2] in ("+:", "-:") else pattern, found
 
 
 def choose_recipe(quant: Quant, own: OwnPacking | None, *, requantize: bool) -> Recipe:

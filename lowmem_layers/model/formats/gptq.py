@@ -8,8 +8,9 @@ stores each zero point minus one. Source: Frantar et al., GPTQ (2022), and the f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,13 +34,25 @@ _GPTQMODEL_ONES = {
 class GptqConfig:
     """What a checkpoint's quantisation config says about its GPTQ tensors.
 
-    `group_size` is −1 for one group a column. `version` is the format's, 1 or 2; `writer` the package that saved it.
+    `group_size` is −1 for one group a column. `version` is the format's, 1 or 2; `writer` the package that saved it,
+    `writer_major` its major version. `act_order` is None where the config does not say. `overrides` are gptqmodel's
+    "dynamic" settings: the first pattern that matches a module's name changes the settings given with it.
     """
 
     bits: int
     group_size: int
     version: int = 1
     writer: str = ""
+    writer_major: int = 0
+    act_order: bool | None = None
+    overrides: tuple[tuple[str, Mapping[str, int | bool]], ...] = ()
+
+    def of(self, module: str) -> GptqConfig:
+        """Give the settings of one module."""
+        for pattern, changes in self.overrides:
+            if re.match(pattern, module):
+                return replace(self, overrides=(), **changes)  # pyright: ignore[reportArgumentType]
+        return self
 
 
 def pack(name: str, tensors: Mapping[str, torch.Tensor], config: GptqConfig) -> Packed:
@@ -51,6 +64,7 @@ def pack(name: str, tensors: Mapping[str, torch.Tensor], config: GptqConfig) -> 
     Raises:
         CheckpointError: a tensor is missing, or contradicts the config's bits or group size, or another tensor.
     """
+    config = config.of(name)
     missing = [part for part in ("qweight", "qzeros", "scales") if part not in tensors]
     if missing:
         raise CheckpointError(f"{name} lacks {', '.join(missing)}", "the checkpoint is incomplete")
@@ -62,6 +76,7 @@ def pack(name: str, tensors: Mapping[str, torch.Tensor], config: GptqConfig) -> 
     _check(f"{name}.qzeros", tuple(qzeros.shape), (groups, outputs * config.bits // _WORD), config)
     _check(f"{name}.scales", tuple(scales.shape), (groups, outputs), config)
     _check(f"{name}.g_idx", tuple(g_idx.shape), (inputs,), config)
+    _check_order(name, g_idx, size, config)
     if int(g_idx.min()) < 0 or int(g_idx.max()) >= groups:
         raise CheckpointError(f"{name}.g_idx names group {int(g_idx.max())} of {groups}", "the checkpoint is damaged")
     zeros = zero_points(qzeros, config).to(torch.uint8)
@@ -87,10 +102,10 @@ def unpack(packed: Packed, out: torch.Tensor) -> None:
 def zero_points(qzeros: torch.Tensor, config: GptqConfig) -> torch.Tensor:
     """Unpack the zero points. Shapes: (groups, out × bits / 32) words give (groups, out).
 
-    Version 1 stores zero − 1. gptqmodel subtracts the ones from whole words (and in three-bit files from other bits
-    than those where the fields start), so only adding the same words again undoes it.
+    Version 1 stores zero − 1. gptqmodel subtracts the ones from whole words (before its version 7, in three-bit files,
+    from other bits than those where the fields start), so only adding the same words again undoes it.
     """
-    if config.version == 1 and config.writer == "gptqmodel":
+    if config.version == 1 and config.writer == "gptqmodel" and (config.bits != 3 or config.writer_major < 7):
         ones = torch.tensor(_GPTQMODEL_ONES[config.bits], device=qzeros.device)
         words = qzeros.long() + ones.repeat(qzeros.shape[-1] // len(ones))
         return fields(_as_int32(words), config.bits)
@@ -117,6 +132,14 @@ def fields(words: torch.Tensor, bits: int) -> torch.Tensor:
     high = run[..., ((start + bits - 1) // _WORD)] << (_WORD - start % _WORD)
     straddles = start % _WORD + bits > _WORD
     return (torch.where(straddles, low | high, low) & ((1 << bits) - 1)).flatten(-2).int()
+
+
+def _check_order(name: str, g_idx: torch.Tensor, size: int, config: GptqConfig) -> None:
+    if config.act_order is False and not torch.equal(g_idx.long(), torch.arange(len(g_idx)) // size):
+        raise CheckpointError(
+            f"{name}.g_idx is not in the order of groups of {size}, but the config says desc_act: false",
+            "the checkpoint's quantisation config contradicts its tensors",
+        )
 
 
 def _check(name: str, found: tuple[int, ...], expected: tuple[int, ...], config: GptqConfig) -> None:
