@@ -29,7 +29,8 @@ class ModelBytes:
 
     `packed`: all decoder layers at home; `resident`: embedding, norms, head; `slots`: the dense weights of one layer;
     `layer_packed`: the largest layer, packed (a staging buffer); `layer_source`: the largest layer in the checkpoint's
-    own precision, which loading needs about twice at once; `process`: the interpreter and libraries.
+    own precision, which loading needs about twice at once; `process`: the interpreter and libraries; `expert_slots`:
+    what `slots` becomes with one expert of a mixture at a time (None: there is no mixture, or it cannot be divided).
     """
 
     packed: int
@@ -38,28 +39,34 @@ class ModelBytes:
     layer_packed: int
     layer_source: int
     process: int
+    expert_slots: int | None = None
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A home, and the most memory that the model takes there while loading or running, without states. Units: bytes."""
+    """A home, and the most memory that the model takes there while loading or running, without states. Units: bytes.
+
+    `one_expert`: a mixture's experts are brought into the slot one at a time.
+    """
 
     home: HomeName
     gpu_bytes: int
     cpu_bytes: int
+    one_expert: bool = False
 
 
-def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool) -> Placement:
+def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool = False) -> Placement:
     """Add up what a home costs on GPU and host."""
+    slots = sizes.expert_slots if one_expert and sizes.expert_slots is not None else sizes.slots
     staging = 0 if home == "device" or (home == "cpu" and not on_gpu) else 2 * sizes.layer_packed
     at_home = sizes.packed if home != "disk" else 0
-    running = sizes.resident + sizes.slots
+    running = sizes.resident + slots
     loading = max(2 * sizes.layer_source + sizes.layer_packed, staging) + _WORKSPACE_BYTES
     if not on_gpu:
-        return Placement(home, 0, sizes.process + at_home + running + loading)
+        return Placement(home, 0, sizes.process + at_home + running + loading, one_expert)
     on_device = running + staging + (sizes.packed if home == "device" else 0)
     on_host = sizes.process + (sizes.packed if home == "cpu" else 0) + sizes.resident + loading
-    return Placement(home, on_device, on_host)
+    return Placement(home, on_device, on_host, one_expert)
 
 
 def place(
@@ -67,13 +74,18 @@ def place(
 ) -> Placement:
     """Choose the fastest home that fits: the computing device, then RAM, then disk.
 
+    A mixture's experts are brought in one at a time only where no home leaves room for a slot that holds all of them:
+    this unpacks an expert again for every batch of tokens, while streaming hides behind the computation.
+
     Units: bytes. `reserve` is kept free for residual states on the computing device.
 
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
-    tried = [needed(sizes, home, on_gpu=on_gpu) for home in _HOMES[offload] if on_gpu or home != "device"]
-    tried = tried or [needed(sizes, "cpu", on_gpu=False)]  # on the CPU, the device's memory is RAM
+    homes: list[HomeName] = [home for home in _HOMES[offload] if on_gpu or home != "device"]
+    homes = homes or ["cpu"]  # a CPU's own memory is RAM
+    ways = (False, True) if sizes.expert_slots is not None else (False,)
+    tried = [needed(sizes, home, on_gpu=on_gpu, one_expert=way) for way in ways for home in homes]
     for placement in tried:
         if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, reserve):
             return placement
@@ -103,7 +115,7 @@ def _refusal(
         f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()
     )
     message = f"the model does not fit with its packed weights on {closest.home}: {what}"
-    other = needed(sizes, "disk", on_gpu=on_gpu)
+    other = needed(sizes, "disk", on_gpu=on_gpu, one_expert=closest.one_expert)
     if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, reserve):
         return BudgetError(message, "use --offload disk (or auto), which fits")
     if closest.home == "disk" and broken and sizes.layer_packed * 2 > sizes.slots:

@@ -73,7 +73,10 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         fingerprint = fingerprint_files(plan.source.weight_files)
         task = _furniture(plan, model, places, len(anatomy.layers), placement.home, fingerprint)
         home = furnish(task, lambda: _reader(plan, model, prefix, places), announce)
-        store = StreamingStore(places, _feed(home, plan.device), plan.dtype, plan.device)
+        if placement.one_expert:
+            announce("a slot for all of a layer's experts does not fit: they are brought in one at a time")
+        feed = _feed(home, plan.device)
+        store = StreamingStore(places, feed, plan.dtype, plan.device, one_expert=placement.one_expert)
         model.to(plan.device)
         tokenizer = read_tokenizer(plan.source, spec)
         if spec.cache:

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
 
 from lowmem_layers.model.anatomy import Anatomy
-from lowmem_layers.model.store import Place
+
+
+@dataclass(frozen=True)
+class Place:
+    """Say where a streamed weight belongs: parameter `attribute` of `module`, in sublayer `kind` of `layer`.
+
+    `n_experts` counts the experts that its first dimension lists, where they can be brought in one at a time.
+    """
+
+    layer: int
+    kind: str
+    key: str
+    module: nn.Module
+    attribute: str
+    shape: tuple[int, ...]
+    n_experts: int = 0
 
 
 def streamed_places(anatomy: Anatomy, prefix: str) -> Iterator[Place]:
@@ -18,9 +36,17 @@ def streamed_places(anatomy: Anatomy, prefix: str) -> Iterator[Place]:
                         continue
                     path, _, attribute = f"{child}.{key}".rpartition(".")
                     module = layer.layer.get_submodule(path)
-                    yield Place(
-                        index, kind, f"{prefix}.{index}.{child}.{key}", module, attribute, tuple(parameter.shape)
-                    )
+                    shape = tuple(parameter.shape)
+                    n_experts = shape[0] if is_divisible(module) else 0
+                    yield Place(index, kind, f"{prefix}.{index}.{child}.{key}", module, attribute, shape, n_experts)
+
+
+def is_divisible(module: nn.Module) -> bool:
+    """Tell an experts module of transformers' common interface with nothing in it that its experts share."""
+    count = getattr(module, "num_experts", None)
+    common = all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed"))
+    stacks = list(module.parameters())
+    return common and bool(stacks) and all(stack.dim() >= 2 and stack.shape[0] == count for stack in stacks)
 
 
 def is_quantised(place: Place) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
 import torch
 
 from lowmem_layers.model.budget import ModelBytes
-from lowmem_layers.model.places import is_quantised
-from lowmem_layers.model.store import Place
+from lowmem_layers.model.experts import slot_numbers
+from lowmem_layers.model.places import Place, is_quantised
 
 _NF4_BLOCK, _NF4_TABLE_BYTES = 64, 64  # one float32 scale a block, 16 float32 levels a weight
 
@@ -37,22 +37,33 @@ def measure(
     """
     at_home: dict[tuple[int, str], int] = defaultdict(int)
     numbers: dict[tuple[int, str], int] = defaultdict(int)
+    groups: dict[tuple[int, str], list[Place]] = defaultdict(list)
     streamed: set[str] = set()
     for place in places:
         at_home[place.layer, place.kind] += packed(place)
         numbers[place.layer, place.kind] += prod(place.shape)
+        groups[place.layer, place.kind].append(place)
         streamed.add(place.key)
+    has_experts = any(place.n_experts for group in groups.values() for place in group)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     kept = {name: value for name, value in model.state_dict().items() if name not in streamed | tied}
     return ModelBytes(
         packed=sum(at_home.values()),
         resident=sum(value.numel() * dtype.itemsize for value in kept.values()),
-        slots=sum(max((n for (_, k), n in numbers.items() if k == kind), default=0) for kind in ("attn", "ffn"))
-        * dtype.itemsize,
+        slots=_slots(groups, one_expert=False) * dtype.itemsize,
+        expert_slots=_slots(groups, one_expert=True) * dtype.itemsize if has_experts else None,
         layer_packed=_largest_layer(at_home),
         layer_source=_largest_layer(numbers) * max(source_itemsize, dtype.itemsize),
         process=process,
     )
+
+
+def _slots(groups: Mapping[tuple[int, str], list[Place]], *, one_expert: bool) -> int:
+    """Count the numbers of both slots: the largest attention and the largest feed-forward sublayer."""
+    largest: dict[str, int] = defaultdict(int)
+    for (_, kind), group in groups.items():
+        largest[kind] = max(largest[kind], slot_numbers(group, one_expert=one_expert))
+    return sum(largest.values())
 
 
 def _largest_layer(amounts: dict[tuple[int, str], int]) -> int:

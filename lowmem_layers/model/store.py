@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from lowmem_layers.model.experts import OneByOne, slot_numbers, split
 from lowmem_layers.model.formats import Packed, unpack
+from lowmem_layers.model.places import Place
 
 SLOT_KINDS = ("attn", "ffn")
 
@@ -23,18 +25,6 @@ class Visit:
 
     layer: int
     kinds: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Say where a streamed weight belongs: parameter `attribute` of `module`, in sublayer `kind` of `layer`."""
-
-    layer: int
-    kind: str
-    key: str
-    module: nn.Module
-    attribute: str
-    shape: tuple[int, ...]
 
 
 class LayerStore(Protocol):
@@ -77,16 +67,20 @@ class StreamingStore:
     """Unpack each visited sublayer into a fixed slot, and point the model's parameters at it.
 
     Between visits the parameters are empty, so that a layer computed outside its visit raises instead of using another
-    layer's weights.
+    layer's weights. With `one_expert`, the slot holds one expert of a mixture at a time; see `experts`.
     """
 
-    def __init__(self, places: Iterable[Place], feed: Feed, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, places: Iterable[Place], feed: Feed, dtype: torch.dtype, device: torch.device, *, one_expert: bool = False
+    ) -> None:
         self._feed = feed
+        self._one_expert = one_expert
+        self._visiting: list[OneByOne] = []
         self._places: dict[GroupKey, list[Place]] = {}
         for place in places:
             self._places.setdefault((place.layer, place.kind), []).append(place)
         self._empty = torch.empty(0, dtype=dtype, device=device)
-        sizes = {kind: _largest(self._places, kind) for kind in SLOT_KINDS}
+        sizes = {kind: self._largest(kind) for kind in SLOT_KINDS}
         self._slots = {kind: torch.empty(size, dtype=dtype, device=device) for kind, size in sizes.items()}
         for place in (place for group in self._places.values() for place in group):
             # a fresh parameter, since one on the meta device cannot be pointed at real memory
@@ -114,31 +108,36 @@ class StreamingStore:
             feed.close() if hasattr(feed, "close") else None  # type: ignore[attr-defined]
 
     def describe(self) -> dict[str, Any]:
-        """Say where the weights live and what home and slot take."""
-        return {**self._feed.describe(), "slot_bytes": self.slot_bytes}
+        """Say where the weights live, what home and slot take, and how many experts the slot holds."""
+        experts = "one at a time" if self._one_expert else "all at once"
+        return {**self._feed.describe(), "slot_bytes": self.slot_bytes, "experts_in_slot": experts}
 
     def _enter(self, places: Sequence[Place], packed: Mapping[str, Packed]) -> None:
+        plain, stacks = split(places) if self._one_expert else (places, {})
         cursor = 0
-        for place in places:
+        for place in plain:
             size = prod(place.shape)
             dense = self._slots[place.kind][cursor : cursor + size].view(place.shape)
             unpack(packed[place.key], dense)
             _parameter(place).data = dense
             cursor += size
+        for module, group in stacks.items():
+            self._visiting.append(OneByOne(module, group, packed, self._slots[group[0].kind][cursor:]))
 
     def _leave(self, places: Sequence[Place]) -> None:
+        while self._visiting:
+            self._visiting.pop().leave()
         for place in places:
             _parameter(place).data = self._empty
+
+    def _largest(self, kind: str) -> int:
+        groups = [group for (_, group_kind), group in self._places.items() if group_kind == kind]
+        return max((slot_numbers(group, one_expert=self._one_expert) for group in groups), default=0)
 
 
 def _asked(key: GroupKey, visit: Visit) -> bool:
     layer, kind = key
     return layer == visit.layer and kind in visit.kinds
-
-
-def _largest(places: Mapping[GroupKey, Sequence[Place]], kind: str) -> int:
-    sizes = [sum(prod(place.shape) for place in group) for (_, k), group in places.items() if k == kind]
-    return max(sizes, default=0)
 
 
 def _parameter(place: Place) -> nn.Parameter:

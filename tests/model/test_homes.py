@@ -177,7 +177,7 @@ def test_another_versions_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "weights.packed"
     disk_home(path)
     monkeypatch.setattr(packed_file, "FORMAT_VERSION", packed_file.FORMAT_VERSION + 1)
-    with pytest.raises(CheckpointError, match="it is of version 1, this is version 2"):
+    with pytest.raises(CheckpointError, match=r"it is of version (\d+), this is version \d+"):
         PackedFile(path)
 
 
