@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,20 @@ import torch
 from lowmem_layers.errors import CheckpointError
 
 _NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+
+# Names of an expert's three matrices: Mixtral's own, and those of all others, which gptqmodel writes for Mixtral too.
+_EXPERT = re.compile(r"(?P<stem>.*\bexperts\.\d+)\.(?P<leaf>w1|w2|w3|gate_proj|down_proj|up_proj)\.weight")
+_SYNONYMS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_SYNONYMS |= {name: short for short, name in _SYNONYMS.items()}
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Say where a checkpoint's matrix stands in a joined weight: which expert's, and which of its pieces."""
+
+    target: str
+    expert: int
+    piece: int
 
 
 class Converter:
@@ -50,6 +65,33 @@ class Converter:
         if target not in self._known and name in self._known:
             return name, False
         return target, pattern is not None
+
+    def familiar(self, name: str) -> str:
+        """Call an expert's matrix as the model's own checkpoints do, where it has a name that leads nowhere."""
+        found = _EXPERT.fullmatch(name)
+        if found is None or self.target(name)[0] in self._known:
+            return name
+        synonym = f"{found['stem']}.{_SYNONYMS[found['leaf']]}.weight"
+        return synonym if self.target(synonym)[0] in self._known else name
+
+    def joint(self, name: str) -> Joint | None:
+        """Tell where a tensor stands in the weight it is joined into; None where joining is more than stacking rows."""
+        from transformers.core_model_loading import Concatenate, MergeModulelist, rename_source_key
+
+        prefix = self._model.base_model_prefix
+        target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._known)
+        rule = next((rule for rule in self._converters if pattern in rule.source_patterns), None)
+        if rule is None or pattern is None:
+            return None
+        steps = [(type(step), step.dim) for step in rule.operations if isinstance(step, Concatenate | MergeModulelist)]
+        stacking = ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)], [(Concatenate, 0)])
+        if len(steps) != len(rule.operations) or steps not in stacking:
+            return None
+        number = re.search(r"\bexperts\.(\d+)\.", name)
+        is_expert = steps[0][0] is MergeModulelist
+        if is_expert and number is None:
+            return None
+        return Joint(target, int(number[1]) if is_expert and number else 0, rule.source_patterns.index(pattern))
 
     def layer_of(self, target: str) -> int:
         """Tell the decoder layer that a model's tensor belongs to; −1 for embedding, final norm and head."""

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 
 from lowmem_layers.errors import CheckpointError, ModelError
-from lowmem_layers.model.checkpoint.conversion import Converter
+from lowmem_layers.model.checkpoint.conversion import Converter, Joint
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_table, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
-from lowmem_layers.model.formats import Packed, four_bit, gptq, int8, unpack
+from lowmem_layers.model.formats import Packed, four_bit, gptq, int8, joined, unpack
 from lowmem_layers.model.places import is_quantised
 from lowmem_layers.model.store import Place
 
@@ -65,10 +65,11 @@ class SafetensorsReader:
     def _sort_in(self, name: str, entry: TensorEntry) -> None:
         match = _PARTS.fullmatch(name) if self._own is not None else None
         if match is not None:
-            weight, part = f"{match['stem']}.weight", match["four"] or match["eight"] or match["gptq"]
+            weight = self._converter.familiar(f"{match['stem']}.weight")
+            part = match["four"] or match["eight"] or match["gptq"]
             self._packed[self._converter.layer_of(self._converter.target(weight)[0])][weight][part] = entry
             return
-        target = self._converter.target(name)[0]
+        target = self._converter.target(self._converter.familiar(name))[0]
         self._files[target] = entry.file.name
         self._plain[self._converter.layer_of(target)].append(entry)
 
@@ -109,23 +110,53 @@ class SafetensorsReader:
         packed_entries = self._packed.pop(layer, {})
         dense: dict[str, torch.Tensor] = {}
         for entry in self._plain.pop(layer, []):
-            if entry.name in packed_entries:
-                packed_entries[entry.name]["weight"] = entry
+            name = self._converter.familiar(entry.name)
+            if name in packed_entries:
+                packed_entries[name]["weight"] = entry
             else:
-                dense[entry.name] = read_tensor(entry)
+                dense[name] = read_tensor(entry)
+        parts: dict[str, dict[tuple[int, int], Packed]] = defaultdict(dict)
         for name, entries in packed_entries.items():
             weight = self._read_packed(name, entries)
-            target, is_converted = self._converter.target(name)
-            if self._recipe.keep and layer != RESIDENT:
-                if is_converted:
-                    raise ModelError(
-                        f"{name} is packed ({self._recipe.target}) but the model joins it with other weights",
-                        "add --requantize: it is unpacked, joined and quantised again",
-                    )
-                kept[target] = weight
-            else:
+            if not self._recipe.keep or layer == RESIDENT:
                 dense[name] = _dense(weight, self._dtype)
+                continue
+            target, is_converted = self._converter.target(name)
+            if is_converted:
+                joint = self._joint(name)
+                parts[joint.target][joint.expert, joint.piece] = weight
+            else:
+                kept[target] = weight
+        kept |= {target: self._joined(target, pieces) for target, pieces in parts.items()}
         self._converter.fill(dense, self._folder.name)
+
+    def _joint(self, name: str) -> Joint:
+        joint = self._converter.joint(name)
+        if joint is None:
+            raise ModelError(
+                f"{name} is packed ({self._recipe.target}), but the model cuts or turns it on loading",
+                "add --requantize: it is unpacked, converted and quantised again",
+            )
+        return joint
+
+    def _joined(self, target: str, pieces: Mapping[tuple[int, int], Packed]) -> Packed:
+        """Join the packed matrices of one weight, in the order of experts and of pieces."""
+        experts, per_expert = (1 + max(numbers) for numbers in zip(*pieces, strict=True))
+        lost = [(e, p) for e in range(experts) for p in range(per_expert) if (e, p) not in pieces]
+        if lost:
+            raise CheckpointError(
+                f"{self._folder}: {target} lacks part {lost[0][1]} of expert {lost[0][0]}",
+                "the checkpoint is incomplete",
+            )
+        shape = next((p.shape for group in self._places.values() for p in group if p.key == target), ())
+        grid = [[pieces[e, p] for p in range(per_expert)] for e in range(experts)]
+        try:
+            return joined.stack(grid, shape)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self._folder}: {target} cannot be put together: {error}",
+                "config.json and the weights belong to different models, or --requantize joins them unpacked",
+            ) from error
 
     def _read_packed(self, name: str, entries: Mapping[str, TensorEntry]) -> Packed:
         parts = {part: read_tensor(entry) for part, entry in entries.items()}
