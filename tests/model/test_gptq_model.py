@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,22 @@ def test_a_gptq_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offl
                 assert torch.equal(value, expected[name]), name
                 seen += 1
     assert seen == len(expected) == 21
+
+
+GPTQ_FOLDER = os.environ.get("LOWMEM_LAYERS_GPTQ")
+
+
+@pytest.mark.skipif(
+    not GPTQ_FOLDER, reason="needs LOWMEM_LAYERS_GPTQ: checkpoints and FILEs as benchmarks/gptq_parity.py makes them"
+)
+def test_checkpoints_of_gptqmodel_are_its_own_dequantisation_to_the_bit() -> None:
+    """CHECKPOINT/ and, beside it, CHECKPOINT.safetensors with the dense weights that gptqmodel makes of it."""
+    from benchmarks.gptq_parity import unpacked
+
+    references = sorted(Path(GPTQ_FOLDER or "").glob("*.safetensors"))
+    assert references
+    for file in references:
+        found, expected = unpacked(file.with_suffix("")), load_file(file)
+        assert len(expected) > 0
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), f"{file.stem}: {name}"
