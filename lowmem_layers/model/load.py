@@ -14,7 +14,7 @@ from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place
 from lowmem_layers.model.cache import cache_path, fingerprint_files
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
-from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, own_gguf_packing
+from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe, choose_recipe, own_packing
 from lowmem_layers.model.checkpoint.reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
@@ -65,6 +65,7 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         plan = resolve(spec)
         announce(_announcement(plan))
+        tokenizer = read_tokenizer(plan.source, spec)  # before hours of packing, should there be none
         model = build_skeleton(plan.config, plan.dtype, trust_remote_code=spec.trust_remote_code)
         anatomy = dissect(model)
         prefix = layers_prefix(model, anatomy.layers[0].layer)
@@ -78,7 +79,6 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         feed = _feed(home, plan.device)
         store = StreamingStore(places, feed, plan.dtype, plan.device, one_expert=placement.one_expert)
         model.to(plan.device)
-        tokenizer = read_tokenizer(plan.source, spec)
         if spec.cache:
             keep_texts(plan.source, plan.config, tokenizer)
     return DecoderModel(model, tokenizer, store, _description(plan, model, store, placement, fingerprint))
@@ -89,10 +89,13 @@ def resolve(spec: ModelSpec) -> Plan:
     device = resolve_device(spec.device)
     dtype = resolve_dtype(spec.dtype, device)
     source = find_source(spec)
-    config = read_config(source, spec)
-    if source.gguf is not None:
-        own = own_gguf_packing(read_gguf_header(source.folder / source.gguf))
+    if source.gguf is not None:  # looked at before transformers reads it, whose messages name neither file nor tensor
+        header = read_gguf_header(source.folder / source.gguf)
+        check_architecture(header)
+        own = own_gguf_packing(header)
+        config = read_config(source, spec)
     else:
+        config = read_config(source, spec)
         own = own_packing(getattr(config, "quantization_config", None))
     recipe = choose_recipe(spec.quant, own, requantize=spec.requantize)
     return Plan(spec, source, device, dtype, config, own, recipe)

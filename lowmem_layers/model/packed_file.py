@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.errors import BudgetError, CheckpointError
+from lowmem_layers.errors import BudgetError, CheckpointError, UsageError
 from lowmem_layers.model.formats import Packed
 from lowmem_layers.model.layout import Layout, bytes_of, lay_out, layout_from_json, layout_to_json, write_packed
 from lowmem_layers.model.spec import format_bytes
@@ -36,11 +36,16 @@ class DiskFullError(BudgetError):
     """The packed weights do not fit on the disk."""
 
 
+class UnwritableError(UsageError):
+    """The packed weights' folder cannot be written to."""
+
+
 class PackedFileWriter:
     """Write groups one after the other; `with` leaves either the complete file or nothing.
 
     Raises:
         DiskFullError: the disk is full.
+        UnwritableError: the folder cannot be made or written to.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -50,8 +55,15 @@ class PackedFileWriter:
         self._table: dict[str, Any] = {}
 
     def __enter__(self) -> PackedFileWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial.open("wb", buffering=0)  # so that closing has nothing left to write
+        try:
+            with _explained(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._partial.open("wb", buffering=0)  # so that closing has nothing left to write
+        except OSError as error:
+            raise UnwritableError(
+                f"the packed weights cannot be kept in {self._path.parent}: {error.strerror}",
+                "point LOWMEM_LAYERS_CACHE to a folder of yours, or use --no-cache",
+            ) from error
         return self
 
     def add(self, key: GroupKey, packed: Mapping[str, Packed]) -> None:
@@ -172,7 +184,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        disk = os.statvfs(path.parent)
+        disk = os.statvfs(next(folder for folder in path.parents if folder.is_dir()))
         raise DiskFullError(
             f"the disk is full: no room for the packed weights in {path.parent}"
             f" ({format_bytes(disk.f_bavail * disk.f_frsize)} free)",

@@ -25,6 +25,7 @@ def read_config(source: Source, spec: ModelSpec) -> Any:
     Raises:
         ModelError: the config is damaged, needs the model's own code, or is an encoder's.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if source.gguf is None:
@@ -35,7 +36,7 @@ def read_config(source: Source, spec: ModelSpec) -> Any:
         config = AutoConfig.from_pretrained(
             source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelError(f"{source.name}: its config cannot be read: {_first_line(error)}", _DECODERS) from error
     _refuse_encoders(source.name, config)
     return config
@@ -96,6 +97,12 @@ def _check_model_type(source: Source, spec: ModelSpec) -> None:
         document = json.loads((source.folder / "config.json").read_text())
     except ValueError as error:
         raise ModelError(f"{source.folder / 'config.json'} is not JSON", "download or save the model again") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{source.folder / 'config.json'} is no model's config", "download or save the model again")
+    if not isinstance(document.get("quantization_config") or {}, dict):
+        raise ModelError(
+            f"{source.folder / 'config.json'}: quantization_config is no table", "download or save the model again"
+        )
     model_type = document.get("model_type")
     if model_type in CONFIG_MAPPING:
         return
@@ -126,4 +133,6 @@ def _refuse_encoders(name: str, config: Any) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n") or [""])[0]
+    """Take the first line that says something; some libraries put a heading before it."""
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
+    return " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [""])[0]

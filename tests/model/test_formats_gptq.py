@@ -92,7 +92,7 @@ def test_settings_by_module() -> None:
     own = own_packing(about)
     assert own is not None
     assert own.gptq is not None
-    packed = gptq.pack("layers.0.q_proj", tensors, own.gptq)
+    packed = gptq.pack("layers.0.q_proj", tensors, own.gptq.of("layers.0.q_proj"))
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)

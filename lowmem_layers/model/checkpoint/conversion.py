@@ -74,6 +74,10 @@ class Converter:
         synonym = f"{found['stem']}.{_SYNONYMS[found['leaf']]}.weight"
         return synonym if self.target(synonym)[0] in self._known else name
 
+    def ignores(self, name: str) -> bool:
+        """Tell the tensors that the model's own code leaves out on loading, such as further layers for drafting."""
+        return bool(self._ignored.search(name))
+
     def joint(self, name: str) -> Joint | None:
         """Tell where a tensor stands in the weight it is joined into; None where joining is more than stacking rows."""
         from transformers.core_model_loading import Concatenate, MergeModulelist, rename_source_key
@@ -130,7 +134,7 @@ class Converter:
     def _check_unexpected(self, names: Iterable[str], where: str) -> None:
         buffers = {name for name, _ in self._model.named_buffers()}
         for name in sorted(names):
-            if self._layer.match(name) and not self._ignored.search(name) and name not in buffers:
+            if self._layer.match(name) and not self.ignores(name) and name not in buffers:
                 raise CheckpointError(
                     f"{where}: the model has no place for the tensor {name}",
                     "config.json and the weights belong to different models",

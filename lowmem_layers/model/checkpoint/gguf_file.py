@@ -63,7 +63,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
                 metadata[name] = _read_value(stream, _read(stream, "<I"))
             rows = [_read_row(stream) for _ in range(n_tensors)]
             start = -(-stream.tell() // int(metadata.get("general.alignment", 32)))
-    except (struct.error, UnicodeDecodeError, MemoryError, OverflowError) as error:
+    except (struct.error, UnicodeDecodeError, MemoryError, ArithmeticError, KeyError, ValueError) as error:
         raise CheckpointError(f"{file.name} has a truncated or damaged GGUF header", _AGAIN) from error
     data_start = start * int(metadata.get("general.alignment", 32))
     size = file.stat().st_size

@@ -33,7 +33,17 @@ _AGAIN = "download the GGUF file again"
 
 
 def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
-    """Name the block format that most of the decoder layers' numbers are in; None for a file of plain floats."""
+    """Name the block format that most of the decoder layers' numbers are in; None for a file of plain floats.
+
+    Raises:
+        CheckpointError: a tensor is in a block format that is not read here.
+    """
+    unknown = [t for t in header.tensors.values() if t.quant_type not in gguf_blocks.BLOCKS | _PLAIN]
+    if unknown:
+        raise CheckpointError(
+            f"{header.file.name}: {unknown[0].name} is in blocks of type {unknown[0].quant_type}",
+            f"these block formats are read: {', '.join(gguf_blocks.BLOCKS)}",
+        )
     numbers: Counter[str] = Counter()
     for name, tensor in header.tensors.items():
         if name.startswith("blk.") and len(tensor.shape) > 1:
@@ -41,39 +51,37 @@ def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
     if not numbers or numbers.most_common(1)[0][0] in _PLAIN:
         return None
     main = numbers.most_common(1)[0][0]
-    unknown = sorted(name for name in numbers if name not in gguf_blocks.BLOCKS and name not in _PLAIN)
-    if unknown:
-        raise CheckpointError(
-            f"{header.file.name} holds weights in {', '.join(unknown)}",
-            f"these block formats are read: {', '.join(gguf_blocks.BLOCKS)}",
-        )
     others = len(numbers) - 1
     return OwnPacking("gguf", gguf_blocks.BLOCKS[main].bits, f"GGUF {main}" + (" and others" if others else ""))
 
 
-class GgufReader:
-    """Read one GGUF file.
+def check_architecture(header: GgufHeader) -> None:
+    """Refuse a file whose tensors may be laid out in a way that is not undone here.
 
     Raises:
-        ModelError: its architecture's layout is not known here.
+        ModelError: its architecture's layout is not known.
     """
+    if header.architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"{header.file.name} is a GGUF of architecture {header.architecture!r}, whose layout is not known here",
+            f"use its safetensors; known are {', '.join(ARCHITECTURES)}",
+        )
+
+
+class GgufReader:
+    """Read one GGUF file."""
 
     def __init__(
         self, file: Path, model: Any, layer_of: Callable[[str], int], places: Iterable[Place], recipe: Recipe,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self._header = read_gguf_header(file)
-        architecture = self._header.architecture
-        if architecture not in ARCHITECTURES:
-            raise ModelError(
-                f"{file.name} is a GGUF of architecture {architecture!r}, whose layout is not known here",
-                f"use its safetensors; known are {', '.join(ARCHITECTURES)}",
-            )
+        check_architecture(self._header)
         self._model = model
         self._recipe = recipe
         self._dtype = dtype
         self._config = model.config.get_text_config(decoder=True)
-        arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+        arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self._header.architecture)
         self._names = get_tensor_name_map(arch, self._config.num_hidden_layers)
         self._places = {place.key: place for place in places}
         self._targets: dict[int, list[str]] = defaultdict(list)

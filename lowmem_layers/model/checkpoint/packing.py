@@ -62,20 +62,23 @@ def own_packing(quantization_config: Any) -> OwnPacking | None:
         return OwnPacking("bitsandbytes", 8, "bitsandbytes int8")
     if method == "gptq":
         return _own_gptq(about)
-    raise CheckpointError(f"the checkpoint is quantised by {method or 'an unnamed method'!r}", _READ)
+    by = f"quantised by {method!r}" if method else "quantised, by a method that has no name"
+    raise CheckpointError(f"config.json: the checkpoint is {by}", _READ)
 
 
 def _own_gptq(about: Mapping[str, Any]) -> OwnPacking:
-    bits = _gptq_bits(about.get("bits"), "the GPTQ config")
+    bits = _gptq_bits(about.get("bits"), "config.json: the GPTQ config")
     form = about.get("checkpoint_format") or about.get("format") or "gptq"
     if form not in ("gptq", "gptq_v2"):
-        raise CheckpointError(f"the GPTQ config says checkpoint_format {form!r}", _READ)
+        raise CheckpointError(f"config.json: the GPTQ config says checkpoint_format {form!r}", _READ)
     if str(about.get("pack_dtype") or "int32").rpartition(".")[2] != "int32":
-        raise CheckpointError(f"the GPTQ config says pack_dtype {about['pack_dtype']!r}", "words of int32 are read")
+        raise CheckpointError(
+            f"config.json: the GPTQ config says pack_dtype {about['pack_dtype']!r}", "words of int32 are read"
+        )
     writer, major = _writer((about.get("meta") or {}).get("quantizer", ""))
     config = GptqConfig(
         bits=bits,
-        group_size=_gptq_group(about.get("group_size", -1), "the GPTQ config"),
+        group_size=_gptq_group(about.get("group_size", -1), "config.json: the GPTQ config"),
         version=2 if form == "gptq_v2" else 1,
         writer=writer,
         writer_major=major,
@@ -108,7 +111,7 @@ def _overrides(dynamic: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, int 
     """Read gptqmodel's settings by module; "-:" marks modules that were left as they are."""
     for pattern, changes in dynamic.items():
         found: dict[str, int | bool] = {}
-        where = f"the GPTQ config for {pattern!r}"
+        where = f"config.json: the GPTQ config for {pattern!r}"
         if not pattern.startswith("-:"):
             if "bits" in changes:
                 found["bits"] = _gptq_bits(changes["bits"], where)

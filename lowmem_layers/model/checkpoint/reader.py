@@ -28,6 +28,9 @@ _PARTS = re.compile(
 )
 
 
+_SAVED_WITH = "config.json should have the quantization_config that the checkpoint was saved with"
+
+
 class LayerReader(Protocol):
     """Fill a model's small tensors in place and hand over its packed weights, part by part."""
 
@@ -61,6 +64,7 @@ class SafetensorsReader:
         self._files: dict[str, str] = {}
         for name, entry in read_table(folder).items():
             self._sort_in(name, entry)
+        self._refuse_layers_beyond()
 
     def _sort_in(self, name: str, entry: TensorEntry) -> None:
         match = _PARTS.fullmatch(name) if self._own is not None else None
@@ -69,9 +73,23 @@ class SafetensorsReader:
             part = match["four"] or match["eight"] or match["gptq"]
             self._packed[self._converter.layer_of(self._converter.target(weight)[0])][weight][part] = entry
             return
+        if self._own is None and name.endswith(".qweight"):
+            raise CheckpointError(f"{entry.file.name}: {name} is packed, but config.json does not say how", _SAVED_WITH)
         target = self._converter.target(self._converter.familiar(name))[0]
         self._files[target] = entry.file.name
         self._plain[self._converter.layer_of(target)].append(entry)
+
+    def _refuse_layers_beyond(self) -> None:
+        """Refuse a checkpoint that has decoder layers which its config knows nothing of."""
+        n_layers = 1 + max(self._places, default=-1)
+        for layer in sorted({*self._plain, *self._packed}):
+            names = [entry.name for entry in self._plain.get(layer, [])] + list(self._packed.get(layer, {}))
+            beyond = [name for name in names if layer >= n_layers and not self._converter.ignores(name)]
+            if beyond:
+                raise CheckpointError(
+                    f"{self._folder} has the tensor {beyond[0]}, but config.json says {n_layers} decoder layers",
+                    "config.json and the weights belong to different models",
+                )
 
     def read_resident(self) -> None:
         """Fill embedding, final norm and head, and tie what the model ties.
@@ -163,13 +181,14 @@ class SafetensorsReader:
         for part in ("absmax", "nested_absmax", "SCB", "scales"):
             if part in parts and parts[part].is_floating_point() and not bool(torch.isfinite(parts[part]).all()):
                 raise _not_finite(f"{name} ({part})", entries[part].file.name)
+        file, stem = next(iter(entries.values())).file.name, name.removesuffix(".weight")
         if "qweight" in parts:
             if self._own is None or self._own.gptq is None:
-                raise CheckpointError(f"{name} is packed by GPTQ, but config.json does not say so")
-            return gptq.pack(name.removesuffix(".weight"), parts, self._own.gptq)
+                raise CheckpointError(f"{name} is packed by GPTQ, but config.json does not say so", _SAVED_WITH)
+            return gptq.pack(f"{file}: {stem}", parts, self._own.gptq.of(stem))
         if "SCB" in parts and "weight" in parts:
             return int8.from_bitsandbytes(parts["weight"], parts["SCB"])
-        return four_bit.from_bitsandbytes(name, parts)
+        return four_bit.from_bitsandbytes(f"{file}: {name}", parts)
 
     def _checked_shape(self, place: Place, packed: Packed) -> Packed:
         if packed.shape != place.shape:

@@ -108,15 +108,23 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             header: dict[str, Any] = json.loads(stream.read(length))
         except ValueError as error:
             raise CheckpointError(f"{file.name} has a damaged header", _AGAIN) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file.name} has a damaged header: it is no table of tensors", _AGAIN)
     return {name: _entry(name, file, 8 + length, size, about) for name, about in header.items() if name[:2] != "__"}
 
 
 def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mapping[str, Any]) -> TensorEntry:
-    dtype = _DTYPES.get(about["dtype"])
+    try:
+        kind, (begin, end), shape = about["dtype"], map(int, about["data_offsets"]), tuple(map(int, about["shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file.name} has a damaged header: {name} lacks its type, shape or place", _AGAIN
+        ) from error
+    dtype = _DTYPES.get(kind)
     if dtype is None:
-        raise CheckpointError(f"{file.name}: {name} has the unknown type {about['dtype']}", "save it in bfloat16")
-    begin, end = about["data_offsets"]
-    shape = tuple(about["shape"])
+        raise CheckpointError(f"{file.name}: {name} has the unknown type {kind}", "save it in bfloat16")
+    if not 0 <= begin <= end or min(shape, default=0) < 0:
+        raise CheckpointError(f"{file.name} has a damaged header: {name} lies at bytes {begin} to {end}", _AGAIN)
     if end - begin != prod(shape) * dtype.itemsize:
         raise CheckpointError(f"{file.name}: {name} of shape {shape} cannot have {end - begin} bytes", _AGAIN)
     if data_start + end > file_size:
@@ -128,7 +136,10 @@ def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mappin
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
+        weight_map = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index.name} is not a checkpoint's index", _AGAIN) from error
-    return dict(weight_map)
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{index.name}: {name} is in {shard!r}, which is no file of its folder", _AGAIN)
+    return weight_map

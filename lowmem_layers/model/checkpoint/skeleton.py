@@ -46,8 +46,11 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, ImportError) as error:
-        raise ModelError(f"no causal language model can be built from this config: {_first_line(error)}") from error
+    except (ValueError, ImportError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
+        raise ModelError(
+            f"no causal language model can be built from this config: {_first_line(error)}",
+            "the numbers in config.json make no model; download or save it again",
+        ) from error
     return model.eval().requires_grad_(False)
 
 

@@ -64,7 +64,6 @@ def pack(name: str, tensors: Mapping[str, torch.Tensor], config: GptqConfig) -> 
     Raises:
         CheckpointError: a tensor is missing, or contradicts the config's bits or group size, or another tensor.
     """
-    config = config.of(name)
     missing = [part for part in ("qweight", "qzeros", "scales") if part not in tensors]
     if missing:
         raise CheckpointError(f"{name} lacks {', '.join(missing)}", "the checkpoint is incomplete")
