@@ -1,4 +1,4 @@
-"""Axes that figures share: decoder layers below, a legend above, a scale that shows small values beside large ones."""
+"""Axes that figures share: decoder layers or groups below, a legend above, a scale for small and large values."""
 
 from __future__ import annotations
 
@@ -9,34 +9,50 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
-from lowmem_layers.report.style import ATTENTION, FEED_FORWARD, MARKERS, feed_forward_word, layer
+from lowmem_layers.report.style import ATTENTION, MARKERS, colour, is_group, kind_words, layer
 
 _MOST_TICKS = 32
+_MOST_SIGNS = 90  # of all names along x before they are slanted
 _DOMINANT = 25.0
 
 
-def layer_axis(axes: Axes, players: tuple[str, ...]) -> None:
-    """Number the decoder layers along x."""
+def player_places(players: tuple[str, ...], apart: float = 0.25) -> np.ndarray:
+    """Place sublayers along x by decoder layer, attention left and feed-forward right of it; groups one by one.
+
+    Shapes: (players,), ascending for players in execution order.
+    """
+    if any(map(is_group, players)):
+        return np.arange(len(players), dtype=float)
+    return np.array([layer(name) + (-apart if colour(name) == ATTENTION else apart) for name in players])
+
+
+def player_axis(axes: Axes, players: tuple[str, ...]) -> None:
+    """Number the decoder layers along x, or name the groups."""
+    axes.grid(visible=False, axis="x")
+    if any(map(is_group, players)):
+        every = -(-len(players) // _MOST_TICKS)
+        shown = range(0, len(players), every)
+        names = [players[place] for place in shown]
+        slanted = sum(map(len, names)) > _MOST_SIGNS
+        axes.set_xticks(
+            list(shown), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", parse_math=False
+        )
+        axes.set_xlim(-0.7, len(players) - 0.3)
+        axes.set_xlabel("group of sublayers")
+        return
     n_layers = 1 + max(layer(name) for name in players)
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if n_layers / step <= _MOST_TICKS)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.set_xlim(-0.7, n_layers - 0.3)
     axes.set_xlabel("decoder layer")
-    axes.grid(visible=False, axis="x")
 
 
 def kind_legend(axes: Axes, players: tuple[str, ...], extra: Sequence[Line2D] = ()) -> None:
     """Say which colour and marker is which kind, above the axes' right end."""
     handles = [
-        Line2D([], [], linestyle="", marker=MARKERS[ATTENTION], color=ATTENTION, label="attention", markersize=4.5),
-        Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=MARKERS[FEED_FORWARD],
-            color=FEED_FORWARD,
-            label=feed_forward_word(players),
-            markersize=4.5,
+        *(
+            Line2D([], [], linestyle="", marker=MARKERS[kind], color=kind, label=word, markersize=4.5)
+            for kind, word in kind_words(players).items()
         ),
         *extra,
     ]

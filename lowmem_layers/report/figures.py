@@ -10,11 +10,10 @@ from matplotlib.lines import Line2D
 
 from lowmem_layers.game.estimate import Importance
 from lowmem_layers.game.table import ValueTable
-from lowmem_layers.report.axes import kind_legend, layer_axis, tame
-from lowmem_layers.report.style import ATTENTION, FEED_FORWARD, MARKERS, QUIET, colour, layer, new_figure
+from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
+from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure
 from lowmem_layers.study.findings import Means
 
-_SIDE = {ATTENTION: -0.2, FEED_FORWARD: 0.2}
 _CAPTIONED = 4
 
 
@@ -26,14 +25,14 @@ def importance_bars(found: Importance, scale: float, unit: str, title: str) -> F
     figure = new_figure(2.5)
     axes = figure.subplots()
     values, colours = scale * found.value, [colour(name) for name in found.players]
-    x = np.array([layer(name) + _SIDE[colour(name)] for name in found.players])
+    x = player_places(found.players, 0.2)
     axes.bar(x, values, width=0.4, color=colours, linewidth=0)
     _intervals(axes, x, values, scale * found.ci_low, scale * found.ci_high, ["#222222"] * len(x))
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, values)
     axes.set_ylabel(f"{found.estimator} estimate\n({unit}{'; ' + note if note else ''})")
     axes.set_title(title, pad=14)
-    layer_axis(axes, found.players)
+    player_axis(axes, found.players)
     kind_legend(axes, found.players)
     return figure
 
@@ -54,7 +53,7 @@ def ablation_scatter(
             axes.axhline(scale * chance, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label="random guess")
         )
     colours = [colour(name) for name in players]
-    x = np.array([layer(name) + _SIDE[colour(name)] / 2 for name in players])
+    x = player_places(players, 0.1)
     _intervals(axes, x, scale * single.value, scale * single.low, scale * single.high, colours)
     for kind, marker in MARKERS.items():
         chosen = np.array([each == kind for each in colours])
@@ -63,7 +62,7 @@ def ablation_scatter(
         axes.set_ylim(-0.03 * scale, 1.03 * scale)
     axes.set_ylabel(label)
     axes.set_title(title, pad=14)
-    layer_axis(axes, players)
+    player_axis(axes, players)
     kind_legend(axes, players, [_sample(line) for line in lines])
     return figure
 
@@ -113,8 +112,10 @@ def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure
             drops[len(removed) - 1, removed[0]] = scale * (full - table.values[:, column].mean())
     figure = new_figure(1.1 + 0.22 * sizes)
     axes = figure.subplots()
+    places = player_places(table.players)
+    step = places[1] - places[0] if len(places) > 1 else 1.0
     mesh = axes.pcolormesh(
-        np.arange(table.n_players + 1) / 2 - 0.25,
+        np.append(places, places[-1] + step) - step / 2,
         np.arange(sizes + 1) + 0.5,
         drops,
         cmap="cividis",
@@ -124,8 +125,8 @@ def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure
     axes.set_ylabel("sublayers\nremoved")
     axes.set_title(title)
     axes.grid(visible=False)
-    layer_axis(axes, table.players)
-    axes.set_xlabel("decoder layer of the first sublayer removed (attention, then feed-forward)")
+    player_axis(axes, table.players)
+    axes.set_xlabel(f"{axes.get_xlabel()} of the first removed")
     figure.colorbar(mesh, ax=axes, label=f"lost ({unit})", pad=0.01, aspect=8)
     return figure
 

@@ -42,11 +42,21 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A table on the page, under a line that says what it shows."""
+
+    words: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Section:
-    """Figures that belong together."""
+    """Figures and tables that belong together."""
 
     title: str
     pictures: tuple[Picture, ...]
+    listings: tuple[Listing, ...] = ()
 
 
 def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> str:
@@ -103,9 +113,14 @@ def _leaders(run: Run, findings: Findings) -> list[str]:
 
 
 def _section(section: Section, *, open_: bool) -> str:
-    figures = "\n".join(map(_figure, section.pictures))
+    parts = [*map(_figure, section.pictures), *map(_listing, section.listings)]
     state = " open" if open_ else ""
-    return f"<details{state}><summary><h2>{escape(section.title)}</h2></summary>\n{figures}\n</details>"
+    inside = "\n".join(parts)
+    return f"<details{state}><summary><h2>{escape(section.title)}</h2></summary>\n{inside}\n</details>"
+
+
+def _listing(listing: Listing) -> str:
+    return f"<p>{escape(listing.words)}</p>\n{html_table(listing.header, listing.rows)}"
 
 
 def _figure(picture: Picture) -> str:

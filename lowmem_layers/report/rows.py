@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from lowmem_layers.game.estimate import Importance
 
@@ -26,6 +27,15 @@ def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[st
         for place in found.order()
     ]
     return header, rows
+
+
+def text_rows(table: pa.Table) -> tuple[list[str], Rows]:
+    """Lay any table out as text: numbers with one decimal, what is missing as a dash."""
+    rows = [
+        ["–" if cell is None else number(cell, 1) if isinstance(cell, float) else str(cell) for cell in row.values()]
+        for row in table.to_pylist()
+    ]
+    return [name.replace("_", " ") for name in table.column_names], rows
 
 
 def number(value: float, digits: int) -> str:

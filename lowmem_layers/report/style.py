@@ -11,13 +11,15 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lowmem_layers.errors import UsageError
 from lowmem_layers.game.players import parse_player
 
 # Vermillion and blue of Okabe and Ito: told apart with every common colour vision deficiency; markers differ too.
 ATTENTION = "#D55E00"
 FEED_FORWARD = "#0072B2"
 QUIET = "#555555"
-MARKERS = {ATTENTION: "o", FEED_FORWARD: "s"}
+GROUP = "#009E73"  # players that are groups of sublayers
+MARKERS = {ATTENTION: "o", FEED_FORWARD: "s", GROUP: "D"}
 FULL_WIDTH_IN = 6.9  # a text width of two columns
 FORMATS = ("svg", "png", "pdf")
 
@@ -73,14 +75,36 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
         figure.set_layout_engine("none")
 
 
-def colour(sublayer: str) -> str:
-    """Colour attention red and feed-forward blue."""
-    return ATTENTION if parse_player(sublayer).is_attention else FEED_FORWARD
+def colour(player: str) -> str:
+    """Colour attention red, feed-forward blue and groups green."""
+    if is_group(player):
+        return GROUP
+    return ATTENTION if parse_player(player).is_attention else FEED_FORWARD
+
+
+def is_group(player: str) -> bool:
+    """Tell a group of sublayers, which has a name of its own, from a sublayer."""
+    try:
+        parse_player(player)
+    except UsageError:
+        return True
+    return False
 
 
 def layer(sublayer: str) -> int:
     """Read a sublayer's decoder-layer index."""
     return parse_player(sublayer).layer
+
+
+def kind_words(players: tuple[str, ...]) -> dict[str, str]:
+    """Name the kinds that play, by their colour."""
+    words = {
+        ATTENTION: "attention",
+        FEED_FORWARD: feed_forward_word(players),
+        GROUP: "groups of sublayers",
+    }
+    found = {colour(name) for name in players}
+    return {kind: word for kind, word in words.items() if kind in found}
 
 
 def feed_forward_word(players: tuple[str, ...]) -> str:

@@ -10,10 +10,13 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from lowmem_layers.game.estimate import Importance
+from lowmem_layers.game.interactions import interactions
 from lowmem_layers.game.table import ValueTable
+from lowmem_layers.game.weights import largest_window
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
-from lowmem_layers.report.page import Picture, Section, page
-from lowmem_layers.report.rows import importance_rows
+from lowmem_layers.report.page import Listing, Picture, Section, page
+from lowmem_layers.report.pairs import N_STRONGEST, interaction_map, interaction_rows
+from lowmem_layers.report.rows import importance_rows, text_rows
 from lowmem_layers.report.style import FORMATS, paper_style, save
 from lowmem_layers.report.tables import write_tables
 from lowmem_layers.study.files import cannot_write, make_folder, write_text
@@ -21,8 +24,15 @@ from lowmem_layers.study.findings import Findings, Side, coalition_means, find
 from lowmem_layers.study.folder import REPORT_FOLDER
 from lowmem_layers.study.importance import importance_table
 from lowmem_layers.study.opened import Run
+from lowmem_layers.study.paper import paper_table, tables_of
 
 PAGE = "index.html"
+PAPER_WORDS = {
+    1: "share of the top 3 sublayers' estimates in the sum (%, clipped at 0), and the other sublayers'",
+    2: "cornerstone sublayers",
+    3: "mean drop after removing one sublayer (points, clipped at 0): cornerstones, others",
+    4: "mean drop after removing one sublayer that is no cornerstone (points), task by task",
+}
 
 
 def write_report(run: Run, output: str | Path | None = None, formats: Sequence[str] = FORMATS) -> Path:
@@ -38,7 +48,7 @@ def write_report(run: Run, output: str | Path | None = None, formats: Sequence[s
     make_folder(folder / "figures")
     make_folder(folder / "tables")
     try:
-        sections = [] if findings is None else _sections(run, findings, folder, formats)
+        sections = [] if findings is None else [*_sections(run, findings, folder, formats), *_study(run, folder)]
     except OSError as error:
         raise cannot_write(Path(error.filename or folder), error) from error
     write_text(folder / PAGE, page(run, findings, sections))
@@ -60,6 +70,12 @@ class _Place:
         """Begin file names with the task and the value."""
         task = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in self.found.task)
         return f"{task}-{self.side.value}"
+
+    @property
+    def own_tables(self) -> list[ValueTable]:
+        """Take the task's table, or all of them for the mean over tasks."""
+        own = [table for table in self.side.tables if table.task == self.found.task]
+        return own or list(self.side.tables)
 
     def draw(self, kind: str, figure: Figure, words: str) -> Picture:
         """Save a figure and give what the page needs of it."""
@@ -96,8 +112,8 @@ def _section(place: _Place) -> Section:
             f"lines: 95 % intervals.",
         )
     ]
-    own = [table for table in side.tables if table.task == found.task]
-    if own:
+    own = place.own_tables
+    if len(own) == 1:
         pictures += _of_one_task(place, own[0])
     pictures.append(
         place.draw(
@@ -107,7 +123,44 @@ def _section(place: _Place) -> Section:
             "anti-clockwise from the top.",
         )
     )
-    return Section(f"{found.task} by {words}", tuple(pictures))
+    between = _interactions(place, own)
+    return Section(
+        f"{found.task} by {words}", (*pictures, *(pair[0] for pair in between)), tuple(pair[1] for pair in between)
+    )
+
+
+def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture, Listing]]:
+    """Draw and list the interactions of neighbours, where windows of two or more were removed."""
+    n_players = tables[0].n_players
+    if largest_window(tables[0].coalitions, n_players) < 2:
+        return []
+    side, task = place.side, place.found.task
+    found = interactions(tables)
+    write_tables(place.folder / "tables", f"{place.name}-interactions", *interaction_rows(found, side.scale, side.unit))
+    picture = place.draw(
+        "interactions",
+        interaction_map(found, side.scale, side.unit, f"{task}: interactions of neighbours"),
+        f"Second-order differences of {side.words} on {task}: negative (blue), the two cover for each other "
+        "(redundancy); positive (red), losing one leaves less to lose with the other (synergy); dots: significant "
+        "after Holm's correction.",
+    )
+    n_sure = int(found.significant.sum())
+    words = (
+        f"The surest of {len(found.value)} pairs on {task} by {side.words}; {n_sure} are significant together at 95 %:"
+    )
+    return [(picture, Listing(words, *interaction_rows(found, side.scale, side.unit, N_STRONGEST)))]
+
+
+def _study(run: Run, folder: Path) -> list[Section]:
+    """Lay out the study's tables 1 to 4, where every task is judged by an accuracy."""
+    if any(run.metric(task) not in ("acc", "acc_norm") for task in run.tasks):
+        return []
+    found, listings = tables_of([run]), []
+    for which, words in PAPER_WORDS.items():
+        header, rows = text_rows(paper_table(found, which))
+        write_tables(folder / "tables", f"study-table-{which}", header, rows)
+        listings.append(Listing(f"Table {which}: {words}.", header, rows))
+    return [Section("The study's tables 1 to 4", (), tuple(listings))]
 
 
 def _of_one_task(place: _Place, table: ValueTable) -> list[Picture]:

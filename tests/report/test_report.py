@@ -11,8 +11,14 @@ import pytest
 from PIL import Image
 
 from lowmem_layers.errors import RecordError
+from lowmem_layers.game.estimate import estimate
+from lowmem_layers.game.interactions import interactions
+from lowmem_layers.game.table import ValueTable
 from lowmem_layers.report import write_report
+from lowmem_layers.report.figures import importance_bars, window_map
+from lowmem_layers.report.pairs import interaction_map
 from lowmem_layers.report.rows import interval, number
+from lowmem_layers.report.style import paper_style
 from lowmem_layers.report.tables import as_csv, as_latex, as_markdown, tex
 from lowmem_layers.study import StudySpec, run_study
 
@@ -62,10 +68,44 @@ def test_the_page_is_whole_and_asks_for_nothing(page):
 def test_figures_and_tables_are_there_in_every_format(page):
     figures = {path.name for path in (page.parent / "figures").iterdir()}
     for value in ("acc", "loglikelihood"):
-        for kind in ("importance", "shares", "ablation", "windows"):
+        for kind in ("importance", "shares", "ablation", "windows", "interactions"):
             assert {f"one-{value}-{kind}.{form}" for form in ("svg", "png", "pdf")} <= figures
     tables = {path.name for path in (page.parent / "tables").iterdir()}
     assert {"one-acc.csv", "one-acc.md", "one-acc.tex", "importance-loglikelihood.parquet"} <= tables
+    assert {
+        f"one-{value}-interactions.{form}" for value in ("acc", "loglikelihood") for form in ("csv", "tex")
+    } <= tables
+    assert {f"study-table-{which}.{form}" for which in (1, 2, 3, 4) for form in ("csv", "md", "tex")} <= tables
+
+
+def test_the_page_lists_interactions_as_the_record_has_them(page, finished):
+    from lowmem_layers.study.comparing import interaction_table
+
+    listed = (page.parent / "tables" / "one-loglikelihood-interactions.csv").read_text().splitlines()
+    table = interaction_table(finished, "loglikelihood").to_pylist()
+    assert len(listed) - 1 == len(table)
+    pairs = {f"{row['first']} + {row['second']}": row for row in table}
+    for line in listed[1:]:
+        name, value, *_, kind = line.split(",")
+        assert float(value) == pytest.approx(pairs[name]["value"], abs=0.006)
+        assert kind == pairs[name]["kind"]
+    assert "interactions" in page.read_text()
+
+
+def test_groups_have_figures_too():
+    players = ("early", "middle & more", "late")
+    coalitions = ((), (0,), (1,), (2,), (0, 1), (1, 2))
+    values = np.random.default_rng(0).normal(size=(20, len(coalitions)))
+    table = ValueTable(players, coalitions, values, task="one")
+    found = interactions(table)
+    with paper_style():
+        for figure in (
+            importance_bars(estimate(table), 1.0, "nats", "groups"),
+            window_map(table, 1.0, "nats", "groups"),
+            interaction_map(found, 1.0, "nats", "groups"),
+        ):
+            labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+            assert labels == list(players)
 
 
 def test_several_tasks_begin_with_their_mean(tmp_path, bench):

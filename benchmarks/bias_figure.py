@@ -1,0 +1,62 @@
+"""The figure of the bias study: neighbourhood against permutation estimates, and both against exact values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lowmem_layers.report.style import QUIET, colour, new_figure, paper_style, save
+
+UNITS = {"loglikelihood": "nats", "probability": "gold answer's probability", "metric": "accuracy"}
+SHOWN = ("loglikelihood", "probability")
+LINES = {
+    "shapley": ("#222222", "exact Shapley", "o"),
+    "neighbourhood": ("#0072B2", "neighbourhood", "s"),
+    "permutation": ("#009E73", "permutation", "^"),
+    "ablation": ("#D55E00", "single removal", "x"),
+}
+
+
+def draw_bias(results: dict[str, Any], folder: Path) -> None:
+    """Draw both comparisons for two values, and write `bias.svg` and `bias.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with paper_style():
+        figure = new_figure(5.2)
+        axes = figure.subplots(2, len(SHOWN))
+        for column, value in enumerate(SHOWN):
+            _scatter(axes[0, column], results[value]["sublayers"], value)
+            _groups(axes[1, column], results[value]["groups"], value)
+        save(figure, folder, "bias", ("svg", "png"))
+
+
+def _scatter(axes: Axes, found: dict[str, Any], value: str) -> None:
+    """Draw each sublayer: unbiased estimate along x, neighbourhood estimate along y, both with 95 % intervals."""
+    x, y = (np.array(found["value"][name]) for name in ("permutation", "neighbourhood"))
+    axes.hlines(y, found["low"]["permutation"], found["high"]["permutation"], color="#bbbbbb", linewidth=0.5, zorder=1)
+    axes.vlines(x, found["low"]["neighbourhood"], found["high"]["neighbourhood"], color="#bbbbbb", linewidth=0.5)
+    axes.scatter(x, y, s=12, c=[colour(name) for name in found["players"]], linewidths=0, zorder=2)
+    for index in sorted(set(np.argsort(-y)[:4]) | set(np.argsort(-x)[:3])):
+        axes.annotate(found["players"][index], (x[index], y[index]), xytext=(4, 3), textcoords="offset points")
+    axes.axline((0, 0), slope=1, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)))
+    rho, low, high = found["agreement"]["neighbourhood"]["spearman"]
+    axes.set_title(f"60 sublayers: Spearman {rho:.2f} [{low:.2f}, {high:.2f}]")
+    axes.set_xlabel(f"permutation estimate ({UNITS[value]})")
+    axes.set_ylabel("neighbourhood estimate")
+
+
+def _groups(axes: Axes, found: dict[str, Any], value: str) -> None:
+    """Draw every estimator over the 12 groups."""
+    x = np.arange(len(found["players"]))
+    for name, (line, words, marker) in LINES.items():
+        axes.plot(x, found["value"][name], color=line, marker=marker, markersize=3.5, linewidth=0.9, label=words)
+    axes.fill_between(x, found["low"]["shapley"], found["high"]["shapley"], color="#222222", alpha=0.12, linewidth=0)
+    axes.axhline(0, color=QUIET, linewidth=0.6)
+    axes.set_xticks(x, [str(place + 1) for place in x])
+    axes.set_xlabel("group of five consecutive sublayers")
+    axes.set_ylabel(UNITS[value])
+    rho = found["agreement"]["neighbourhood"]["spearman"][0]
+    axes.set_title(f"12 groups: Spearman to exact {rho:.2f}")
+    axes.legend()

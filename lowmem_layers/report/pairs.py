@@ -1,0 +1,66 @@
+"""Interactions of neighbouring sublayers as a figure and as rows of text."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+
+from lowmem_layers.game.interactions import Interactions
+from lowmem_layers.report.axes import player_axis, player_places
+from lowmem_layers.report.rows import Rows, interval, number
+from lowmem_layers.report.style import new_figure
+
+N_STRONGEST = 12  # rows of the table on the page; the files have all
+
+
+def interaction_map(found: Interactions, scale: float, unit: str, title: str) -> Figure:
+    """Draw the matrix's band: a pair's first sublayer along x, how far apart the two are along y.
+
+    Blue is redundancy, red synergy; dots mark pairs that are significant after Holm's correction. The colours' scale
+    is logarithmic beyond the third quartile, so that a few strong pairs do not hide the others.
+    """
+    distance = found.second - found.first
+    band = np.full((int(distance.max()), len(found.players)), np.nan)
+    band[distance - 1, found.first] = scale * found.value
+    size = np.abs(band[np.isfinite(band)])
+    most = max(float(size.max(initial=0.0)), 1e-9)
+    figure = new_figure(1.1 + 0.24 * len(band))
+    axes = figure.subplots()
+    places = player_places(found.players)
+    step = places[1] - places[0] if len(places) > 1 else 1.0
+    mesh = axes.pcolormesh(
+        np.append(places, places[-1] + step) - step / 2,
+        np.arange(len(band) + 1) + 0.5,
+        band,
+        cmap="RdBu_r",
+        norm=SymLogNorm(max(float(np.quantile(size, 0.75)) if len(size) else 0.0, most / 100), vmin=-most, vmax=most),
+    )
+    sure = found.significant
+    axes.plot(places[found.first[sure]], distance[sure], ".", color="#222222", markersize=2.5)
+    axes.set_yticks(range(1, len(band) + 1))
+    axes.set_ylabel("places\napart")
+    axes.set_title(title)
+    axes.grid(visible=False)
+    player_axis(axes, found.players)
+    axes.set_xlabel(f"{axes.get_xlabel()} of the pair's first")
+    figure.colorbar(mesh, ax=axes, label=f"interaction ({unit})", pad=0.01, aspect=8)
+    return figure
+
+
+def interaction_rows(found: Interactions, scale: float, unit: str, most: int | None = None) -> tuple[list[str], Rows]:
+    """Lay pairs out, the surest first: by adjusted p-value, then by size. `most` None takes all."""
+    digits = 1 if scale == 100.0 else 2
+    header = ["pair", f"interaction ({unit})", "95 %", "adjusted p", "kind"]
+    order = np.lexsort((-np.abs(found.value), found.p_adjusted))[:most]
+    rows = [
+        [
+            f"{found.players[found.first[pair]]} + {found.players[found.second[pair]]}",
+            number(scale * float(found.value[pair]), digits),
+            interval(scale * float(found.ci_low[pair]), scale * float(found.ci_high[pair]), digits),
+            number(float(found.p_adjusted[pair]), 3),
+            found.kind(pair),
+        ]
+        for pair in order.tolist()
+    ]
+    return header, rows
