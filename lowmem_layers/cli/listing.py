@@ -8,52 +8,75 @@ from lowmem_layers.cli.output import chosen_format, data_options, write_data
 
 
 @click.command()
-@click.option("--cache", is_flag=True, help="List the packed weights kept on disk.")
-@click.option("--clear-cache", is_flag=True, help="Remove them.")
+@click.option("--cache", is_flag=True, help="List what was kept on disk: packed weights, converted tokenizers.")
+@click.option("--clear", is_flag=True, help="With --cache: delete it.")
+@click.option("--clear-cache", is_flag=True, help="The same as --cache --clear.")
 @data_options
-def models(cache: bool, clear_cache: bool, form: str | None, output: str | None) -> None:
-    """List the models that are here without a download, or the packed weights that were kept."""
-    if cache or clear_cache:
-        _models_cache(clear_cache, form, output)
+def models(cache: bool, clear: bool, clear_cache: bool, form: str | None, output: str | None) -> None:
+    """List the models that are here without a download, or what was kept of models on disk."""
+    if clear and not cache:
+        raise click.UsageError("--clear goes with --cache")
+    if clear or clear_cache:
+        _clear_cache()
         return
     import pyarrow as pa
-
-    from lowmem_layers.model.embedded import INSTALL, find_embedded_model
-    from lowmem_layers.model.spec import EMBEDDED_MODEL
 
     chosen_format(form, output)
+    rows = _cached() if cache else _models()
+    names = ("model", "format", "size", "bytes", "state", "path") if cache else ("model", "where", "use", "path")
+    write_data(pa.Table.from_pylist(rows) if rows else pa.table({name: [] for name in names}), form, output)
+    if cache:
+        from lowmem_layers.model.cache import cache_folder
+
+        click.echo(f"in {cache_folder()}; models --cache --clear deletes it", err=True)
+    else:
+        click.echo("any Hugging Face id, folder or GGUF file of a decoder-only model works with --model", err=True)
+
+
+def _models() -> list[dict[str, object]]:
+    """List the embedded model, the hub's cache, and the models whose packed weights were kept."""
+    from lowmem_layers.model.cache import list_cache
+    from lowmem_layers.model.embedded import INSTALL, find_embedded_model
+    from lowmem_layers.model.source import list_hub_models
+    from lowmem_layers.model.spec import EMBEDDED_MODEL
+
     path = find_embedded_model()
-    row = {
-        "model": EMBEDDED_MODEL,
-        "installed": "yes" if path else "no",
-        "use": "the default" if path else INSTALL,
-        "file": str(path) if path else "",
-    }
-    write_data(pa.Table.from_pylist([row]), form, output)
-    click.echo("any Hugging Face id, folder or GGUF file of a decoder-only model works with --model", err=True)
+    use = "the default" if path else INSTALL
+    rows: list[dict[str, object]] = [_row(EMBEDDED_MODEL, "embedded" if path else "not installed", use, path or "")]
+    for name, folder in list_hub_models():
+        rows.append(_row(name, "hub cache", f"--model {name}", folder))
+    for entry in list_cache():
+        if entry.state == "ready" and entry.model and entry.path.is_file():
+            rows.append(_row(entry.model, f"packed as {entry.packing}", f"--model {entry.model}", entry.path))
+    return rows
 
 
-def _models_cache(clear: bool, form: str | None, output: str | None) -> None:
-    import dataclasses
+def _row(model: str, where: str, use: str, path: object) -> dict[str, object]:
+    return {"model": model, "where": where, "use": use, "path": str(path)}
 
-    import pyarrow as pa
 
-    from lowmem_layers.model.cache import CacheEntry, cache_folder, list_cache
-    from lowmem_layers.model.cache import clear_cache as remove_all
+def _cached() -> list[dict[str, object]]:
+    from lowmem_layers.model.cache import list_cache
     from lowmem_layers.model.spec import format_bytes
 
-    if clear:
-        freed = format_bytes(remove_all())
-        click.echo(f"freed {freed} in {cache_folder()}", err=True)
-        return
-    names = [field.name for field in dataclasses.fields(CacheEntry)]
-    rows = [{name: _spelled(getattr(entry, name)) for name in names} for entry in list_cache()]
-    write_data(pa.Table.from_pylist(rows) if rows else pa.table({name: [] for name in names}), form, output)
-    click.echo(f"in {cache_folder()}", err=True)
+    return [
+        {
+            "model": entry.model,
+            "format": entry.packing,
+            "size": format_bytes(entry.n_bytes),
+            "bytes": entry.n_bytes,
+            "state": entry.state,
+            "path": str(entry.path),
+        }
+        for entry in list_cache()
+    ]
 
 
-def _spelled(value: object) -> object:
-    return value if isinstance(value, (int, float, str)) else str(value)
+def _clear_cache() -> None:
+    from lowmem_layers.model.cache import cache_folder, clear_cache
+    from lowmem_layers.model.spec import format_bytes
+
+    click.echo(f"freed {format_bytes(clear_cache())} in {cache_folder()}", err=True)
 
 
 @click.group(invoke_without_command=True)

@@ -1,6 +1,7 @@
 """The cache of packed weights: quantise a checkpoint once, start at disk speed from then on.
 
-One file an entry, named by a hash of the checkpoint's fingerprint and the packing; see `packed_file`.
+One file an entry, named by a hash of the checkpoint's fingerprint and the packing; see `packed_file`. Beside them, in
+`texts`, lie the converted configs and tokenizers of GGUF files, a folder each.
 """
 
 from __future__ import annotations
@@ -8,28 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem_layers._version import __version__
-from lowmem_layers.errors import CheckpointError
+from lowmem_layers.errors import CheckpointError, UsageError
 from lowmem_layers.model.packed_file import FORMAT_VERSION, read_table
 
 SUFFIX = ".packed"
+TEXTS = "texts"
+ABOUT = "lowmem-layers.json"  # in a folder of texts: whose they are
 
 _SAMPLE_BYTES = 65536
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One file of the cache. `model` and `packing` are empty where the file cannot be read; `state` then says why."""
+    """One file of the cache, or one folder of texts.
 
-    path: Path
-    n_bytes: int
+    `model` and `packing` are empty where the file cannot be read; `state` then says why.
+    """
+
     model: str
     packing: str
+    n_bytes: int
     state: str
+    path: Path
 
 
 def cache_folder() -> Path:
@@ -63,17 +70,26 @@ def fingerprint_files(files: Sequence[Path]) -> str:
 
 
 def list_cache() -> list[CacheEntry]:
-    """List the cache's files, largest first, with those that can no longer be used."""
+    """List what the cache holds, largest first, with what can no longer be used."""
     folder = cache_folder()
-    found = sorted(folder.glob(f"*{SUFFIX}*")) if folder.is_dir() else []
-    return sorted((_entry(path) for path in found), key=lambda entry: -entry.n_bytes)
+    found = [_entry(path) for path in sorted(folder.glob(f"*{SUFFIX}*"))] if folder.is_dir() else []
+    texts = folder / TEXTS
+    found += [_texts_entry(path) for path in sorted(texts.iterdir())] if texts.is_dir() else []
+    return sorted(found, key=lambda entry: -entry.n_bytes)
 
 
 def clear_cache() -> int:
-    """Delete the cache's files, partial ones too. Units: returns the bytes that were freed."""
+    """Delete all that the cache holds, partial files too. Units: returns the bytes that were freed.
+
+    Raises:
+        UsageError: something cannot be deleted.
+    """
     freed = 0
     for entry in list_cache():
-        entry.path.unlink(missing_ok=True)
+        try:
+            shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{entry.path} cannot be deleted: {error.strerror}", "delete it by hand") from error
         freed += entry.n_bytes
     return freed
 
@@ -81,9 +97,22 @@ def clear_cache() -> int:
 def _entry(path: Path) -> CacheEntry:
     n_bytes = path.stat().st_size
     if path.suffix != SUFFIX:
-        return CacheEntry(path, n_bytes, "", "", "partial: left by a process that was killed")
+        return CacheEntry("", "", n_bytes, "partial: being written, or left by a process that was killed", path)
     try:
         about = read_table(path)["about"]
     except CheckpointError as error:
-        return CacheEntry(path, n_bytes, "", "", error.message)
-    return CacheEntry(path, n_bytes, about.get("model", ""), about.get("packing", ""), "ready")
+        return CacheEntry("", "", n_bytes, error.message, path)
+    packing = " ".join(filter(None, (about.get("packing"), about.get("dtype"))))
+    return CacheEntry(about.get("model", ""), packing, n_bytes, "ready", path)
+
+
+def _texts_entry(folder: Path) -> CacheEntry:
+    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if folder.suffix == ".partial":
+        return CacheEntry("", "", n_bytes, "partial: being written, or left by a process that was killed", folder)
+    about = folder / ABOUT
+    try:
+        model = str(json.loads(about.read_text())["model"]) if about.is_file() else ""
+    except (ValueError, KeyError, TypeError):
+        model = ""
+    return CacheEntry(model, "config and tokenizer", n_bytes, "ready", folder)

@@ -50,6 +50,20 @@ def find_source(spec: ModelSpec) -> Source:
     return _from_folder(spec.model, path)
 
 
+def list_hub_models() -> list[tuple[str, Path]]:
+    """List the models in the hub's cache whose weights we read, by id, with their folder; asks no network."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    found: list[tuple[str, Path]] = []
+    for repository in sorted(cache.glob("models--*")) if cache.is_dir() else []:
+        for folder in sorted(repository.glob("snapshots/*"), key=lambda path: path.stat().st_mtime, reverse=True)[:1]:
+            has_weights = any(folder.glob("*.safetensors")) and (folder / "config.json").exists()
+            if has_weights or any(folder.glob("*.gguf")):
+                found.append((repository.name.removeprefix("models--").replace("--", "/"), folder))
+    return found
+
+
 def _from_file(path: Path) -> Source:
     if path.suffix.lower() == ".gguf":
         return Source(path.name, path.parent, path.name)

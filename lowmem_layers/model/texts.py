@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import ModelError
-from lowmem_layers.model.cache import cache_folder, fingerprint_files
+from lowmem_layers.model.cache import ABOUT, TEXTS, cache_folder, fingerprint_files
 from lowmem_layers.model.source import Source
 from lowmem_layers.model.spec import ModelSpec
 
@@ -73,6 +73,7 @@ def keep_texts(source: Source, config: Any, tokenizer: Any) -> None:
         partial.mkdir(parents=True)
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        (partial / ABOUT).write_text(json.dumps({"model": source.name}))
         partial.replace(folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,7 +88,7 @@ def _texts_folder(source: Source) -> Path:
     from transformers import __version__ as transformers_version
 
     fingerprint = fingerprint_files(source.weight_files)
-    return cache_folder() / "texts" / f"{fingerprint[:32]}-{transformers_version}"
+    return cache_folder() / TEXTS / f"{fingerprint[:32]}-{transformers_version}"
 
 
 def _check_model_type(source: Source, spec: ModelSpec) -> None:

@@ -29,7 +29,7 @@ def test_the_second_start_reads_the_cache(llama_folder: Path, folder: Path) -> N
     first = load_model(spec(llama_folder), lines.append)
     assert len(list_cache()) == 1
     entry = list_cache()[0]
-    assert (entry.model, entry.packing, entry.state) == (str(llama_folder), "nf4", "ready")
+    assert (entry.model, entry.packing, entry.state) == (str(llama_folder), "nf4 bfloat16", "ready")
     second = load_model(spec(llama_folder), lines.append)
     assert "from the cache" in lines[-1]
     assert torch.equal(logits_of(first), logits_of(second))
