@@ -1,6 +1,6 @@
 """How biased is neighbourhood sampling? The study's own limitation section asks.
 
-    python -m benchmarks.bias --data-dir FOLDER [--items 6] [--orders 20] [--scores FILE.npz] [--figure FOLDER]
+    python -m benchmarks.bias --data-dir FOLDER [--items 4] [--orders 40] [--scores FILE.npz] [--figure FOLDER]
 
 On SmolLM2-135M with real items, two comparisons, each of estimates from the same items:
 
@@ -74,8 +74,8 @@ def main() -> None:
 def options_of() -> argparse.Namespace:
     """Read the command line."""
     options = parser(__doc__)
-    options.set_defaults(items=6)
-    options.add_argument("--orders", type=int, default=20, help="removal orders, in antithetic pairs")
+    options.set_defaults(items=4)
+    options.add_argument("--orders", type=int, default=40, help="removal orders, in antithetic pairs")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--scores", type=Path, help="keep the log-likelihoods in this .npz, and go on from it")
     options.add_argument("--figure", type=Path, help="folder for the figure")
@@ -177,8 +177,8 @@ def compared(one: Influence, truth: Influence, total: float) -> dict[str, Any]:
         "kendall": [found.kendall, found.kendall_low, found.kendall_high],
         "top3": [found.overlap, found.overlap_low, found.overlap_high],
         "intervals_that_meet": float(np.mean((low_a <= high_b) & (low_b <= high_a))),
-        "sum_over_total": float(one.value.sum() / total) if total else None,
-        "truth_sum_over_total": float(truth.value.sum() / total) if total else None,
+        "sum_over_total": float(one.value.sum() / total) if total else float("nan"),
+        "truth_sum_over_total": float(truth.value.sum() / total) if total else float("nan"),
     }
 
 
