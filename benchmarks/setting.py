@@ -72,7 +72,7 @@ def finish(result: dict[str, Any], options: argparse.Namespace) -> None:
     versions = {"lowmem-layers": lowmem_layers.__version__, "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "python": platform.python_version()}
     machine = {"processor": _processor(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-    asked = {name: value for name, value in vars(options).items() if name != "data_dir"}
+    asked = {name: value for name, value in vars(options).items() if name not in ("data_dir", "scores", "figure")}
     print(json.dumps({**result, "options": asked, "versions": versions, "machine": machine}))
 
 
