@@ -1,16 +1,20 @@
 """How biased is neighbourhood sampling? The study's own limitation section asks.
 
-    python -m benchmarks.bias --data-dir FOLDER [--items 4] [--orders 40] [--scores FILE.npz] [--figure FOLDER]
+    python -m benchmarks.bias --data-dir FOLDER [--items 4] [--orders 20] [--shuffles 10] [--scores FILE] [--figure DIR]
 
-On SmolLM2-135M with real items, two comparisons, each of estimates from the same items:
+The neighbourhood estimate departs from the Shapley value in two ways: at most four sublayers are ever removed, and
+those removed are neighbours. On SmolLM2-135M with real items, estimates from the same items are held against each
+other so that the two are told apart:
 
-    sublayers   the neighbourhood estimate of all 60 (windows of up to 4) against unbiased permutation sampling: whole
-                walks from the full model down to none, never cut, in antithetic pairs
-    groups      12 players, each five consecutive sublayers: exact Shapley values from all 4,096 coalitions against the
-                neighbourhood estimate, its stratified form, single removals and permutation sampling of these players
+    sublayers   all 60: the neighbourhood estimate against *random windows* (sets of up to four that need not be
+                neighbours: a shuffled model's neighbourhoods, in antithetic pairs) and against whole removal orders
+                (unbiased for the Shapley value, never cut, in antithetic pairs)
+    groups      12 players, each five consecutive sublayers, all 4,096 coalitions: every estimator against the exact
+                Shapley value, and against the exact mean over all sets of at most four removed
 
-All coalitions go through the same prefix-sharing sweep. Values: gold answer's log-likelihood (unbounded below, so deep
-removals weigh much), its probability among the choices, and each task's own metric. The last line is one JSON document.
+All coalitions go through the same prefix-sharing sweep. Values: gold answer's log-likelihood (unbounded below, so that
+removing nearly everything weighs most), its probability among the choices, and each task's own metric. The last line
+is one JSON document.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from itertools import combinations
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +33,15 @@ import numpy as np
 from benchmarks.bias_figure import draw_bias
 from benchmarks.setting import finish, parser, start
 from lowmem_layers.engine import Engine
-from lowmem_layers.game.coalitions import Removed, all_coalitions, chain_coalitions, permutations, windows
+from lowmem_layers.game.coalitions import Removed, all_coalitions, chain, chain_coalitions, permutations, windows
 from lowmem_layers.game.groups import Grouping, grouped_table
-from lowmem_layers.game.influence import Influence, estimate_influence
+from lowmem_layers.game.influence import Influence, estimate_influence, influence_of
 from lowmem_layers.game.intervals import mean_interval
 from lowmem_layers.game.permutation import Order, permutation_influence
 from lowmem_layers.game.rank_correlation import agreement
 from lowmem_layers.game.table import ValueTable
-from lowmem_layers.game.weights import estimator_weights
+from lowmem_layers.game.terms import Term
+from lowmem_layers.game.weights import estimator_weights, weight_matrix
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedItem, Item, Task, encode_task, item_values, load_tasks
 
@@ -54,8 +61,10 @@ def main() -> None:
     grouping = twelve_groups(names)
     orders = permutations(len(names), options.orders, options.seed)
     few = permutations(N_GROUPS, options.orders, options.seed)
+    shuffles = permutations(len(names), options.shuffles, options.seed + 1)
+    random = [removed for shuffle in shuffles for block in blocks_of(shuffle) for removed in chain_coalitions(block)]
     wanted = {
-        "sublayers": list(dict.fromkeys([*windows(len(names), LARGEST), *chain_coalitions(orders)])),
+        "sublayers": list(dict.fromkeys([*windows(len(names), LARGEST), *random, *chain_coalitions(orders)])),
         "groups": grouping.expand_all(all_coalitions(N_GROUPS)),
     }
     scores = {part: scored(part, model, encoded, coalitions, options) for part, coalitions in wanted.items()}
@@ -64,7 +73,7 @@ def main() -> None:
     for value in VALUES:
         whole = table_of(names, wanted["sublayers"], items, scores["sublayers"], value)
         groups = grouped_table(table_of(names, wanted["groups"], items, scores["groups"], value), grouping)
-        results[value] = {"sublayers": against_orders(whole, orders), "groups": against_exact(groups, few)}
+        results[value] = {"sublayers": of_sublayers(whole, orders, shuffles), "groups": of_groups(groups, few)}
         report(value, results[value])
     if options.figure:
         draw_bias(results, options.figure)
@@ -75,7 +84,8 @@ def options_of() -> argparse.Namespace:
     """Read the command line."""
     options = parser(__doc__)
     options.set_defaults(items=4)
-    options.add_argument("--orders", type=int, default=40, help="removal orders, in antithetic pairs")
+    options.add_argument("--orders", type=int, default=20, help="whole removal orders, in antithetic pairs")
+    options.add_argument("--shuffles", type=int, default=10, help="shuffled models cut into windows of four")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--scores", type=Path, help="keep the log-likelihoods in this .npz, and go on from it")
     options.add_argument("--figure", type=Path, help="folder for the figure")
@@ -129,40 +139,83 @@ def table_of(
     return ValueTable(names, tuple(coalitions), np.stack(rows))
 
 
-def estimates(table: ValueTable, orders: Sequence[Order], *, with_exact: bool) -> dict[str, Influence]:
-    """Compute every estimator from the same table."""
-    found: dict[str, Influence] = {"permutation": permutation_influence(table, orders)}
+def blocks_of(shuffle: Sequence[int]) -> list[list[Order]]:
+    """Cut a shuffled model into windows of four, each to be removed from either end: an antithetic pair."""
+    blocks = [tuple(shuffle[start : start + LARGEST]) for start in range(0, len(shuffle), LARGEST)]
+    return [[block, block[::-1]] for block in blocks]
+
+
+def random_windows(table: ValueTable, shuffles: Sequence[Order]) -> Influence:
+    """Average the marginal contributions within random windows: every player once or twice a shuffle, at any depth.
+
+    Unbiased for the mean over sizes 0..3 of the removed others, which may be any. The error has a piece for each item
+    and one for each shuffle.
+    """
+    per_item = np.zeros((table.n_items, table.n_players))
+    per_shuffle = np.zeros((len(shuffles), table.n_players))
+    for row, shuffle in enumerate(shuffles):
+        for order in [order for pair in blocks_of(shuffle) for order in pair]:
+            columns = np.stack([table.column(removed) for removed in chain(order)], axis=1)
+            steps = columns[:, :-1] - columns[:, 1:]
+            per_item[:, list(order)] += steps / (2 * len(shuffles))
+            per_shuffle[row, list(order)] += steps.mean(axis=0) / 2
+    items, draws = influence_of(per_item, table.cluster_codes), influence_of(per_shuffle, np.arange(len(shuffles)))
+    return Influence(items.value, np.concatenate([items.pieces, draws.pieces]), np.minimum(items.dof, draws.dof))
+
+
+def truncated_terms(player: int, n_players: int) -> list[Term]:
+    """Weight marginal contributions as Shapley does, but only down to sets of at most four removed."""
+    others = [p for p in range(n_players) if p != player]
+    return [
+        (gone, tuple(sorted((*gone, player))), 1.0 / (LARGEST * comb(len(others), size)))
+        for size in range(LARGEST)
+        for gone in combinations(others, size)
+    ]
+
+
+def linear(table: ValueTable) -> dict[str, Influence]:
+    """Compute the estimators that windows allow."""
+    found = {}
     for name in ("neighbourhood", "stratified", "ablation"):
         largest = None if name == "ablation" else LARGEST
         found[name] = estimate_influence(table, estimator_weights(name, table.coalitions, table.players, largest))
-    if with_exact:
-        found["shapley"] = estimate_influence(table, estimator_weights("shapley", table.coalitions, table.players))
     return found
 
 
-def against_orders(table: ValueTable, orders: Sequence[Order]) -> dict[str, Any]:
-    """Hold the neighbourhood estimate and its relatives against permutation sampling."""
-    return described(table, estimates(table, orders, with_exact=False), "permutation")
+def of_sublayers(table: ValueTable, orders: Sequence[Order], shuffles: Sequence[Order]) -> dict[str, Any]:
+    """Hold the windows' estimators against random windows and against whole orders."""
+    truths = {"random windows": random_windows(table, shuffles), "permutation": permutation_influence(table, orders)}
+    return described(table, linear(table), truths)
 
 
-def against_exact(table: ValueTable, orders: Sequence[Order]) -> dict[str, Any]:
-    """Hold every estimator against exact values."""
-    return described(table, estimates(table, orders, with_exact=True), "shapley")
+def of_groups(table: ValueTable, orders: Sequence[Order]) -> dict[str, Any]:
+    """Hold every estimator against exact values, whole and of at most four removed."""
+    terms = [truncated_terms(player, table.n_players) for player in range(table.n_players)]
+    truths = {
+        "up to four": estimate_influence(table, weight_matrix(terms, table.coalitions, table.players)),
+        "shapley": estimate_influence(table, estimator_weights("shapley", table.coalitions, table.players)),
+    }
+    return described(table, {**linear(table), "permutation": permutation_influence(table, orders)}, truths)
 
 
-def described(table: ValueTable, found: dict[str, Influence], truth: str) -> dict[str, Any]:
-    """Compare each estimate with the truth: ranks, the top 3, the sum, and how many intervals overlap."""
+def described(table: ValueTable, found: dict[str, Influence], truths: dict[str, Influence]) -> dict[str, Any]:
+    """Compare each estimate with each truth, and the truths with each other."""
     total = float(table.mean(()) - table.mean(tuple(range(table.n_players))))
-    bounds = {name: mean_interval(each, 0.95) for name, each in found.items()}
+    everything = {**found, **truths}
+    bounds = {name: mean_interval(each, 0.95) for name, each in everything.items()}
     return {
         "players": table.players,
         "items": table.n_items,
         "full_minus_none": total,
-        "value": {name: each.value.tolist() for name, each in found.items()},
+        "value": {name: each.value.tolist() for name, each in everything.items()},
         "low": {name: low.tolist() for name, (low, _) in bounds.items()},
         "high": {name: high.tolist() for name, (_, high) in bounds.items()},
-        "against": truth,
-        "agreement": {name: compared(each, found[truth], total) for name, each in found.items() if name != truth},
+        "agreement": {
+            f"{name} / {against}": compared(everything[name], truth, total)
+            for against, truth in truths.items()
+            for name in everything
+            if name != against
+        },
     }
 
 
@@ -188,8 +241,8 @@ def report(value: str, result: dict[str, Any]) -> None:
         for name, row in found["agreement"].items():
             (rho, low, high), (tau, *_), (top, *_) = row["spearman"], row["kendall"], row["top3"]
             print(
-                f"{value:14s} {part:9s} {name:13s} against {found['against']:11s} Spearman {rho:.2f} [{low:.2f}, "
-                f"{high:.2f}]  Kendall {tau:.2f}  top 3 {top} of 3  sum {row['sum_over_total']:.2f} of v(N) − v(∅)"
+                f"{value:14s} {part:10s} {name:32s} Spearman {rho:.2f} [{low:.2f}, {high:.2f}]  Kendall {tau:.2f}  "
+                f"top 3: {top}  sum {row['sum_over_total']:.2f} of v(N) − v(∅)"
             )
 
 

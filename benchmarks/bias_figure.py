@@ -1,4 +1,4 @@
-"""The figure of the bias study: neighbourhood against permutation estimates, and both against exact values."""
+"""The figure of the bias study: neighbourhood estimates against random windows, and against exact values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lowmem_layers.report.style import QUIET, colour, new_figure, paper_style, s
 UNITS = {"loglikelihood": "nats", "probability": "gold answer's probability", "metric": "accuracy"}
 SHOWN = ("loglikelihood", "probability")
 LINES = {
-    "shapley": ("#222222", "exact Shapley", "o"),
-    "neighbourhood": ("#0072B2", "neighbourhood", "s"),
-    "permutation": ("#009E73", "permutation", "^"),
+    "shapley": ("#222222", "exact Shapley value", "o"),
+    "up to four": ("#999999", "exact, up to four removed", "D"),
+    "neighbourhood": ("#0072B2", "neighbourhood estimate", "s"),
     "ablation": ("#D55E00", "single removal", "x"),
 }
 
@@ -33,30 +33,33 @@ def draw_bias(results: dict[str, Any], folder: Path) -> None:
 
 
 def _scatter(axes: Axes, found: dict[str, Any], value: str) -> None:
-    """Draw each sublayer: unbiased estimate along x, neighbourhood estimate along y, both with 95 % intervals."""
-    x, y = (np.array(found["value"][name]) for name in ("permutation", "neighbourhood"))
-    axes.hlines(y, found["low"]["permutation"], found["high"]["permutation"], color="#bbbbbb", linewidth=0.5, zorder=1)
-    axes.vlines(x, found["low"]["neighbourhood"], found["high"]["neighbourhood"], color="#bbbbbb", linewidth=0.5)
+    """Draw each sublayer: random windows along x, neighbours along y, both with 95 % intervals."""
+    x, y = (np.array(found["value"][name]) for name in ("random windows", "neighbourhood"))
+    low, high = found["low"], found["high"]
+    axes.hlines(y, low["random windows"], high["random windows"], color="#bbbbbb", linewidth=0.5, zorder=1)
+    axes.vlines(x, low["neighbourhood"], high["neighbourhood"], color="#bbbbbb", linewidth=0.5, zorder=1)
     axes.scatter(x, y, s=12, c=[colour(name) for name in found["players"]], linewidths=0, zorder=2)
     for index in sorted(set(np.argsort(-y)[:4]) | set(np.argsort(-x)[:3])):
         axes.annotate(found["players"][index], (x[index], y[index]), xytext=(4, 3), textcoords="offset points")
     axes.axline((0, 0), slope=1, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)))
-    rho, low, high = found["agreement"]["neighbourhood"]["spearman"]
-    axes.set_title(f"60 sublayers: Spearman {rho:.2f} [{low:.2f}, {high:.2f}]")
-    axes.set_xlabel(f"permutation estimate ({UNITS[value]})")
-    axes.set_ylabel("neighbourhood estimate")
+    rho, least, most = found["agreement"]["neighbourhood / random windows"]["spearman"]
+    axes.set_title(f"60 sublayers: Spearman {rho:.2f} [{least:.2f}, {most:.2f}]")
+    axes.set_xlabel(f"any four removed ({UNITS[value]})")
+    axes.set_ylabel("neighbours removed")
 
 
 def _groups(axes: Axes, found: dict[str, Any], value: str) -> None:
-    """Draw every estimator over the 12 groups."""
+    """Draw every estimator over the 12 groups; nats on a scale that is logarithmic beyond 1."""
     x = np.arange(len(found["players"]))
     for name, (line, words, marker) in LINES.items():
         axes.plot(x, found["value"][name], color=line, marker=marker, markersize=3.5, linewidth=0.9, label=words)
     axes.fill_between(x, found["low"]["shapley"], found["high"]["shapley"], color="#222222", alpha=0.12, linewidth=0)
     axes.axhline(0, color=QUIET, linewidth=0.6)
+    if value == "loglikelihood":
+        axes.set_yscale("symlog", linthresh=1.0)
     axes.set_xticks(x, [str(place + 1) for place in x])
     axes.set_xlabel("group of five consecutive sublayers")
     axes.set_ylabel(UNITS[value])
-    rho = found["agreement"]["neighbourhood"]["spearman"][0]
-    axes.set_title(f"12 groups: Spearman to exact {rho:.2f}")
+    whole, part = (found["agreement"][f"neighbourhood / {name}"]["spearman"][0] for name in ("shapley", "up to four"))
+    axes.set_title(f"12 groups: Spearman to exact {whole:.2f}, up to four {part:.2f}")
     axes.legend()
