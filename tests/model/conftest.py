@@ -26,7 +26,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
         return transformers.MixtralConfig(**sizes, num_local_experts=4)
     if family == "qwen3_moe":
         return transformers.Qwen3MoeConfig(
-            **sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, head_dim=16
+            **{"moe_intermediate_size": 48} | sizes, num_experts=4, num_experts_per_tok=2, head_dim=16
         )
     if family == "gpt_oss":
         return transformers.GptOssConfig(
@@ -38,7 +38,15 @@ def tiny_config(family: str, **changes: Any) -> Any:
             first_k_dense_replace=1, n_group=1, topk_group=1, q_lora_rank=32, kv_lora_rank=16, qk_rope_head_dim=8,
             qk_nope_head_dim=8, v_head_dim=16,
         )  # fmt: skip
-    classes = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "gemma3": "Gemma3TextConfig"}
+    if family == "qwen2_moe":
+        return transformers.Qwen2MoeConfig(
+            **sizes, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64
+        )
+    classes = {
+        "llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "gemma2": "Gemma2Config",
+        "gemma3": "Gemma3TextConfig", "phi3": "Phi3Config", "starcoder2": "Starcoder2Config",
+        "nemotron": "NemotronConfig", "stablelm": "StableLmConfig",
+    }  # fmt: skip
     return getattr(transformers, classes[family])(**sizes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lowmem_layers.model import ModelSpec, embedded, load_model
 from lowmem_layers.model.anatomy import dissect
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
-from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, own_gguf_packing
+from lowmem_layers.model.checkpoint.gguf_reader import ARCHITECTURES, GgufReader, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import OwnPacking, choose_recipe
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.formats import unpack
@@ -69,10 +70,16 @@ def test_the_embedded_model_is_not_quantised_twice() -> None:
         choose_recipe("8bit", own, requantize=False)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    "family", [{"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}.get(a, a) for a in ARCHITECTURES]
+)
 @pytest.mark.parametrize("quant_type", ["Q8_0", "Q4_1", "F16"])
 def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_path: Path) -> None:
-    exact = tiny_model(family, torch.float32, tie_word_embeddings=True)
+    changes = {"moe_intermediate_size": 64} if family == "qwen3_moe" else {}
+    exact = tiny_model(family, torch.float32, tie_word_embeddings=True, **changes)
+    for name, value in exact.named_parameters():
+        if name.endswith("norm.weight"):  # so that a forgotten "+ 1" is seen; eighths survive it exactly
+            value.data += torch.arange(len(value)) % 8 / 8
     write_gguf(tmp_path / "tiny.gguf", exact, family, quant_type)
     skeleton = build_skeleton(exact.config, torch.float32)
     anatomy = dissect(skeleton)
@@ -85,10 +92,16 @@ def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_pa
         for key, packed in reader.read_layer(layer).items():
             out = torch.empty(packed.shape)
             unpack(packed, out)
-            assert torch.equal(out, stored(exact.get_parameter(key), quant_type)), key
+            kind = quant_type if is_blocks(key, exact.get_parameter(key)) else "F32"
+            assert torch.equal(out, stored(exact.get_parameter(key), kind)), key
     for name, value in skeleton.state_dict().items():
         if not value.is_meta:
             assert torch.equal(value, exact.state_dict()[name]), name
+
+
+def is_blocks(name: str, weight: torch.Tensor) -> bool:
+    """Tell what the converter quantises: matrices in the layers, but no routers."""
+    return ".layers." in name and weight.dim() >= 2 and "gate." not in name.replace("gate_proj.", "")
 
 
 def stored(weight: torch.Tensor, quant_type: str) -> torch.Tensor:
@@ -98,28 +111,41 @@ def stored(weight: torch.Tensor, quant_type: str) -> torch.Tensor:
 
 
 def write_gguf(path: Path, model: Any, family: str, quant_type: str) -> None:
-    """Write a model as llama.cpp's converter does: its names, and interleaved query and key rows for Llama."""
-    config = model.config
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(path, family)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    """Write a model as llama.cpp's converter does."""
+    architecture = family.replace("_", "")
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, architecture)
     for name, value in model.state_dict().items():
         if name == "lm_head.weight":
             continue
-        array = value.numpy()
         stem, _, suffix = name.rpartition(".")
-        n_heads = heads.get(stem.rpartition(".")[2])
-        if n_heads and family == "llama":
-            halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
-            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        kind = gguf.GGMLQuantizationType[quant_type if ".layers." in name and array.ndim == 2 else "F32"]
-        target = f"{names.get_name(stem)}.{suffix}"
-        writer.add_tensor(target, gguf.quants.quantize(array, kind), raw_dtype=kind)
+        kind = gguf.GGMLQuantizationType[quant_type if is_blocks(name, value) else "F32"]
+        experts = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(\w+)", name)
+        if experts is None:
+            targets = {f"{names.get_name(stem)}.{suffix}": as_converted(family, name, value.numpy(), model.config)}
+        elif experts[2] == "gate_up_proj":
+            gate, up = (half.contiguous().numpy() for half in value.chunk(2, dim=1))
+            targets = {f"blk.{experts[1]}.ffn_gate_exps.weight": gate, f"blk.{experts[1]}.ffn_up_exps.weight": up}
+        else:
+            targets = {f"blk.{experts[1]}.ffn_down_exps.weight": value.numpy()}
+        for target, array in targets.items():
+            writer.add_tensor(target, gguf.quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def as_converted(family: str, name: str, array: np.ndarray, config: Any) -> np.ndarray:
+    """Interleave the query and key rows of Llama, add one to some families' norms, drop dimensions of one."""
+    n_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if n_heads and family == "llama":
+        halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+    if family in ("gemma2", "gemma3", "nemotron") and name.endswith("norm.weight"):
+        return array + np.float32(1)
+    return array.squeeze()
 
 
 def test_a_missing_embedded_model_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 llama.cpp stores a few things differently from transformers: the rows of the query and key projections of llama-like
 models are interleaved for its rotary embedding (undone by moving whole rows, which keeps blocks intact), and Gemma's
-norms carry their "+ 1". Names are translated by the `gguf` package. Source: llama.cpp's `convert_hf_to_gguf.py`.
+norms carry their "+ 1". A mixture's gate and up projections are two stacks in the file and one in the model. Names are
+translated by the `gguf` package. Source: llama.cpp's `convert_hf_to_gguf.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,13 +22,18 @@ from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, GgufTensor, rea
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
-from lowmem_layers.model.formats import Packed, gguf_blocks, unpack
+from lowmem_layers.model.formats import Packed, dense, gguf_blocks, joined, unpack
 from lowmem_layers.model.places import is_quantised
 from lowmem_layers.model.store import Place
 
 PERMUTED = ("llama",)
 OFFSET_NORMS = ("gemma2", "gemma3", "nemotron")
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "starcoder2")
+ARCHITECTURES = (
+    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "starcoder2", "nemotron", "stablelm", "qwen2moe", "qwen3moe",
+)  # fmt: skip
+
+_EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)")
+_STACKS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AGAIN = "download the GGUF file again"
@@ -104,11 +111,25 @@ class GgufReader:
             if place is None:
                 set_tensor(self._model, name, self._read_dense(name))
                 continue
-            weight = self._read(name, place.shape)
-            if not self._recipe.keep or weight.format != gguf_blocks.NAME:
+            weight = self._read_experts(name, place.shape) or self._read(name, place.shape)
+            if not self._recipe.keep or weight.format == dense.NAME:
                 weight = self._recipe.pack(self._unpacked(weight), is_quantised=is_quantised(place))
             packed[name] = weight
         return packed
+
+    def _read_experts(self, name: str, shape: tuple[int, ...]) -> Packed | None:
+        """Read a stack of experts, of two stacks in the file if need be; None for any other weight."""
+        found = _EXPERTS.fullmatch(name)
+        if found is None:
+            return None
+        files = [f"blk.{found['layer']}.{part}.weight" for part in _STACKS[found["stack"]]]
+        height = shape[1] // len(files)
+        stacks = [self._load(self._header.tensors.get(each), each, (shape[0], height, shape[2])) for each in files]
+        if len(stacks) == 1:
+            return stacks[0]
+        cut = [gguf_blocks.rows if stack.format == gguf_blocks.NAME else dense.rows for stack in stacks]
+        ranges = [(expert * height, (expert + 1) * height) for expert in range(shape[0])]
+        return joined.stack([[c(s, *each) for c, s in zip(cut, stacks, strict=True)] for each in ranges], shape)
 
     def _find(self, name: str) -> GgufTensor | None:
         stem, _, suffix = name.rpartition(".")
@@ -130,22 +151,25 @@ class GgufReader:
         return out
 
     def _read(self, name: str, expected: tuple[int, ...]) -> Packed:
+        """Read the tensor that the file has for a model's, in the model's row order."""
+        return self._load(self._find(name), name, expected)
+
+    def _load(self, tensor: GgufTensor | None, name: str, expected: tuple[int, ...]) -> Packed:
         """Read one tensor, in the model's row order.
 
         Raises:
             CheckpointError: it is missing, of another shape, or not finite.
         """
-        tensor = self._find(name)
         file = self._header.file
         if tensor is None:
             raise CheckpointError(f"{file.name} lacks the tensor for {name}", _AGAIN)
-        if tensor.shape != expected:
+        if tensor.shape not in (expected, tuple(size for size in expected if size != 1)):
             raise CheckpointError(f"{file.name}: {tensor.name} has shape {tensor.shape}, expected {expected}", _AGAIN)
         entry = TensorEntry(tensor.name, file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
         rows = self._reordered(tensor, read_tensor(entry).view(*expected[:-1], -1))
         if tensor.quant_type in _PLAIN:
             values = rows.view(_PLAIN[tensor.quant_type]).view(expected)
-            weight, scales = Packed("dense", expected, {"weight": values}), values
+            weight, scales = Packed(dense.NAME, expected, {"weight": values}), values
         else:
             weight = gguf_blocks.pack(rows, tensor.quant_type, expected)
             scales = gguf_blocks.scales(weight)
