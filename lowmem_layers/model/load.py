@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from lowmem_layers.model.formats import four_bit
 from lowmem_layers.model.furnish import Furniture, furnish
 from lowmem_layers.model.homes import Home, MemoryHome, largest_layer_bytes
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
-from lowmem_layers.model.places import is_quantised, streamed_places
+from lowmem_layers.model.places import streamed_places
 from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.model.source import Source, find_source
 from lowmem_layers.model.spec import ModelSpec
@@ -70,7 +69,7 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         anatomy = dissect(model)
         prefix = layers_prefix(model, anatomy.layers[0].layer)
         places = list(streamed_places(anatomy, prefix))
-        placement = _place(plan, model, places)
+        placement = _place(plan, model, places, prefix)
         fingerprint = fingerprint_files(plan.source.weight_files)
         task = _furniture(plan, model, places, len(anatomy.layers), placement.home, fingerprint)
         home = furnish(task, lambda: _reader(plan, model, prefix, places), announce)
@@ -101,10 +100,10 @@ def resolve(spec: ModelSpec) -> Plan:
     return Plan(spec, source, device, dtype, config, own, recipe)
 
 
-def _place(plan: Plan, model: Any, places: list[Place]) -> Placement:
-    """Choose the home, from shapes alone."""
+def _place(plan: Plan, model: Any, places: list[Place], prefix: str) -> Placement:
+    """Choose the home, from shapes and headers alone."""
     spec, on_gpu = plan.spec, plan.device.type == "cuda"
-    sizes = model_bytes(plan, model, places)
+    sizes = model_bytes(plan, model, places, prefix)
     gpu_limit = spec.max_gpu_memory or (available_device_bytes(plan.device) if on_gpu else None)
     cpu_limit = spec.max_cpu_memory or sizes.process + available_host_bytes()
     limit = gpu_limit if on_gpu and gpu_limit else cpu_limit
@@ -112,19 +111,21 @@ def _place(plan: Plan, model: Any, places: list[Place]) -> Placement:
     return place(sizes, spec.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, reserve=reserve)
 
 
-def model_bytes(plan: Plan, model: Any, places: list[Place]) -> ModelBytes:
-    """Count what the resolved model takes, part by part, from the shapes of its skeleton."""
-    bits = plan.own.bits + 1 if plan.own is not None and plan.recipe.keep else None  # with its scales
+def model_bytes(plan: Plan, model: Any, places: list[Place], prefix: str) -> ModelBytes:
+    """Count what the resolved model takes, part by part.
+
+    From the shapes of its skeleton; where a checkpoint keeps its own packing, from the headers of its files.
+    """
+    kept = _reader(plan, model, prefix, places).bytes_at_home() if plan.recipe.keep else {}
 
     def packed(place: Place) -> int:
-        if bits is None or not is_quantised(place):
-            return packed_bytes(place, plan.recipe.target if bits is None else "none", plan.dtype)
-        return prod(place.shape) * bits // 8
+        return kept.get(place.key) or packed_bytes(place, "none" if kept else plan.recipe.target, plan.dtype)
 
     if plan.recipe.target == "nf4" or (plan.own is not None and plan.own.method == "bitsandbytes"):
         four_bit.functional()  # its import counts as part of this process
     itemsize = 4 if plan.dtype == torch.float32 else 2
-    return measure(model, places, packed, dtype=plan.dtype, source_itemsize=itemsize, process=resident_bytes())
+    sizes = measure(model, places, packed, dtype=plan.dtype, source_itemsize=itemsize, process=resident_bytes())
+    return replace(sizes, layer_source=sizes.layer_packed) if kept else sizes  # nothing is unpacked on the way
 
 
 def _furniture(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,21 @@ class GgufReader:
         for name in model.state_dict():
             self._targets[layer_of(name)].append(name)
 
+    def bytes_at_home(self) -> dict[str, int]:
+        """Count what each weight takes as the file packs it, by the model's names, from the header alone."""
+        return {
+            name: sum(
+                tensor.n_bytes if tensor.quant_type in gguf_blocks.BLOCKS else prod(tensor.shape) * self._dtype.itemsize
+                for tensor in self._tensors_of(name)
+            )
+            for name in self._places
+        }
+
+    def _tensors_of(self, name: str) -> list[GgufTensor]:
+        stacks = _stacks_of(name)
+        found = [self._header.tensors.get(each) for each in stacks] if stacks else [self._find(name)]
+        return [tensor for tensor in found if tensor is not None]
+
     def read_resident(self) -> None:
         """Fill embedding, final norm and head, and tie what the model ties."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or {})
@@ -119,10 +135,9 @@ class GgufReader:
 
     def _read_experts(self, name: str, shape: tuple[int, ...]) -> Packed | None:
         """Read a stack of experts, of two stacks in the file if need be; None for any other weight."""
-        found = _EXPERTS.fullmatch(name)
-        if found is None:
+        files = _stacks_of(name)
+        if not files:
             return None
-        files = [f"blk.{found['layer']}.{part}.weight" for part in _STACKS[found["stack"]]]
         height = shape[1] // len(files)
         stacks = [self._load(self._header.tensors.get(each), each, (shape[0], height, shape[2])) for each in files]
         if len(stacks) == 1:
@@ -185,3 +200,9 @@ class GgufReader:
         n_heads = getattr(self._config, heads)
         pairs = rows.view(n_heads, rows.shape[0] // n_heads // 2, 2, -1)
         return pairs.transpose(1, 2).reshape(rows.shape)
+
+
+def _stacks_of(name: str) -> list[str]:
+    """Name the file's stacks that make up the model's stack of experts; none for any other weight."""
+    found = _EXPERTS.fullmatch(name)
+    return [f"blk.{found['layer']}.{part}.weight" for part in _STACKS[found["stack"]]] if found else []

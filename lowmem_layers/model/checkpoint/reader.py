@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,10 @@ _SAVED_WITH = "config.json should have the quantization_config that the checkpoi
 
 class LayerReader(Protocol):
     """Fill a model's small tensors in place and hand over its packed weights, part by part."""
+
+    def bytes_at_home(self) -> dict[str, int]:
+        """Count what each weight takes as the checkpoint packs it, by the model's names, from headers alone."""
+        ...
 
     def read_resident(self) -> None:
         """Fill everything outside the decoder layers."""
@@ -90,6 +95,22 @@ class SafetensorsReader:
                     f"{self._folder} has the tensor {beyond[0]}, but config.json says {n_layers} decoder layers",
                     "config.json and the weights belong to different models",
                 )
+
+    def bytes_at_home(self) -> dict[str, int]:
+        """Count what each weight takes as the checkpoint packs it, by the model's names, from headers alone."""
+        found: dict[str, int] = defaultdict(int)
+        parts_of = {name: parts for group in self._packed.values() for name, parts in group.items()}
+        for entry in (entry for group in self._plain.values() for entry in group):
+            name = self._converter.familiar(entry.name)
+            as_it_is = name in parts_of
+            n_bytes = entry.n_bytes if as_it_is else prod(entry.shape) * self._dtype.itemsize
+            found[self._converter.target(name)[0]] += n_bytes
+        for name, parts in parts_of.items():
+            n_bytes = sum(entry.n_bytes for part, entry in parts.items() if part != "qzeros")
+            if "qzeros" in parts and "scales" in parts:
+                n_bytes += prod(parts["scales"].shape)  # zero points are kept as bytes
+            found[self._converter.target(name)[0]] += n_bytes
+        return dict(found)
 
     def read_resident(self) -> None:
         """Fill embedding, final norm and head, and tie what the model ties.
