@@ -108,9 +108,11 @@ class StreamingStore:
             feed.close() if hasattr(feed, "close") else None  # type: ignore[attr-defined]
 
     def describe(self) -> dict[str, Any]:
-        """Say where the weights live, what home and slot take, and how many experts the slot holds."""
-        experts = "one at a time" if self._one_expert else "all at once"
-        return {**self._feed.describe(), "slot_bytes": self.slot_bytes, "experts_in_slot": experts}
+        """Say where the weights live, what home and slot take, and how many of a mixture's experts the slot holds."""
+        about = {**self._feed.describe(), "slot_bytes": self.slot_bytes}
+        if any(place.n_experts for group in self._places.values() for place in group):
+            about["experts_in_slot"] = "one at a time" if self._one_expert else "all at once"
+        return about
 
     def _enter(self, places: Sequence[Place], packed: Mapping[str, Packed]) -> None:
         plain, stacks = split(places) if self._one_expert else (places, {})
