@@ -40,6 +40,20 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         "--max-removed", type=int, metavar="L", help="Largest window removed; 0: the full model only. [default: 4]"
     ),
     click.option(
+        "--players",
+        metavar="sublayer|attention|ffn|decoder-layer|GROUPS",
+        help="Who plays; groups are written a=attn.0+ffn.0,b=ffn.1. [default: sublayer]",
+    ),
+    click.option(
+        "--coalitions",
+        metavar="windows|permutations|all",
+        help="Remove windows of neighbours (the paper), walk down random removal orders to chance (unbiased Shapley "
+        "values), or measure every set of at most 14 players (exact). [default: windows]",
+    ),
+    click.option(
+        "--permutations", type=int, metavar="M", help="Removal orders of --coalitions permutations. [default: 32]"
+    ),
+    click.option(
         "--preset", metavar="paper", help="The paper's protocol: six tasks, first 1,000 items, no BOS, L = 4."
     ),
     click.option(

@@ -35,14 +35,14 @@ def scores(run: str, form: str | None, output: str | None) -> None:
 @click.option(
     "--estimator",
     metavar="NAME",
-    default="neighbourhood",
-    show_default=True,
-    help="neighbourhood, stratified, ablation or shapley.",
+    help="neighbourhood, stratified, ablation, shapley or permutation. [default: what the coalitions are meant for]",
 )
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level of the intervals.")
 @data_options
-def importance(run: str, value: str | None, estimator: str, level: float, form: str | None, output: str | None) -> None:
-    """Write the importance of every sublayer of RUN, one row a task and sublayer."""
+def importance(
+    run: str, value: str | None, estimator: str | None, level: float, form: str | None, output: str | None
+) -> None:
+    """Write the importance of every sublayer (or group) of RUN, one row a task and sublayer."""
     from lowmem_layers.study import open_run
 
     chosen_format(form, output)

@@ -108,6 +108,7 @@ def estimate_permutations(
     orders: Sequence[Order],
     *,
     chance: float | Sequence[float] | None = None,
+    cuts: Sequence[int] | None = None,
     task: str = "all",
     level: float = 0.95,
     top_k: int = 3,
@@ -116,6 +117,7 @@ def estimate_permutations(
     """Estimate Shapley values from sampled removal orders; intervals hold the noise of items and of orders.
 
     `chance` (one for all tasks, or one each) cuts a walk where it has reached chance within noise; None never cuts.
+    `cuts` are walks' lengths settled before, one an order.
     Ablation drops are nan where the table lacks a single removal.
 
     Raises:
@@ -124,7 +126,7 @@ def estimate_permutations(
     listed = [tables] if isinstance(tables, ValueTable) else list(tables)
     _check(listed, level, top_k)
     chances = list(chance) if isinstance(chance, Sequence) else [chance] * len(listed)
-    values = [permutation_influence(table, orders, c) for table, c in zip(listed, chances, strict=True)]
+    values = [permutation_influence(table, orders, c, cuts=cuts) for table, c in zip(listed, chances, strict=True)]
     drops = [_drops_where_measured(table) for table in listed]
     name = listed[0].task if len(listed) == 1 else task
     return _importance(listed, "permutation", name, values, drops, level, top_k, seed)

@@ -2,6 +2,7 @@
 
 Orders come in antithetic pairs (`coalitions.permutations`). An order's walk down from the full model may be cut where
 the value has reached chance within noise: the players after the cut get nothing from it (truncated sampling).
+A run settles the cuts on a pilot (`first_cut`), so that all values are estimated from the same walks.
 """
 
 from __future__ import annotations
@@ -44,6 +45,25 @@ def walk(table: ValueTable, order: Order, chance: float | None = None, level: fl
     return taken
 
 
+def first_cut(
+    tables: Sequence[ValueTable], order: Order, chances: Sequence[float | None], level: float = 0.84
+) -> int | None:
+    """Find where an order's walk may be cut: every task at chance there and one step further; None where not measured.
+
+    The lower bound is one standard error by default and has to hold twice, so that a walk is rarely cut by luck.
+    A task without a chance level never reaches it.
+    """
+    before = False
+    for removed in chain(order):
+        if any(removed not in table for table in tables):
+            return None
+        now = all(c is not None and at_chance(t, removed, c, level) for t, c in zip(tables, chances, strict=True))
+        if before and now:
+            return len(removed) - 1
+        before = now
+    return len(order)
+
+
 def next_coalitions(
     table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
 ) -> list[Removed]:
@@ -63,10 +83,15 @@ def next_coalitions(
 
 
 def marginal_contributions(
-    table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
+    table: ValueTable,
+    orders: Sequence[Order],
+    chance: float | None = None,
+    level: float = 0.95,
+    cuts: Sequence[int] | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Average the marginal contributions once over orders, once over items; 0 for the players below a cut.
 
+    `cuts` gives the number of players each order's walk removes at most, where that was settled before.
     Shapes: (items, players) and (orders, players). Non-finite values stay with the players whose steps touch them.
 
     Raises:
@@ -77,7 +102,8 @@ def marginal_contributions(
     for m, order in enumerate(orders):
         if sorted(order) != list(range(table.n_players)):
             raise UsageError(f"{order} is no order of {table.n_players} players", "name each player once")
-        columns = [table.column_index(removed) for removed in walk(table, order, chance, level)]
+        walked_at_most = order if cuts is None else order[: cuts[m]]
+        columns = [table.column_index(removed) for removed in walk(table, walked_at_most, chance, level)]
         with np.errstate(invalid="ignore"):
             steps = table.values[:, columns[:-1]] - table.values[:, columns[1:]]
             walked = list(order[: len(columns) - 1])
@@ -87,7 +113,11 @@ def marginal_contributions(
 
 
 def permutation_influence(
-    table: ValueTable, orders: Sequence[Order], chance: float | None = None, level: float = 0.95
+    table: ValueTable,
+    orders: Sequence[Order],
+    chance: float | None = None,
+    level: float = 0.95,
+    cuts: Sequence[int] | None = None,
 ) -> Influence:
     """Estimate Shapley values with the combined error of items and orders (in antithetic pairs).
 
@@ -101,7 +131,7 @@ def permutation_influence(
     """
     if not orders:
         raise UsageError("no orders to average over", "draw some with permutations(n_players, n, seed)")
-    per_item, per_order = marginal_contributions(table, orders, chance, level)
+    per_item, per_order = marginal_contributions(table, orders, chance, level, cuts)
     items = influence_of(per_item, table.cluster_codes)
     return _sum_of_errors(items, influence_of(per_order, np.arange(len(orders)) // 2))
 

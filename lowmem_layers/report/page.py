@@ -10,6 +10,7 @@ from importlib import resources
 
 from lowmem_layers.report.rows import importance_rows
 from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines
+from lowmem_layers.study.game import Game
 from lowmem_layers.study.opened import Run
 
 _FRAME = """<!doctype html>
@@ -29,6 +30,13 @@ _FRAME = """<!doctype html>
 </body>
 </html>
 """
+
+
+_ESTIMATES = {
+    "neighbourhood": "The neighbourhood estimate is the mean loss when one leaves windows at whose edge it stands.",
+    "permutation": "The permutation estimate is the mean loss when one is removed on the way down a removal order.",
+    "shapley": "The Shapley value is the mean loss over all sets that one can be removed from, all sizes alike.",
+}
 
 
 @dataclass(frozen=True)
@@ -81,14 +89,25 @@ def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> st
 
 def _in_words(run: Run) -> str:
     manifest = run.manifest
-    largest = max(len(removed) for removed in manifest.plan.coalitions)
-    windows = len(manifest.plan.coalitions) - 1
-    removed = f"and without each of {windows:,} windows of 1 to {largest} neighbouring sublayers" if windows else ""
+    n_coalitions = len(manifest.plan.coalitions) - 1
+    removed = f"and without {_removed_in_words(manifest.game, n_coalitions)}" if n_coalitions else ""
     return (
         f"{manifest.model.get('id')} in {manifest.model.get('dtype')} (quantisation {manifest.resolved.get('quant')}) "
         f"answered {run.n_items_done:,} items of {', '.join(run.tasks)}, in full {removed}. "
-        "The neighbourhood estimate of a sublayer is the mean loss when it leaves windows at whose edge it stands; "
-        "the ablation drop is the loss when it alone is removed."
+        f"{_ESTIMATES[manifest.game.estimator]} The ablation drop is the loss when one alone is removed."
+    )
+
+
+def _removed_in_words(game: Game, n_coalitions: int) -> str:
+    who = "sublayers" if game.grouping is None else f"of {len(game.players)} players (groups of sublayers)"
+    if game.coalitions == "windows":
+        largest = max(map(len, game.of_players))
+        return f"each of {n_coalitions:,} windows of 1 to {largest} neighbouring {who}"
+    if game.coalitions == "all":
+        return f"each of all {n_coalitions:,} sets {who if game.grouping is not None else 'of sublayers'}"
+    return (
+        f"each of {n_coalitions:,} sets {who if game.grouping is not None else 'of sublayers'} on {len(game.orders)} "
+        f"random removal orders, walked until chance was reached (after {min(game.cuts)} to {max(game.cuts)} removals)"
     )
 
 

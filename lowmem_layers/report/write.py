@@ -22,7 +22,7 @@ from lowmem_layers.report.tables import write_tables
 from lowmem_layers.study.files import cannot_write, make_folder, write_text
 from lowmem_layers.study.findings import Findings, Side, coalition_means, find
 from lowmem_layers.study.folder import REPORT_FOLDER
-from lowmem_layers.study.importance import importance_table
+from lowmem_layers.study.importance import as_table
 from lowmem_layers.study.opened import Run
 from lowmem_layers.study.paper import paper_table, tables_of
 
@@ -153,7 +153,7 @@ def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture
 
 def _study(run: Run, folder: Path) -> list[Section]:
     """Lay out the study's tables 1 to 4, where every task is judged by an accuracy."""
-    if any(run.metric(task) not in ("acc", "acc_norm") for task in run.tasks):
+    if run.manifest.game.coalitions != "windows" or any(run.metric(t) not in ("acc", "acc_norm") for t in run.tasks):
         return []
     found, listings = tables_of([run]), []
     for which, words in PAPER_WORDS.items():
@@ -184,7 +184,7 @@ def _of_one_task(place: _Place, table: ValueTable) -> list[Picture]:
 
 def _write_side_tables(side: Side, folder: Path) -> None:
     """Write the numbers in full as CSV and parquet, and rounded tables for papers."""
-    table = importance_table(side.tables)
+    table = as_table(side.found)
     pq.write_table(table, folder / f"importance-{side.value}.parquet", compression="zstd")
     for found in side.found:
         header, rows = importance_rows(found, side.scale, side.unit)

@@ -14,6 +14,7 @@ from lowmem_layers.game.estimate import Importance
 from lowmem_layers.game.influence import estimate_influence
 from lowmem_layers.game.intervals import mean_interval
 from lowmem_layers.game.table import FloatArray, ValueTable
+from lowmem_layers.game.weights import Estimator
 from lowmem_layers.study.importance import estimates
 
 if TYPE_CHECKING:
@@ -104,14 +105,21 @@ def side(run: Run, value: str | None, level: float = 0.95) -> Side:
         "points" if fraction else "nats",
         100.0 if fraction else 1.0,
         tables,
-        tuple(estimates(tables, level=level)),
+        tuple(estimates(tables, run.manifest.game, level=level)),
     )
 
 
 def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones]]:
-    """Judge every task whose metric has a chance level by the statistical rule of `game.cornerstone`."""
+    """Judge every task whose metric has a chance level by the statistical rule of `game.cornerstone`.
+
+    Its shares are those of the neighbourhood estimate (or of exact values, where those were measured), which removal
+    orders alone do not give: then nothing is judged.
+    """
+    if run.manifest.game.estimator == "permutation":
+        return []
+    known: Estimator = run.manifest.game.estimator  # type: ignore[assignment]
     return [
-        (table.task, cornerstones(table, run.chance(table.task)))
+        (table.task, cornerstones(table, run.chance(table.task), estimator=known))
         for table in metric.tables
         if run.metric(table.task) in ("acc", "acc_norm") and metric.value in ("acc", "acc_norm")
     ]

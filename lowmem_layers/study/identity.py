@@ -67,6 +67,7 @@ def same_run(folder: Path, run: Manifest, now: Manifest) -> None:
         found += _differences({k: old.get(k) for k in keys}, {k: new.get(k) for k in keys}, f"data of {new['task']}: ")
     if not found:
         found += _differences({"sublayers": run.players}, {"sublayers": now.players}, "")
+        found += _differences({"groups": run.game.grouping}, {"groups": now.game.grouping}, "")
         found += _differences({"coalitions": run.plan.coalitions}, {"coalitions": now.plan.coalitions}, "")
         found += _differences(run.machine, now.machine, "")
         found += _differences(_arithmetic(run.engine), _arithmetic(now.engine), "engine ")

@@ -8,12 +8,14 @@ from typing import get_args
 import numpy as np
 import pyarrow as pa
 
-from lowmem_layers.game.estimate import Importance, combine, estimate
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.estimate import Importance, combine, estimate, estimate_permutations
 from lowmem_layers.game.table import ValueTable
 from lowmem_layers.game.weights import Estimator
+from lowmem_layers.study.game import Game
 from lowmem_layers.study.spec import one_of
 
-ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+ESTIMATORS: tuple[str, ...] = (*get_args(Estimator), "permutation")
 
 IMPORTANCE_SCHEMA = pa.schema(
     [
@@ -37,26 +39,49 @@ IMPORTANCE_SCHEMA = pa.schema(
 )
 
 
-def estimates(tables: Sequence[ValueTable], estimator: str = "neighbourhood", level: float = 0.95) -> list[Importance]:
+def estimates(
+    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95
+) -> list[Importance]:
     """Estimate importance on every task, and on their mean (`all`) where there are several.
+
+    `estimator` None is the one that the game's coalitions are meant for.
 
     Raises:
         UsageError: an unknown estimator, or one that needs coalitions that were not measured.
     """
-    one_of("--estimator", estimator, ESTIMATORS)
-    known: Estimator = estimator  # type: ignore[assignment]
+    name = estimator or game.estimator
+    one_of("--estimator", name, ESTIMATORS)
     top_k = min(3, tables[0].n_players)
+    if name == "permutation":
+        found = [_by_orders([table], game, level, top_k) for table in tables]
+        return found if len(tables) == 1 else [*found, _by_orders(tables, game, level, top_k)]
+    known: Estimator = name  # type: ignore[assignment]
     found = [estimate(table, known, level=level, top_k=top_k) for table in tables]
     return found if len(tables) == 1 else [*found, combine(tables, known, level=level, top_k=top_k)]
 
 
-def importance_table(tables: Sequence[ValueTable], estimator: str = "neighbourhood", level: float = 0.95) -> pa.Table:
+def _by_orders(tables: Sequence[ValueTable], game: Game, level: float, top_k: int) -> Importance:
+    if not game.orders:
+        raise UsageError(
+            "no removal orders were measured", "they are with: lowmem-layers run --coalitions permutations"
+        )
+    return estimate_permutations(tables, game.orders, cuts=game.cuts, level=level, top_k=top_k)
+
+
+def importance_table(
+    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95
+) -> pa.Table:
     """Lay out `estimates`: a row a task and sublayer, in execution order.
 
     Raises:
         UsageError: an unknown estimator, or one that needs coalitions that were not measured.
     """
-    return pa.concat_tables([_rows(found) for found in estimates(tables, estimator, level)])
+    return as_table(estimates(tables, game, estimator, level))
+
+
+def as_table(found: Sequence[Importance]) -> pa.Table:
+    """Lay estimates out: a row a task and player, in execution order."""
+    return pa.concat_tables([_rows(each) for each in found])
 
 
 def _rows(found: Importance) -> pa.Table:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lowmem_layers.errors import RecordError
 from lowmem_layers.game.coalitions import coalition_name
+from lowmem_layers.game.groups import grouped_table
 from lowmem_layers.game.table import ValueTable
 from lowmem_layers.study.folder import finished_tiles
 from lowmem_layers.study.importance import importance_table
@@ -34,6 +35,11 @@ class Run:
     def tasks(self) -> tuple[str, ...]:
         """Name the tasks, in the order of the run."""
         return tuple(str(entry["task"]) for entry in self.manifest.data)
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        """Name the players: sublayers, or groups of them."""
+        return self.manifest.game.players
 
     @property
     def n_items_done(self) -> int:
@@ -77,7 +83,7 @@ class Run:
         return joined if order is None else joined.take(order)
 
     def value_tables(self, value: str | None = None) -> list[ValueTable]:
-        """Compute one value an item and coalition, a table a task; None means each task's own metric.
+        """Compute one value an item and coalition of players, a table a task; None means each task's own metric.
 
         Raises:
             RecordError: a file is damaged, or no item of a task is finished.
@@ -90,16 +96,20 @@ class Run:
             for task in dict.fromkeys(row.task for row in rows):
                 chosen = [(row, block) for row, block in zip(rows, blocks, strict=True) if row.task == task]
                 parts[task].append(self._part(task, chosen, value))
-        return [self._join(task, found) for task, found in parts.items()]
+        tables = [self._join(task, found) for task, found in parts.items()]
+        grouping = self.manifest.game.grouping
+        return tables if grouping is None else [grouped_table(table, grouping) for table in tables]
 
-    def importance(self, value: str | None = None, estimator: str = "neighbourhood", level: float = 0.95) -> pa.Table:
-        """Estimate every sublayer's importance, a row a task and sublayer, plus task `all` (mean) for several tasks.
+    def importance(self, value: str | None = None, estimator: str | None = None, level: float = 0.95) -> pa.Table:
+        """Estimate every player's importance, a row a task and player, plus task `all` (mean) for several tasks.
+
+        `estimator` None is the one that the measured coalitions are meant for.
 
         Raises:
             UsageError: an unknown value or estimator, or one that needs coalitions that were not measured.
             RecordError: a file is damaged.
         """
-        return importance_table(self.value_tables(value), estimator, level)
+        return importance_table(self.value_tables(value), self.manifest.game, estimator, level)
 
     @cached_property
     def _finished(self) -> list[int]:

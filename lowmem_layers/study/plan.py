@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lowmem_layers.errors import EngineError, RecordError, UsageError
-from lowmem_layers.game.coalitions import windows
-from lowmem_layers.game.players import Player
+from lowmem_layers.errors import EngineError, RecordError
 from lowmem_layers.study.contracts import Prepared, Removed
+from lowmem_layers.study.game import Game
 
 
 @dataclass(frozen=True)
@@ -19,33 +18,15 @@ class Plan:
     tiles: tuple[tuple[int, ...], ...]
 
 
-def make_plan(prepared: Prepared, max_removed: int, order: Sequence[int] | None = None) -> Plan:
-    """Plan the windows of up to `max_removed` sublayers over all items, taken in this order (None: their own).
-
-    Raises:
-        UsageError: there are fewer sublayers than `max_removed`.
-    """
-    coalitions = tuple(plan_coalitions(prepared.players, max_removed))
+def make_plan(prepared: Prepared, game: Game, order: Sequence[int] | None = None) -> Plan:
+    """Plan the game's coalitions over all items, taken in this order (None: their own)."""
+    coalitions = tuple(game.removed)
     order = range(len(prepared.encoded)) if order is None else order
     planned = prepared.engine.plan_tiles([prepared.encoded[index] for index in order], coalitions)
     tiles = tuple(tuple(sorted(order[place] for place in tile)) for tile in planned)
     if sorted(index for tile in tiles for index in tile) != list(range(len(prepared.encoded))):
         raise EngineError("the tile plan does not hold every item exactly once")
     return Plan(coalitions, tiles)
-
-
-def plan_coalitions(players: Sequence[Player], max_removed: int) -> list[Removed]:
-    """List the coalitions of a run.
-
-    Raises:
-        UsageError: there are fewer sublayers than `max_removed`.
-    """
-    if max_removed > len(players):
-        raise UsageError(
-            f"--max-removed {max_removed} is more than the model's {len(players)} sublayers",
-            f"--max-removed takes 0 to {len(players)} for this model; the paper uses 4",
-        )
-    return windows(len(players), max_removed)
 
 
 def spell_tile(tile: Sequence[int]) -> str:

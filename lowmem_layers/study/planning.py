@@ -10,7 +10,7 @@ from lowmem_layers.model.machine import CARDS, Machine
 from lowmem_layers.model.plan import Workload, WorkPlan
 from lowmem_layers.model.shape import SHIPPED, ModelShape
 from lowmem_layers.model.spec import EMBEDDED_MODEL, ModelSpec
-from lowmem_layers.study.plan import plan_coalitions
+from lowmem_layers.study.game import plan_game
 from lowmem_layers.study.prepare import model_spec, read_tasks
 from lowmem_layers.study.spec import StudySpec, one_of
 
@@ -56,12 +56,11 @@ def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
     dtype = resolve_dtype("bfloat16" if card else resolved.dtype or "auto", device)  # type: ignore[arg-type]
     config, tokenizer, whose = _read(model_spec(resolved))
     shape = shape_of(config, _TARGETS[resolved.quant or "none"], dtype)
-    plan_coalitions(shape.players, resolved.max_removed or 0)
     n_items, trunk, scored = count_tokens(resolved, tokenizer)
     machine = named_card(card) if card else measure_machine(device, dtype)
     on_gpu = card is not None or device.type == "cuda"
     home = _home(resolved.offload or "auto", shape, machine, on_gpu=on_gpu)
-    n_coalitions = len(plan_coalitions(shape.players, resolved.max_removed or 0))
+    n_coalitions = len(plan_game(resolved, shape.players).removed)
     states = _SHARE_FOR_STATES * machine.memory_bytes if on_gpu else _CPU_STATES_BYTES
     tile_tokens = max(1, int(states / (n_coalitions * shape.hidden * dtype.itemsize)))
     workload = Workload(resolved.max_removed or 0, trunk, scored, -(-trunk // tile_tokens))

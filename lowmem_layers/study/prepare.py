@@ -9,7 +9,7 @@ from typing import Any
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, StageStarted
-from lowmem_layers.study.plan import plan_coalitions
+from lowmem_layers.study.game import plan_game
 from lowmem_layers.study.spec import StudySpec
 from lowmem_layers.tasks.items import Task
 
@@ -31,7 +31,7 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
 
     threads = use_threads(spec.threads)
     model = load_model(model_spec(spec), announce=lambda line: announce(StageStarted(line)))
-    plan_coalitions(model.players, spec.max_removed or 0)
+    plan_game(spec, model.players)
     announce(StageStarted("encoding the items"))
     bos = spec.bos or "auto"
     encoded = [

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import RecordError
+from lowmem_layers.game.groups import Grouping
 from lowmem_layers.study.files import write_text
+from lowmem_layers.study.game import Game
 from lowmem_layers.study.plan import Plan, parse_tile, spell_tile
 
 SCHEMA = 1
@@ -37,6 +39,7 @@ class Manifest:
     versions: Mapping[str, str]
     players: tuple[str, ...]
     plan: Plan
+    game: Game
     work: int
     seed: int
     elapsed_s: float = 0.0
@@ -98,9 +101,39 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
         "versions": dict(manifest.versions),
         "work": manifest.work,
         "players": " ".join(manifest.players),
+        **_game_to_json(manifest.game),
         "removed": [" ".join(map(str, removed)) for removed in manifest.plan.coalitions],
         "tiles": [spell_tile(tile) for tile in manifest.plan.tiles],
     }
+
+
+def _game_to_json(game: Game) -> dict[str, Any]:
+    """Write what is not the plain game of all sublayers' windows."""
+    found: dict[str, Any] = {}
+    if game.grouping is not None:
+        members = zip(game.grouping.names, game.grouping.members, strict=True)
+        found["groups"] = [[name, " ".join(map(str, member))] for name, member in members]
+    if game.orders:
+        found["orders"] = [" ".join(map(str, order)) for order in game.orders]
+        found["cuts"] = list(game.cuts)
+    return found
+
+
+def _game_from_json(stored: Mapping[str, Any]) -> Game:
+    resolved = stored["spec"]["resolved"]
+    groups = [(str(name), _numbers(member)) for name, member in stored.get("groups", ())]
+    return Game(
+        sublayers=tuple(stored["players"].split()),
+        coalitions=str(resolved.get("coalitions", "windows")),
+        max_removed=int(resolved["max_removed"]),
+        grouping=Grouping(tuple(n for n, _ in groups), tuple(m for _, m in groups)) if groups else None,
+        orders=tuple(map(_numbers, stored.get("orders", ()))),
+        cuts=tuple(map(int, stored.get("cuts", ()))),
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(index) for index in text.split())
 
 
 def _from_json(stored: Any, path: Path) -> Manifest:
@@ -121,9 +154,10 @@ def _from_json(stored: Any, path: Path) -> Manifest:
             versions=stored["versions"],
             players=tuple(stored["players"].split()),
             plan=Plan(
-                tuple(tuple(int(index) for index in removed.split()) for removed in stored["removed"]),
+                tuple(map(_numbers, stored["removed"])),
                 tuple(parse_tile(tile) for tile in stored["tiles"]),
             ),
+            game=_game_from_json(stored),
             work=int(stored["work"]),
             seed=int(stored["seed"]),
             elapsed_s=float(stored["elapsed_s"]),

@@ -17,10 +17,12 @@ from lowmem_layers.game.stopping import item_order
 from lowmem_layers.study.contracts import Prepare, Prepared
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
 from lowmem_layers.study.folder import claim, known_run, tidy
+from lowmem_layers.study.game import Game, plan_game
 from lowmem_layers.study.identity import describe_data, same_run
 from lowmem_layers.study.itemrows import ITEMS_FILE, items_table, rows_of
 from lowmem_layers.study.lock import locked
 from lowmem_layers.study.opened import Run, open_run
+from lowmem_layers.study.pilot import settle_cuts
 from lowmem_layers.study.plan import make_plan
 from lowmem_layers.study.record import Manifest, read_manifest, write_manifest
 from lowmem_layers.study.spec import StudySpec, default_folder
@@ -55,7 +57,8 @@ def run_study(
             resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
         prepared = (prepare or _real_prepare())(resolved, announce)
         announce(StageStarted("testing the model, planning"))
-        manifest = describe_run(spec, resolved, prepared)
+        game = _game_of(resolved, prepared, known, announce)
+        manifest = describe_run(spec, resolved, prepared, game)
         if known is None:
             claim(folder)
             stack.enter_context(locked(folder))
@@ -71,11 +74,21 @@ def run_study(
     return open_run(folder)
 
 
-def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared) -> Manifest:
+def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, announce: Announce) -> Game:
+    """Read the game off the options; how far removal orders are walked is settled once, and kept by the record."""
+    game = plan_game(resolved, prepared.players)
+    check_statement(resolved.until, len(game.players), max(map(len, game.of_players)))
+    if not game.orders:
+        return game
+    if known is not None and known.game.orders == game.orders:
+        return game.cut(known.game.cuts)
+    return settle_cuts(prepared, game, resolved.seed or 0, announce)
+
+
+def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared, game: Game) -> Manifest:
     """Say all there is to say about a run before its first tile."""
-    check_statement(resolved.until, len(prepared.players), resolved.max_removed or 0)
     seed, n_items = resolved.seed or 0, len(prepared.encoded)
-    plan = make_plan(prepared, resolved.max_removed or 0, item_order(n_items, seed) if resolved.until else None)
+    plan = make_plan(prepared, game, item_order(n_items, seed) if resolved.until else None)
     return Manifest(
         status="running",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -89,6 +102,7 @@ def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared) -> Ma
         versions=_versions(),
         players=tuple(player.name for player in prepared.players),
         plan=plan,
+        game=game,
         work=prepared.engine.work(prepared.encoded, plan.coalitions),
         seed=seed,
     )

@@ -19,6 +19,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 OFFLOADS = ("auto", "none", "cpu", "disk")
 BOS = ("auto", "none", "always")
+PLAYERS = ("sublayer", "attention", "ffn", "decoder-layer")
+COALITIONS = ("windows", "permutations", "all")
 PAPER_TASKS = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")
 
 _DEFAULTS: dict[str, Any] = {
@@ -27,6 +29,8 @@ _DEFAULTS: dict[str, Any] = {
     "tasks": ("quick",),
     "bos": "auto",
     "max_removed": 4,
+    "players": "sublayer",
+    "coalitions": "windows",
     "device": "auto",
     "offload": "auto",
     "window": 512,
@@ -38,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {"paper": {"tasks": PAPER_TASKS, "limit": 1
 
 # Options that change no number of the record: where weights live and how much of them, and how it is looked at.
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
+# Options that came later: named only where they are not as they always were, so that earlier records stay themselves.
+_UNLESS_USUAL = {"players": "sublayer", "coalitions": "windows", "permutations": None}
 _NOT_IDENTITY = frozenset((*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file"))
 
 
@@ -63,6 +69,9 @@ class StudySpec:
     stride: int | None = None
     bos: str | None = None
     max_removed: int | None = None
+    players: str | None = None
+    coalitions: str | None = None
+    permutations: int | None = None
     value: str | None = None
     until: str | None = None
     device: str | None = None
@@ -86,6 +95,7 @@ class StudySpec:
             filled |= {name: value for name, value in source.items() if name not in filled}
         spec = replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
         _check(spec)
+        _check_game(self)
         return spec
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +104,9 @@ class StudySpec:
 
     def identity(self) -> dict[str, Any]:
         """Give the resolved options that decide the numbers of a record."""
-        return {name: value for name, value in self.resolved().to_json().items() if name not in _NOT_IDENTITY}
+        stored = self.resolved().to_json()
+        usual = {name for name, value in _UNLESS_USUAL.items() if stored[name] == value}
+        return {name: value for name, value in stored.items() if name not in _NOT_IDENTITY | usual}
 
 
 def spec_from_json(stored: Mapping[str, Any]) -> StudySpec:
@@ -140,6 +152,7 @@ def _check(spec: StudySpec) -> None:
     for option, value, least in (
         ("--limit", spec.limit, 1),
         ("--max-removed", spec.max_removed, 0),
+        ("--permutations", spec.permutations, 2),
         ("--fewshot", spec.fewshot, 0),
         ("--threads", spec.threads, 1),
         ("--window", spec.window, 2),
@@ -153,6 +166,21 @@ def _check(spec: StudySpec) -> None:
         raise UsageError("no task is named", "--tasks takes names joined by commas, for example --tasks quick")
     if len(set(spec.tasks)) < len(spec.tasks):
         raise UsageError(f"a task is named twice: {','.join(spec.tasks)}", "name each task once")
+
+
+def _check_game(passed: StudySpec) -> None:
+    """Refuse options that contradict each other."""
+    one_of("--coalitions", passed.coalitions, COALITIONS)
+    kind = passed.coalitions or "windows"
+    if passed.permutations is not None and kind != "permutations":
+        raise UsageError("--permutations counts removal orders, and none are drawn", "add --coalitions permutations")
+    if passed.max_removed not in (None, _DEFAULTS["max_removed"]) and kind != "windows":
+        raise UsageError("--max-removed limits windows, and none are removed", f"leave it out with --coalitions {kind}")
+    if passed.until is not None and kind == "permutations":
+        raise UsageError(
+            "--until decides by the items' noise; removal orders have noise of their own",
+            "leave --until out, or use --coalitions windows",
+        )
 
 
 def _slug(name: str) -> str:

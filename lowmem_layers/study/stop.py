@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.stopping import decide, parse_statement
+from lowmem_layers.game.weights import Estimator
 from lowmem_layers.study.opened import Run
 
 
@@ -17,7 +18,7 @@ def check_statement(statement: str | None, n_players: int, max_removed: int) -> 
         return
     parsed = parse_statement(statement)
     if parsed.kind == "top" and parsed.top_k >= n_players:
-        raise UsageError(f"--until {statement}: the model has {n_players} sublayers", "ask for fewer than there are")
+        raise UsageError(f"--until {statement}: the model has {n_players} players", "ask for fewer than there are")
     if max_removed < 1:
         raise UsageError("--until decides about removals, and none are asked for", "use --max-removed 1 or more")
 
@@ -26,5 +27,6 @@ def proven(run: Run, statement: str | None, value: str | None) -> str:
     """State what the finished items prove; empty where that is not yet what is asked."""
     if statement is None or not run.every_task_begun:
         return ""
-    decision = decide(run.value_tables(value), statement)
+    known: Estimator = run.manifest.game.estimator  # type: ignore[assignment]
+    decision = decide(run.value_tables(value), statement, estimator=known)
     return f"{decision.text} ({decision.n_items:,} of {run.manifest.n_items:,} items)" if decision.holds else ""

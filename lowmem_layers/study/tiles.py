@@ -39,7 +39,7 @@ def score_tiles(
     plan = manifest.plan
     rows = rows_of(prepared.encoded)
     removed = [coalition_name(coalition, prepared.players) for coalition in plan.coalitions]
-    standing = Standing(prepared.players, plan.coalitions)
+    standing = Standing(manifest.game, plan.coalitions)
     finished = finished_tiles(folder, len(plan.tiles))
     for tile in finished:
         kept = [rows[index] for index in plan.tiles[tile]]
@@ -87,7 +87,7 @@ def _planned(folder: Path, manifest: Manifest, prepared: Prepared, finished: Seq
     return RunPlanned(
         folder=str(folder),
         model=str(manifest.model.get("id", manifest.resolved.get("model"))),
-        n_players=len(manifest.players),
+        n_players=len(manifest.game.players),
         n_coalitions=len(plan.coalitions),
         n_items=len(prepared.encoded),
         n_tiles=len(plan.tiles),
