@@ -13,7 +13,7 @@ from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place
 from lowmem_layers.model.cache import cache_path, fingerprint_files
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
-from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, own_gguf_packing
+from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, complete_config, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe, choose_recipe, own_packing
 from lowmem_layers.model.checkpoint.reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
@@ -93,6 +93,7 @@ def resolve(spec: ModelSpec) -> Plan:
         check_architecture(header)
         own = own_gguf_packing(header)
         config = read_config(source, spec)
+        complete_config(config, header)
     else:
         config = read_config(source, spec)
         own = own_packing(getattr(config, "quantization_config", None))

@@ -16,14 +16,14 @@ from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model import ModelSpec, embedded, load_model
 from lowmem_layers.model.anatomy import dissect
 from lowmem_layers.model.checkpoint.conversion import Converter
-from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
-from lowmem_layers.model.checkpoint.gguf_reader import ARCHITECTURES, GgufReader, own_gguf_packing
+from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, read_gguf_header
+from lowmem_layers.model.checkpoint.gguf_reader import ARCHITECTURES, GgufReader, complete_config, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import OwnPacking, choose_recipe
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.formats import unpack
 from lowmem_layers.model.places import streamed_places
 from lowmem_layers.model.store import Visit
-from tests.model.conftest import tiny_model
+from tests.model.conftest import tiny_config, tiny_model
 
 EMBEDDED = embedded.find_embedded_model()
 GEMMA = os.environ.get("LOWMEM_LAYERS_GEMMA_GGUF")
@@ -102,6 +102,27 @@ def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_pa
 def is_blocks(name: str, weight: torch.Tensor) -> bool:
     """Tell what the converter quantises: matrices in the layers, but no routers."""
     return ".layers." in name and weight.dim() >= 2 and "gate." not in name.replace("gate_proj.", "")
+
+
+def header(architecture: str, **metadata: int) -> GgufHeader:
+    about = {f"{architecture}.{key}": value for key, value in metadata.items()}
+    return GgufHeader(Path("x.gguf"), {"general.architecture": architecture, **about}, {})
+
+
+def test_the_config_is_completed_from_the_file() -> None:
+    mixture = tiny_config("qwen3_moe")
+    assert not mixture.norm_topk_prob
+    complete_config(mixture, header("qwen3moe", expert_feed_forward_length=80))
+    assert mixture.moe_intermediate_size == 80
+    assert mixture.norm_topk_prob
+    shared = tiny_config("qwen2_moe")
+    complete_config(shared, header("qwen2moe", expert_shared_feed_forward_length=160))
+    assert shared.shared_expert_intermediate_size == 160
+    assert not shared.norm_topk_prob
+    partly = tiny_config("stablelm")
+    assert partly.rope_parameters["partial_rotary_factor"] == 0.25
+    complete_config(partly, header("stablelm", **{"rope.dimension_count": 8}))
+    assert partly.rope_parameters["partial_rotary_factor"] == 0.5
 
 
 def stored(weight: torch.Tensor, quant_type: str) -> torch.Tensor:

@@ -76,6 +76,28 @@ def check_architecture(header: GgufHeader) -> None:
         )
 
 
+def complete_config(config: Any, header: GgufHeader) -> None:
+    """Put into the config what transformers leaves at its defaults on reading a GGUF file.
+
+    The widths of a mixture's experts; that Qwen3's router normalises the weights of the chosen experts, which
+    llama.cpp's graph does and the file does not say; and the share of a head that is rotated.
+    """
+    about = {key.removeprefix(f"{header.architecture}."): value for key, value in header.metadata.items()}
+    widths = {
+        "moe_intermediate_size": "expert_feed_forward_length",
+        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    }
+    for name, key in widths.items():
+        if key in about and hasattr(config, name):
+            setattr(config, name, int(about[key]))
+    if header.architecture == "qwen3moe":
+        config.norm_topk_prob = True
+    rotary = getattr(config, "rope_parameters", None) or {}
+    if "partial_rotary_factor" in rotary and about.get("rope.dimension_count"):
+        head = config.hidden_size // config.num_attention_heads
+        rotary["partial_rotary_factor"] = int(about["rope.dimension_count"]) / head
+
+
 class GgufReader:
     """Read one GGUF file."""
 
