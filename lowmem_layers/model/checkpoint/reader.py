@@ -106,7 +106,8 @@ class SafetensorsReader:
             n_bytes = entry.n_bytes if as_it_is else prod(entry.shape) * self._dtype.itemsize
             found[self._converter.target(name)[0]] += n_bytes
         for name, parts in parts_of.items():
-            n_bytes = sum(entry.n_bytes for part, entry in parts.items() if part != "qzeros")
+            kept = [part for part in parts if part not in ("qzeros", "weight_format") and "quant_state" not in part]
+            n_bytes = sum(parts[part].n_bytes for part in kept)
             if "qzeros" in parts and "scales" in parts:
                 n_bytes += prod(parts["scales"].shape)  # zero points are kept as bytes
             found[self._converter.target(name)[0]] += n_bytes
