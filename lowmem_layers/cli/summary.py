@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowmem_layers.study import Run
 
 _MOST_ROWS = 64
+_WIDEST = 200  # columns
 _SHORT = {"acc": "accuracy", "acc_norm": "accuracy", "nll_per_byte": "per byte"}
 
 
@@ -28,7 +29,7 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     findings = find(run)
     if findings is not None:
-        console.print(sublayer_table(findings))
+        _print_whole(console, sublayer_table(findings))
         hidden = len(findings.gold.overall.players) - _MOST_ROWS
         if hidden > 0:
             console.print(f"and {hidden} more: lowmem-layers importance {shlex.quote(str(run.folder))}")
@@ -42,6 +43,16 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
     console.print(f"report      {page} (open it in a browser)", soft_wrap=True)
     console.print(f"for a paper lowmem-layers report {shlex.quote(str(run.folder))} (adds PNG and PDF)", soft_wrap=True)
     console.print(f"all numbers lowmem-layers importance {shlex.quote(str(run.folder))} --format csv", soft_wrap=True)
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Print a table with no number cut short, whatever the terminal's width."""
+    width = console.width
+    console.width = max(width, _WIDEST)
+    try:
+        console.print(table, crop=False)
+    finally:
+        console.width = width
 
 
 def task_table(run: Run) -> Table:

@@ -102,14 +102,18 @@ def marginal_contributions(
     for m, order in enumerate(orders):
         if sorted(order) != list(range(table.n_players)):
             raise UsageError(f"{order} is no order of {table.n_players} players", "name each player once")
-        walked_at_most = order if cuts is None else order[: cuts[m]]
-        columns = [table.column_index(removed) for removed in walk(table, walked_at_most, chance, level)]
+        walked = list(_walked(table, order, chance, level, None if cuts is None else cuts[m]))
+        columns = [table.column_index(removed) for removed in chain(walked)]
         with np.errstate(invalid="ignore"):
             steps = table.values[:, columns[:-1]] - table.values[:, columns[1:]]
-            walked = list(order[: len(columns) - 1])
             per_item[:, walked] += steps / len(orders)
             per_order[m, walked] = steps.mean(axis=0)
     return per_item, per_order
+
+
+def _walked(table: ValueTable, order: Order, chance: float | None, level: float, cut: int | None) -> Order:
+    """Take the part of an order that is walked."""
+    return order[: len(walk(table, order[:cut], chance, level)) - 1]
 
 
 def permutation_influence(
@@ -122,7 +126,8 @@ def permutation_influence(
     """Estimate Shapley values with the combined error of items and orders (in antithetic pairs).
 
     Each source's pieces are computed with the other held fixed; their interaction is counted in both, which errs on the
-    wide side by at most its size. Fewer than 2 pairs, or 2 item clusters, leave the error unknown (nan).
+    wide side by at most its size. Fewer than 2 pairs, or 2 item clusters, leave the error unknown (nan), and
+    so do walks that never reach a player: its 0 is then no measurement.
     A cut makes the estimate biased by what lies below chance; without one it is unbiased.
     Shapes: the result's pieces are (item clusters + pairs, players).
 
@@ -133,7 +138,11 @@ def permutation_influence(
         raise UsageError("no orders to average over", "draw some with permutations(n_players, n, seed)")
     per_item, per_order = marginal_contributions(table, orders, chance, level, cuts)
     items = influence_of(per_item, table.cluster_codes)
-    return _sum_of_errors(items, influence_of(per_order, np.arange(len(orders)) // 2))
+    both = _sum_of_errors(items, influence_of(per_order, np.arange(len(orders)) // 2))
+    never = np.ones(table.n_players, dtype=np.bool_)
+    for m, order in enumerate(orders):
+        never[list(_walked(table, order, chance, level, None if cuts is None else cuts[m]))] = False
+    return Influence(both.value, both.pieces, np.where(never, np.nan, both.dof))
 
 
 def _sum_of_errors(first: Influence, second: Influence) -> Influence:

@@ -18,7 +18,7 @@ from lowmem_layers.game import (
 )
 from lowmem_layers.game.games import airport_game, gloves_game
 from lowmem_layers.game.intervals import mean_interval
-from lowmem_layers.game.permutation import at_chance, next_coalitions, permutation_influence
+from lowmem_layers.game.permutation import at_chance, first_cut, next_coalitions, permutation_influence
 
 
 def noisy_game(n_items, rng):
@@ -81,6 +81,31 @@ def test_walks_are_cut_at_chance():
     )
     with pytest.raises(UsageError, match="a\\+b\\+c"):
         permutation_influence(table, orders)
+
+
+def test_cuts_settled_before_are_kept_to():
+    table = noisy_game(60, np.random.default_rng(4))
+    orders = permutations(4, 4, seed=1)
+    whole = permutation_influence(table, orders, cuts=[4] * 4)
+    np.testing.assert_array_equal(whole.value, permutation_influence(table, orders).value)
+    cut = permutation_influence(table, orders, cuts=[1, 1, 0, 0])
+    first = {orders[0][0], orders[1][0]}
+    for player in range(4):
+        drop = table.mean(()) - table.mean((player,))
+        times = sum(order[0] == player for order in orders[:2])
+        assert cut.value[player] == pytest.approx(times * drop / 4)
+        assert np.isnan(cut.standard_error[player]) == (player not in first)
+
+
+def test_a_walk_is_cut_where_chance_was_met_twice():
+    rng = np.random.default_rng(0)
+    coalitions = ((), (0,), (0, 1), (0, 1, 2), (0, 1, 2, 3))
+    levels = np.array([0.9, 0.2, 0.7, 0.2, 0.2])
+    table = ValueTable(("a", "b", "c", "d"), coalitions, (rng.random((500, 1)) < levels).astype(float))
+    assert first_cut([table], (0, 1, 2, 3), [0.25]) == 3
+    assert first_cut([table], (0, 1, 2, 3), [None]) == 4
+    assert first_cut([table], (1, 0, 2, 3), [0.25]) is None
+    assert first_cut([table, table], (0, 1, 2, 3), [0.25, 0.05]) == 4
 
 
 def test_asking_again_reaches_every_end():
