@@ -66,6 +66,12 @@ class Prepared:
     machine: Mapping[str, Any]
 
 
+class ReadTasks(Protocol):
+    """Read the tasks of a resolved spec, without a model."""
+
+    def __call__(self, spec: StudySpec, /) -> Sequence[TaskLike]: ...
+
+
 class Prepare(Protocol):
     """Put a model, tasks and an engine together for a resolved spec."""
 

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +14,11 @@ from pathlib import Path
 from lowmem_layers._version import __version__
 from lowmem_layers.errors import RecordError
 from lowmem_layers.game.stopping import item_order
-from lowmem_layers.study.contracts import Prepare, Prepared
+from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks, TaskLike
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
 from lowmem_layers.study.folder import claim, known_run, tidy
 from lowmem_layers.study.game import Game, plan_game
-from lowmem_layers.study.identity import describe_data, same_run
+from lowmem_layers.study.identity import code_digest, describe_data, same_run
 from lowmem_layers.study.itemrows import ITEMS_FILE, items_table, rows_of
 from lowmem_layers.study.lock import locked
 from lowmem_layers.study.opened import Run, open_run
@@ -39,9 +39,13 @@ def run_study(
     *,
     announce: Announce = ignore,
     prepare: Prepare | None = None,
+    read: ReadTasks | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Run:
     """Measure what the spec asks for and record it; finished tiles of an earlier call are kept.
+
+    A run that is complete is given back without loading a model, if the tasks' data are still the same. `prepare` and
+    `read` (of tasks) are for tests.
 
     Raises:
         RecordError: the folder holds another run, is damaged, in use or cannot be written.
@@ -54,24 +58,40 @@ def run_study(
         known = known_run(folder, resolved)
         if known is not None:
             stack.enter_context(locked(folder))
+            read = read or (_real_reader() if prepare is None else None)
+            if read is not None and _is_complete(folder, known, read(resolved)):
+                announce(StageStarted("complete already"))
+                return open_run(folder)
             resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
+            _note_changed_code(known, announce)
         prepared = (prepare or _real_prepare())(resolved, announce)
-        announce(StageStarted("testing the model, planning"))
-        game = _game_of(resolved, prepared, known, announce)
-        manifest = describe_run(spec, resolved, prepared, game)
-        if known is None:
-            claim(folder)
-            stack.enter_context(locked(folder))
-            known = known_run(folder, resolved)
-        if known is not None:
-            same_run(folder, known, manifest)
-            manifest = _taken_over(known, manifest)
+        manifest = _settled(spec, resolved, prepared, folder, known, stack, announce)
         with _accounted(folder, manifest, announce, clock) as account:
             tidy(folder)
             write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
             write_manifest(folder, manifest)
             account.stopped = score_tiles(folder, manifest, prepared, announce, clock)
     return open_run(folder)
+
+
+def _settled(
+    spec: StudySpec,
+    resolved: StudySpec,
+    prepared: Prepared,
+    folder: Path,
+    known: Manifest | None,
+    stack: contextlib.ExitStack,
+    announce: Announce,
+) -> Manifest:
+    """Settle what is run: the folder claimed and locked, or an earlier call's plan taken over."""
+    announce(StageStarted("testing the model, planning"))
+    game = _game_of(resolved, prepared, known, announce)
+    manifest = describe_run(spec, resolved, prepared, game)
+    if known is None:
+        claim(folder)
+        stack.enter_context(locked(folder))
+        known = known_run(folder, resolved)
+    return manifest if known is None else _taken_over(folder, known, manifest)
 
 
 def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, announce: Announce) -> Game:
@@ -136,9 +156,28 @@ def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Call
         announce(RunFinished(str(folder), status, clock() - start))
 
 
-def _taken_over(known: Manifest, now: Manifest) -> Manifest:
-    """Go on with the tile plan and the account of an earlier call."""
+def _taken_over(folder: Path, known: Manifest, now: Manifest) -> Manifest:
+    """Go on with the tile plan and the account of an earlier call of the same run."""
+    same_run(folder, known, now)
     return replace(now, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, status="running")
+
+
+def _is_complete(folder: Path, known: Manifest, tasks: Sequence[TaskLike]) -> bool:
+    """Tell whether nothing is left to do: every tile there (or stopped early), of data that are still the same."""
+    same = [(task.name, dict(task.source)) for task in tasks] == [(e["task"], e["source"]) for e in known.data]
+    return same and known.status == "done" and not Run(folder, known).is_unfinished
+
+
+def _note_changed_code(known: Manifest, announce: Announce) -> None:
+    """Say so where a run is continued by other code of the same version."""
+    if known.versions.get("code") not in (None, code_digest()):
+        announce(StageStarted("note: this package's code has changed since the run began"))
+
+
+def _real_reader() -> ReadTasks:
+    from lowmem_layers.study.prepare import read_tasks
+
+    return read_tasks
 
 
 def _real_prepare() -> Prepare:
@@ -148,7 +187,7 @@ def _real_prepare() -> Prepare:
 
 
 def _versions() -> dict[str, str]:
-    found = {"lowmem-layers": __version__, "python": platform.python_version()}
+    found = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)

@@ -106,7 +106,8 @@ class StudySpec:
         """Give the resolved options that decide the numbers of a record."""
         stored = self.resolved().to_json()
         usual = {name for name, value in _UNLESS_USUAL.items() if stored[name] == value}
-        return {name: value for name, value in stored.items() if name not in _NOT_IDENTITY | usual}
+        found = {name: value for name, value in stored.items() if name not in _NOT_IDENTITY | usual}
+        return found | {"value": stored["value"]} if stored["until"] is not None else found  # it decides when to stop
 
 
 def spec_from_json(stored: Mapping[str, Any]) -> StudySpec:

@@ -44,6 +44,7 @@ def small(bench, monkeypatch):
     """Put a dictionary in the engine's place."""
     made = bench()
     monkeypatch.setattr(study_run, "_real_prepare", lambda: made.prepare)
+    monkeypatch.setattr(study_run, "_real_reader", lambda: lambda spec: made.prepare(spec, lambda _: None).tasks)
     return made
 
 

@@ -80,6 +80,47 @@ def test_the_first_calls_tile_plan_is_kept(tmp_path, bench, engine, spec):
     assert digests(run.folder) == digests(run_study(spec, tmp_path / "w", prepare=bench().prepare).folder)
 
 
+def test_a_complete_run_is_given_back_without_loading_a_model(tmp_path, bench, spec):
+    whole = bench()
+    first = run_study(spec, tmp_path / "r", prepare=whole.prepare)
+    tasks = whole.prepare(spec.resolved(), lambda _: None).tasks
+
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    again = run_study(spec, tmp_path / "r", prepare=refuse, read=lambda _: tasks)
+    assert again.scores().equals(first.scores())
+    changed = [replace(tasks[0], source={"kind": "other"}), *tasks[1:]]
+    with pytest.raises(AssertionError, match="loaded"):
+        run_study(spec, tmp_path / "r", prepare=refuse, read=lambda _: changed)
+
+
+def test_an_unfinished_run_loads_its_model(tmp_path, bench, engine, spec):
+    made = bench(engine=engine(fail_at=2))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=made.prepare)
+    second = bench()
+    tasks = made.prepare(spec.resolved(), lambda _: None).tasks
+    run_study(spec, tmp_path / "r", prepare=second.prepare, read=lambda _: tasks)
+    assert second.calls == 1
+
+
+def test_changed_code_is_announced_on_resuming(tmp_path, bench, engine, spec, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=2)).prepare)
+    monkeypatch.setattr("lowmem_layers.study.run.code_digest", lambda: "other")
+    heard = []
+    run_study(spec, tmp_path / "r", prepare=bench().prepare, announce=heard.append)
+    assert any("code has changed" in getattr(event, "stage", "") for event in heard)
+
+
+def test_what_decides_when_to_stop_cannot_change_on_the_way(tmp_path, bench, spec):
+    early = replace(spec, until="top=1")
+    run_study(early, tmp_path / "r", prepare=bench().prepare)
+    with pytest.raises(RecordError, match="value"):
+        run_study(replace(early, value="loglikelihood"), tmp_path / "r", prepare=bench().prepare)
+
+
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path, bench, engine, spec):
     with pytest.raises(KeyboardInterrupt):
         run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=2)).prepare)
