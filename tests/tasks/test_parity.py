@@ -1,6 +1,6 @@
 """Parity with lm-evaluation-harness: its tokens and log-likelihoods for look-alike items, stored, are ours too.
 
-`lookalike/reference.json` is written by `benchmarks/parity.py --data-dir tests/tasks/lookalike --reference FILE`.
+`lookalike/reference.json` is what `benchmarks.parity --data-dir tests/tasks/lookalike --reference FILE` writes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,34 @@ def test_loglikelihoods_are_those_of_the_harness(model):
 @pytest.mark.slow
 @pytest.mark.skipif(REAL is None, reason="LOWMEM_LAYERS_DATA names no folder with the benchmarks' items")
 def test_tokens_of_real_items_are_those_of_the_harness():
-    script = Path(__file__).parents[2] / "benchmarks" / "parity.py"
-    command = [sys.executable, str(script), "--data-dir", str(REAL), "--tokens-only"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.parity", "--data-dir", str(REAL), "--tokens-only"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     rows = json.loads(done.stdout.splitlines()[-1])["tasks"]
     assert {row["task"]: row["differing_tokens"] for row in rows} == dict.fromkeys(BENCHMARKS, 0)
+
+
+@pytest.fixture
+def comparison(monkeypatch):
+    """Give the benchmark's comparison of one item of two choices, the harness' numbers being right."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+    from benchmarks import parity
+
+    (task,) = load_tasks(["boolq"], data_dir=FOLDER, limit=1)
+    row = parity.Row("boolq", 1, 2, 0)
+    reference = np.array([[-1.0, -2.0]])
+    results = [{"acc": float(task.items[0].gold == 0)}]
+    return lambda ours: parity.scored(row, task, results, reference, np.array([ours])), parity.is_equal
+
+
+def test_the_comparison_sees_what_is_equal(comparison):
+    compare, is_equal = comparison
+    row = compare([-1.0005, -2.0])
+    assert is_equal(row)
+    assert (row.differing_predictions, row.not_the_same) == (0, {})
+
+
+@pytest.mark.parametrize("ours", [[-1.0, -2.002], [-2.0, -1.0], [-1.0, float("nan")], [float("-inf"), -2.0]])
+def test_the_comparison_would_see_a_wrong_value(comparison, ours):
+    compare, is_equal = comparison
+    assert not is_equal(compare(ours))
