@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.model.anatomy import dissect
-from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place
+from lowmem_layers.model.anatomy import Anatomy, dissect
+from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place_with_states
 from lowmem_layers.model.cache import cache_path, fingerprint_files
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
@@ -33,8 +33,6 @@ from lowmem_layers.model.texts import keep_texts, read_config, read_tokenizer
 
 Announce = Callable[[str], None]
 
-_RESERVED_SHARE = 8  # one eighth of the memory is left for residual states
-
 
 def silent(_line: str) -> None:
     """Announce nothing."""
@@ -53,6 +51,17 @@ class Plan:
     recipe: Recipe
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A model without weights: its modules, taken apart, and what they will take. `prefix` names the list of layers."""
+
+    model: Any
+    anatomy: Anatomy
+    prefix: str
+    places: list[Place]
+    sizes: ModelBytes
+
+
 def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
     """Load the model that `spec` asks for, its decoder layers packed and ready to be visited.
 
@@ -65,14 +74,12 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         plan = resolve(spec)
         announce(_announcement(plan))
         tokenizer = read_tokenizer(plan.source, spec)  # before hours of packing, should there be none
-        model = build_skeleton(plan.config, plan.dtype, trust_remote_code=spec.trust_remote_code)
-        anatomy = dissect(model)
-        prefix = layers_prefix(model, anatomy.layers[0].layer)
-        places = list(streamed_places(anatomy, prefix))
-        placement = _place(plan, model, places, prefix)
+        outline = outline_of(plan)
+        model, places, sizes = outline.model, outline.places, outline.sizes
+        placement = _place(plan, sizes)
         fingerprint = fingerprint_files(plan.source.weight_files)
-        task = _furniture(plan, model, places, len(anatomy.layers), placement.home, fingerprint)
-        home = furnish(task, lambda: _reader(plan, model, prefix, places), announce)
+        task = _furniture(plan, model, places, len(outline.anatomy.layers), placement.home, fingerprint)
+        home = furnish(task, lambda: _reader(plan, model, outline.prefix, places), announce)
         if placement.one_expert:
             announce("a slot for all of a layer's experts does not fit: they are brought in one at a time")
         feed = _feed(home, plan.device)
@@ -101,15 +108,26 @@ def resolve(spec: ModelSpec) -> Plan:
     return Plan(spec, source, device, dtype, config, own, recipe)
 
 
-def _place(plan: Plan, model: Any, places: list[Place], prefix: str) -> Placement:
+def outline_of(plan: Plan) -> Outline:
+    """Take a resolved model apart before it has weights, and count its bytes.
+
+    Raises:
+        ModelError: no model can be built from the config.
+        CheckpointError: the headers of a checkpoint that keeps its own packing cannot be read.
+    """
+    model = build_skeleton(plan.config, plan.dtype, trust_remote_code=plan.spec.trust_remote_code)
+    anatomy = dissect(model)
+    prefix = layers_prefix(model, anatomy.layers[0].layer)
+    places = list(streamed_places(anatomy, prefix, plan.dtype))
+    return Outline(model, anatomy, prefix, places, model_bytes(plan, model, places, prefix))
+
+
+def _place(plan: Plan, sizes: ModelBytes) -> Placement:
     """Choose the home, from shapes and headers alone."""
     spec, on_gpu = plan.spec, plan.device.type == "cuda"
-    sizes = model_bytes(plan, model, places, prefix)
     gpu_limit = spec.max_gpu_memory or (available_device_bytes(plan.device) if on_gpu else None)
     cpu_limit = spec.max_cpu_memory or sizes.process + available_host_bytes()
-    limit = gpu_limit if on_gpu and gpu_limit else cpu_limit
-    reserve = limit // _RESERVED_SHARE
-    return place(sizes, spec.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, reserve=reserve)
+    return place_with_states(sizes, spec.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit)
 
 
 def model_bytes(plan: Plan, model: Any, places: list[Place], prefix: str) -> ModelBytes:
@@ -124,9 +142,17 @@ def model_bytes(plan: Plan, model: Any, places: list[Place], prefix: str) -> Mod
 
     if plan.recipe.target == "nf4" or (plan.own is not None and plan.own.method == "bitsandbytes"):
         four_bit.functional()  # its import counts as part of this process
-    itemsize = 4 if plan.dtype == torch.float32 else 2
+    itemsize = _source_itemsize(plan, model)
     sizes = measure(model, places, packed, dtype=plan.dtype, source_itemsize=itemsize, process=resident_bytes())
     return replace(sizes, layer_source=sizes.layer_packed) if kept else sizes  # nothing is unpacked on the way
+
+
+def _source_itemsize(plan: Plan, model: Any) -> int:
+    """Tell two bytes a number from four by the files' sizes; packed ones are unpacked into the compute dtype."""
+    if plan.own is not None:
+        return plan.dtype.itemsize
+    numbers = sum(value.numel() for value in model.state_dict().values())
+    return 4 if sum(path.stat().st_size for path in plan.source.weight_files) > 3 * numbers else 2
 
 
 def _furniture(
@@ -179,5 +205,6 @@ def _description(
         "device": plan.device.type,
         "expected_gpu_bytes": placement.gpu_bytes,
         "expected_cpu_bytes": placement.cpu_bytes,
+        "expected_loading_bytes": placement.loading_bytes,
         **store.describe(),
     }

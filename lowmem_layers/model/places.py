@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from lowmem_layers.model.anatomy import Anatomy
@@ -26,13 +27,16 @@ class Place:
     n_experts: int = 0
 
 
-def streamed_places(anatomy: Anatomy, prefix: str) -> Iterator[Place]:
-    """List the sublayers' weights of two or more dimensions, layer by layer; norms and biases are small and stay."""
+def streamed_places(anatomy: Anatomy, prefix: str, dtype: torch.dtype) -> Iterator[Place]:
+    """List the sublayers' weights of two or more dimensions, layer by layer; norms and biases are small and stay.
+
+    So do weights in another precision than `dtype`, that of the slots: routers that their family keeps in float32.
+    """
     for index, layer in enumerate(anatomy.layers):
         for kind in ("attn", "ffn"):
             for child in layer.children_of(kind):
                 for key, parameter in layer.layer.get_submodule(child).named_parameters():
-                    if parameter.dim() < 2:
+                    if parameter.dim() < 2 or parameter.dtype != dtype:
                         continue
                     path, _, attribute = f"{child}.{key}".rpartition(".")
                     module = layer.layer.get_submodule(path)

@@ -15,7 +15,7 @@ import torch
 
 from lowmem_layers.errors import ModelError
 from lowmem_layers.game.players import Player
-from lowmem_layers.model.anatomy import dissect
+from lowmem_layers.model.anatomy import Anatomy, dissect
 from lowmem_layers.model.budget import ModelBytes
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.places import streamed_places
@@ -30,13 +30,15 @@ class ModelShape:
     """A model as a plan sees it.
 
     Shapes: `players` and `macs` have N entries. Units: `macs` and `head_macs` are multiply-adds a token of the weights'
-    matrix products (a token visits `num_experts_per_tok` experts); attention over the context is left out.
+    matrix products (a token visits `num_experts_per_tok` experts); attention over the context is left out. `widest`
+    counts a token's numbers at its widest.
     """
 
     players: tuple[Player, ...]
     macs: tuple[int, ...]
     head_macs: int
     hidden: int
+    widest: int
     vocabulary: int
     n_parameters: int
     n_bytes: ModelBytes
@@ -61,18 +63,26 @@ def shape_of(config: Any, target: str, dtype: torch.dtype, *, process_bytes: int
     with quiet_transformers():
         model = build_skeleton(config, dtype)
     anatomy = dissect(model)
-    places = list(streamed_places(anatomy, layers_prefix(model, anatomy.layers[0].layer)))
-    text = model.config.get_text_config(decoder=True)
+    places = list(streamed_places(anatomy, layers_prefix(model, anatomy.layers[0].layer), dtype))
     n_bytes = measure(
         model, places, lambda place: packed_bytes(place, target, dtype),
-        dtype=dtype, source_itemsize=dtype.itemsize, process=process_bytes,
+        dtype=dtype, source_itemsize=2, process=process_bytes,
     )  # fmt: skip
+    return shape_from(model, anatomy, places, n_bytes)
+
+
+def shape_from(model: Any, anatomy: Anatomy, places: list[Place], n_bytes: ModelBytes) -> ModelShape:
+    """Work out the shape of a model that is taken apart and counted already."""
+    text = model.config.get_text_config(decoder=True)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    share = _active_share(text)
+    wide = [max(p.shape[-2:]) * (p.shape[0] * share if len(p.shape) == 3 else 1) for p in places]
     return ModelShape(
         players=anatomy.players,
-        macs=tuple(_macs(places, player, _active_share(text)) for player in anatomy.players),
+        macs=tuple(_macs(places, player, share) for player in anatomy.players),
         head_macs=text.hidden_size * text.vocab_size,
         hidden=text.hidden_size,
+        widest=round(max(wide)),
         vocabulary=text.vocab_size,
         n_parameters=sum(value.numel() for name, value in model.state_dict().items() if name not in tied),
         n_bytes=n_bytes,

@@ -49,11 +49,11 @@ def measure(
     kept = {name: value for name, value in model.state_dict().items() if name not in streamed | tied}
     return ModelBytes(
         packed=sum(at_home.values()),
-        resident=sum(value.numel() * dtype.itemsize for value in kept.values()),
+        resident=sum(value.numel() * value.element_size() for value in kept.values()),
         slots=_slots(groups, one_expert=False) * dtype.itemsize,
         expert_slots=_slots(groups, one_expert=True) * dtype.itemsize if has_experts else None,
         layer_packed=_largest_layer(at_home),
-        layer_source=_largest_layer(numbers) * max(source_itemsize, dtype.itemsize),
+        layer_source=_largest_layer(numbers) * (source_itemsize + dtype.itemsize),
         process=process,
     )
 

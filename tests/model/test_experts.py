@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 def packed_model(family: str, quant: str, dtype: torch.dtype, *, one_expert: bool) -> DecoderModel:
     """Build a tiny mixture whose weights are packed in memory."""
     module = tiny_model(family, dtype=dtype)
-    places = list(streamed_places(dissect(module), "model.layers"))
+    places = list(streamed_places(dissect(module), "model.layers", module.dtype))
     home = MemoryHome(CPU)
     for layer in range(3):
         for kind in ("attn", "ffn"):
@@ -73,7 +73,7 @@ def test_one_at_a_time_is_the_dequantised_models_own_loop_over_experts(family: s
     alone = packed_model(family, "4bit", torch.float32, one_expert=True)
     reference = tiny_model(family)
     reference.config._experts_implementation = "eager"
-    for p in streamed_places(dissect(reference), "model.layers"):
+    for p in streamed_places(dissect(reference), "model.layers", reference.dtype):
         weight = getattr(p.module, p.attribute)
         if is_quantised(p):
             out = torch.empty_like(weight)
@@ -116,7 +116,7 @@ def test_a_failure_inside_an_expert_leaves_nothing_behind(monkeypatch: pytest.Mo
 
 
 def test_a_dense_model_has_nothing_to_divide() -> None:
-    places = list(streamed_places(dissect(tiny_model("llama")), "model.layers"))
+    places = list(streamed_places(dissect(tiny_model("llama")), "model.layers", torch.bfloat16))
     assert not any(p.n_experts for p in places)
     assert slot_numbers(places, one_expert=True) == slot_numbers(places, one_expert=False)
 
@@ -181,7 +181,7 @@ def large_mixture() -> tuple[MemoryHome, list[Any], Any]:
         vocab_size=32, num_local_experts=16,
     )  # fmt: skip
     module = build_skeleton(config, torch.float32)
-    places = list(streamed_places(dissect(module), "model.layers"))
+    places = list(streamed_places(dissect(module), "model.layers", module.dtype))
     home = MemoryHome(CPU)
     for kind in ("attn", "ffn"):
         home.add((0, kind), {p.key: eights(p.shape) for p in places if p.kind == kind})

@@ -83,7 +83,7 @@ def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_pa
     write_gguf(tmp_path / "tiny.gguf", exact, family, quant_type)
     skeleton = build_skeleton(exact.config, torch.float32)
     anatomy = dissect(skeleton)
-    places = list(streamed_places(anatomy, "model.layers"))
+    places = list(streamed_places(anatomy, "model.layers", torch.float32))
     layer_of = Converter(skeleton, "model.layers", torch.float32).layer_of
     recipe = choose_recipe("none", OwnPacking("gguf", 4, quant_type), requantize=False)
     reader = GgufReader(tmp_path / "tiny.gguf", skeleton, layer_of, places, recipe, torch.float32)

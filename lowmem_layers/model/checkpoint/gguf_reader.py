@@ -151,7 +151,7 @@ class GgufReader:
                 continue
             weight = self._read_experts(name, place.shape) or self._read(name, place.shape)
             if not self._recipe.keep or weight.format == dense.NAME:
-                weight = self._recipe.pack(self._unpacked(weight), is_quantised=is_quantised(place))
+                weight = self._recipe.pack(self._unpacked(weight, self._dtype), is_quantised=is_quantised(place))
             packed[name] = weight
         return packed
 
@@ -173,17 +173,18 @@ class GgufReader:
         return self._header.tensors.get(f"{self._names.get_name(stem)}.{suffix}")
 
     def _read_dense(self, name: str) -> torch.Tensor:
-        expected = tuple(self._model.get_parameter(name).shape)
+        parameter = self._model.get_parameter(name)
+        expected, dtype = tuple(parameter.shape), parameter.dtype
         weight = self._read(name, expected)
         offset = 1.0 if self._header.architecture in OFFSET_NORMS and name.endswith("norm.weight") else 0.0
         if not offset:
-            return self._unpacked(weight)
+            return self._unpacked(weight, dtype)
         exact = torch.empty(expected)
         unpack(weight, exact)
-        return (exact - offset).to(self._dtype)
+        return (exact - offset).to(dtype)
 
-    def _unpacked(self, weight: Packed) -> torch.Tensor:
-        out = torch.empty(weight.shape, dtype=self._dtype)
+    def _unpacked(self, weight: Packed, dtype: torch.dtype) -> torch.Tensor:
+        out = torch.empty(weight.shape, dtype=dtype)
         unpack(weight, out)
         return out
 

@@ -51,7 +51,23 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             f"no causal language model can be built from this config: {_first_line(error)}",
             "the numbers in config.json make no model; download or save it again",
         ) from error
+    _keep_in_float32(model, dtype)
     return model.eval().requires_grad_(False)
+
+
+def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
+    """Make those parameters float32 that transformers' loader keeps so whatever is asked for: some mixtures' routers.
+
+    Source: `PreTrainedModel._get_dtype_plan` and `transformers.core_model_loading`.
+    """
+    from transformers.core_model_loading import build_glob_alternation
+
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
+    if not plan:
+        return
+    kept = build_glob_alternation(list(plan))[0]
+    for name in [name for name, _ in model.named_parameters() if kept.search(name)]:
+        set_tensor(model, name, model.get_parameter(name).data.to(torch.float32))
 
 
 def layers_prefix(model: nn.Module, layer: nn.Module) -> str:
