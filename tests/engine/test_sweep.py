@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers.models.gemma2 import modeling_gemma2
 
 from lowmem_layers.engine import Engine, Sizes, batches, reference_loglikelihoods
 from lowmem_layers.errors import EngineError, RemovalError
@@ -63,7 +64,9 @@ def test_sweep_equals_whole_passes_of_plain_transformers_in_float32(family):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_sweep_equals_the_reference_in_float64(family):
+def test_sweep_equals_the_reference_in_float64(family, monkeypatch):
+    if family == "gemma2":  # its eager attention has a softmax in float32, whose rounding depends on a row's length
+        monkeypatch.setattr(modeling_gemma2.nn.functional, "softmax", lambda x, dim, dtype: x.softmax(dim))
     items = routes.random_items(3, seed=1)
     coalitions = WINDOWS[::2] + SCATTERED
     model = DecoderModel(families.tiny_model(family, dtype=torch.float64, seed=1))
