@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.game.stopping import parse_statement
 from lowmem_layers.model.spec import EMBEDDED_MODEL
 from lowmem_layers.tasks.metrics import VALUES
 
@@ -177,7 +178,10 @@ def _check_game(passed: StudySpec) -> None:
         raise UsageError("--permutations counts removal orders, and none are drawn", "add --coalitions permutations")
     if passed.max_removed not in (None, _DEFAULTS["max_removed"]) and kind != "windows":
         raise UsageError("--max-removed limits windows, and none are removed", f"leave it out with --coalitions {kind}")
-    if passed.until is not None and kind == "permutations":
+    if passed.until is None:
+        return
+    parse_statement(passed.until)
+    if kind == "permutations":
         raise UsageError(
             "--until decides by the items' noise; removal orders have noise of their own",
             "leave --until out, or use --coalitions windows",

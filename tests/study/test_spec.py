@@ -36,6 +36,8 @@ def test_the_papers_preset_and_what_overrides_it():
         ({"max_removed": -1}, "--max-removed -1", "at least 0"),
         ({"tasks": ()}, "no task", "--tasks"),
         ({"tasks": ("quick", "quick")}, "named twice", "once"),
+        ({"until": "top"}, "no statement to stop at", "top3"),
+        ({"until": "top3", "coalitions": "permutations"}, "noise of their own", "leave --until out"),
     ],
 )
 def test_bad_values_are_refused_with_the_nearest_good_one(options, message, hint):
