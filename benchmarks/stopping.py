@@ -1,10 +1,12 @@
 """Measure stopping early: how often a statement made at any time of looking is wrong, and how many items it takes.
 
-Usage: python benchmarks/stopping.py [--runs 200] [--items 400]
+    python -m benchmarks.stopping [--runs 1000] [--items 400]          games with known values
+    python -m benchmarks.stopping --record RUN [--runs 200]            a finished run's items as the population
 
-Every game is a population of items with known values; items arrive one at a time in random order and the rule looks
-after every `step` of them (it refuses to state anything before the 30th). "tie" has no gap between the third and the
-fourth sublayer, a "duel" none between its two: every statement about them is wrong.
+Items arrive one at a time in random order and the rule looks after every `--step` of them (it refuses to state anything
+before the 30th of a task); the first statement counts, at whatever look it is made. "tie" has no gap between the third
+and the fourth sublayer, a "duel" none between its two: every statement about their order is wrong. A width (`ci=`) is
+wrong where any value lies further from the truth than stated. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -12,11 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record_population import populations
 from lowmem_layers.game import ValueTable, single_removals
-from lowmem_layers.game.stopping import decide
+from lowmem_layers.game.influence import estimate_influence, mean_over_tasks
+from lowmem_layers.game.stopping import decide, parse_statement
+from lowmem_layers.game.weights import estimator_weights
 
 EFFECTS = {
     "clear": [0.45, 0.35, 0.30, 0.08, 0.05, 0.03, 0.02, 0.01, 0.0, 0.0, 0.0, 0.0],
@@ -26,7 +33,17 @@ EFFECTS = {
     "duel": [0.3, 0.3],
     "duel, rare": [0.03, 0.03],
     "rare": [0.06, 0.06, 0.06, 0.06, 0.004, 0.004, 0.004, 0.004, 0.0, 0.0, 0.0, 0.0],
+    "steps": [0.6, 0.35, 0.1],
+    "tied steps": [0.6, 0.2, 0.2],
 }
+ASKED = [  # (game, statement); widths are for accuracies, and twice as wide for log-likelihoods
+    *((game, "top=3") for game in ("clear", "close", "tie", "all tied", "rare")),
+    *((game, "top=1") for game in ("duel", "duel, rare")),
+    *((game, "rank") for game in ("steps", "tied steps", "duel")),
+    *((game, "ci=0.12") for game in ("clear", "all tied", "rare")),
+]
+KINDS = ("accuracy", "log-likelihood", "one skewed")
+Draw = Callable[[np.random.Generator], list[ValueTable]]
 
 
 def draw(game: str, kind: str, n_items: int, rng: np.random.Generator) -> ValueTable:
@@ -50,56 +67,103 @@ def draw(game: str, kind: str, n_items: int, rng: np.random.Generator) -> ValueT
     return ValueTable(tuple(f"player.{p}" for p in range(len(effects))), coalitions, values)
 
 
-def top_k(game: str) -> int:
-    """Ask for the top 3, and for the better one of two."""
-    return 1 if len(EFFECTS[game]) == 2 else 3
+def is_wrong(tables: Sequence[ValueTable], statement: str, text: str, truth: np.ndarray) -> bool:
+    """Judge what was stated: an order or a top that is not strictly the true one, or a value too far from the truth."""
+    asked = parse_statement(statement)
+    players = tables[0].players
+    if asked.kind == "ci":
+        parts = [estimate_influence(t, estimator_weights("neighbourhood", t.coalitions, players)) for t in tables]
+        return bool((np.abs(mean_over_tasks(parts).value - truth) > asked.half_width).any())
+    named = text.split(" are " if asked.kind == "top" else " is ")[1].split(" (")[0].split(", ")
+    places = [players.index(name) for name in named]
+    if asked.kind == "rank":
+        return bool((np.diff(truth[places]) >= 0).any())
+    outside = [place for place in range(len(players)) if place not in places]
+    return bool(truth[places].min() <= truth[outside].max())
 
 
-def is_wrong(text: str, game: str) -> bool:
-    """Judge a statement about the top sublayers: wrong where one inside is not truly above all outside."""
-    effects = np.array(EFFECTS[game])
-    named = [int(name.split(".")[1]) for name in text.split(" are ")[1].split(" (")[0].split(", ")]
-    outside = [p for p in range(len(effects)) if p not in named]
-    return bool(effects[named].min() <= effects[outside].max())
+def measure(
+    drawn: Draw, truth: np.ndarray, statement: str, runs: int, looks: Sequence[int], seed: int = 0
+) -> dict[str, object]:
+    """Run a game many times, looking again and again and stopping at the first statement.
 
-
-def measure(game: str, kind: str, runs: int, n_items: int, step: int, seed: int = 0) -> dict[str, object]:
-    """Run a game many times, looking after every `step` items and stopping at the first statement."""
+    `looks` are numbers of items of each task.
+    """
     rng = np.random.default_rng(seed)
     wrong, needed = 0, []
     for _ in range(runs):
-        table = draw(game, kind, n_items, rng)
-        for n in range(step, n_items + 1, step):
-            decision = decide(table.take_items(range(n)), f"top={top_k(game)}")
+        tables = drawn(rng)
+        for n in looks:
+            known = [table.take_items(range(n)) for table in tables]
+            decision = decide(known, statement)
             if decision.holds:
-                wrong += is_wrong(decision.text, game)
-                needed.append(n)
+                wrong += is_wrong(known, statement, decision.text, truth)
+                needed.append(n * len(tables))
                 break
     median = float(np.median(needed)) if needed else None
-    return {"game": game, "kind": kind, "runs": runs, "stated": len(needed), "wrong": wrong, "median_items": median}
+    return {"runs": runs, "stated": len(needed), "wrong": wrong, "wrong_share": wrong / runs, "median_items": median}
+
+
+def of_games(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure every game, kind and statement."""
+    rows = []
+    looks = range(options.step, options.items + 1, options.step)
+    for game, statement in ASKED:
+        for kind in KINDS:
+            if kind == "one skewed" and not game.startswith("duel"):
+                continue
+            asked = "ci=0.24" if statement.startswith("ci") and kind != "accuracy" else statement
+            truth = np.array(EFFECTS[game]) * (0.7 if kind == "accuracy" else 1.0)
+
+            def drawn(rng: np.random.Generator, game: str = game, kind: str = kind) -> list[ValueTable]:
+                return [draw(game, kind, options.items, rng)]
+
+            row = measure(drawn, truth, asked, options.runs, looks)
+            rows.append({"game": game, "kind": kind, "statement": asked, **row})
+            show(rows[-1])
+    return rows
+
+
+def of_record(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure statements about a finished run's own items, drawn anew each time."""
+    rows = []
+    for name, found in populations(options.record).items():
+        each = max(options.items // len(found), 30)
+
+        def drawn(rng: np.random.Generator, found: list[ValueTable] = found, each: int = each) -> list[ValueTable]:
+            tables = [table.take_items(rng.integers(0, table.n_items, each)) for table in found]
+            return [ValueTable(t.players, t.coalitions, t.values) for t in tables]
+
+        parts = [estimate_influence(t, estimator_weights("neighbourhood", t.coalitions, t.players)) for t in found]
+        truth = mean_over_tasks(parts).value
+        for statement in options.statements.split(","):
+            row = measure(drawn, truth, statement, options.runs, range(options.step, each + 1, options.step))
+            rows.append({"game": "record", "kind": name, "statement": statement, **row})
+            show(rows[-1])
+    return rows
+
+
+def show(row: dict[str, object]) -> None:
+    """Print one line."""
+    print(
+        f"{row['game']:<12}{row['kind']:<16}{row['statement']:<9}{row['runs']:>6} runs{row['stated']:>6} stated"
+        f"{row['wrong']:>5} wrong  median {row['median_items']} items",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Print the table, and one JSON document on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=200)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--step", type=int, default=5)
+    parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
+    parser.add_argument("--statements", default="top=1,top=2,top=3", help="of --record")
     options = parser.parse_args()
-    rows = []
-    print(f"{'game':<10}{'kind':<16}{'runs':>6}{'stated':>8}{'wrong':>7}{'median items':>14}")
-    for game in EFFECTS:
-        for kind in ("accuracy", "log-likelihood", "one skewed"):
-            if kind == "one skewed" and top_k(game) == 3:
-                continue
-            row = measure(game, kind, options.runs, options.items, options.step)
-            rows.append(row)
-            print(f"{game:<10}{kind:<16}{row['runs']:>6}{row['stated']:>8}{row['wrong']:>7}{row['median_items']!s:>14}")
-    print(
-        json.dumps(
-            {"rows": rows, "options": vars(options), "numpy": np.__version__, "python": platform.python_version()}
-        )
-    )
+    rows = of_record(options) if options.record else of_games(options)
+    asked = {name: value for name, value in vars(options).items() if name != "record"}
+    print(json.dumps({"rows": rows, "options": asked, "numpy": np.__version__, "python": platform.python_version()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data goes to stdout or a file, as a table, CSV, JSON or parquet."""
+"""Data goes to stdout or a file, as a table, CSV, JSON, parquet, or a table for a paper (Markdown, LaTeX)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from lowmem_layers.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMATS = ("table", "csv", "json", "parquet")
-_SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table"}
+FORMATS = ("table", "csv", "json", "parquet", "markdown", "latex")
+_SUFFIXES = {
+    ".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table", ".md": "markdown", ".tex": "latex",
+}  # fmt: skip
 _SHOWN_ROWS = 200
 
 
@@ -26,23 +28,23 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --format and -o to a data command."""
     command = click.option("-o", "--output", metavar="FILE", help="Write to this file. [default: stdout]")(command)
     return click.option(
-        "--format", "form", metavar="table|csv|json|parquet", help="[default: by the file's ending, else table]"
+        "--format", "form", metavar="|".join(FORMATS), help="[default: by the file's ending, else table]"
     )(command)
 
 
-def write_data(table: pa.Table, form: str | None, output: str | None) -> None:
-    """Write a table in the format asked for.
+def write_data(table: pa.Table, form: str | None, output: str | None, decimals: int = 4) -> None:
+    """Write a table in the format asked for; `decimals` are those of tables for people.
 
     Raises:
         UsageError: unknown format, a file that cannot be written, or parquet to a terminal.
     """
     form = chosen_format(form, output)
     if output is None:
-        _to_stdout(table, form)
+        _to_stdout(table, form, decimals)
         return
     try:
         with Path(output).open("wb") as file:
-            _write(table, form, file)
+            _write(table, form, file, decimals)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file with -o") from error
 
@@ -59,16 +61,16 @@ def chosen_format(form: str | None, output: str | None) -> str:
     return form or _SUFFIXES.get(Path(output or "").suffix.lower(), "table")
 
 
-def _to_stdout(table: pa.Table, form: str) -> None:
+def _to_stdout(table: pa.Table, form: str, decimals: int) -> None:
     if form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal", "give a file with -o, or pipe it somewhere")
-    _write(table, form, sys.stdout.buffer)
+    _write(table, form, sys.stdout.buffer, decimals)
     sys.stdout.buffer.flush()
     if form == "table" and len(table) > _SHOWN_ROWS:
         click.echo(f"{len(table) - _SHOWN_ROWS:,} more rows; --format csv gives all {len(table):,}", err=True)
 
 
-def _write(table: pa.Table, form: str, file: BinaryIO) -> None:
+def _write(table: pa.Table, form: str, file: BinaryIO, decimals: int) -> None:
     if form == "parquet":
         import pyarrow.parquet as pq
 
@@ -77,8 +79,19 @@ def _write(table: pa.Table, form: str, file: BinaryIO) -> None:
         _write_csv(table, file)
     elif form == "json":
         _write_json(table, file)
+    elif form == "table":
+        shown = table.slice(0, _SHOWN_ROWS) if file is sys.stdout.buffer else table
+        file.write(as_text(shown, decimals).encode())
     else:
-        file.write(as_text(table.slice(0, _SHOWN_ROWS) if file is sys.stdout.buffer else table).encode())
+        file.write(_for_paper(table, form, decimals).encode())
+
+
+def _for_paper(table: pa.Table, form: str, decimals: int) -> str:
+    from lowmem_layers.report.tables import as_latex, as_markdown
+
+    header = [name.replace("_", " ") for name in table.column_names]
+    rows = zip(*([_cell(value, decimals) for value in column.to_pylist()] for column in table.columns), strict=True)
+    return (as_markdown if form == "markdown" else as_latex)(header, list(rows))
 
 
 def _write_csv(table: pa.Table, file: BinaryIO) -> None:
@@ -109,9 +122,9 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_text(table: pa.Table) -> str:
+def as_text(table: pa.Table, decimals: int = 4) -> str:
     """Lay a table out in columns: numbers to the right, names to the left."""
-    cells = [[_cell(value) for value in column.to_pylist()] for column in table.columns]
+    cells = [[_cell(value, decimals) for value in column.to_pylist()] for column in table.columns]
     numeric = [not _is_name(column.type) for column in table.columns]
     widths = [max(map(len, [name, *column])) for name, column in zip(table.column_names, cells, strict=True)]
     lines = [table.column_names, *map(list, zip(*cells, strict=True))]
@@ -131,7 +144,7 @@ def _is_name(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_dictionary(kind)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, decimals: int) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)

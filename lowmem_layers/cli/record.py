@@ -38,9 +38,22 @@ def scores(run: str, form: str | None, output: str | None) -> None:
     help="neighbourhood, stratified, ablation, shapley or permutation. [default: what the coalitions are meant for]",
 )
 @click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level of the intervals.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Column top: who is certainly in or out of the first so many.",
+)
 @data_options
 def importance(
-    run: str, value: str | None, estimator: str | None, level: float, form: str | None, output: str | None
+    run: str,
+    value: str | None,
+    estimator: str | None,
+    level: float,
+    top: int,
+    form: str | None,
+    output: str | None,
 ) -> None:
     """Write the importance of every sublayer (or group) of RUN, one row a task and sublayer."""
     from lowmem_layers.study import open_run
@@ -48,7 +61,7 @@ def importance(
     chosen_format(form, output)
     opened = open_run(run)
     _note_unfinished(opened)
-    write_data(opened.importance(value, estimator, level), form, output)
+    write_data(opened.importance(value, estimator, level, top), form, output)
 
 
 @click.command()

@@ -1,23 +1,35 @@
 """Compare two runs of the same players: 4-bit against bf16, one model against another, one task against another.
 
-With the same items on both sides the differences are paired item by item, which removes the items' own difficulty;
-otherwise the two errors are independent. Signs: A minus B.
+With the same items of the same task on both sides the differences are paired item by item, which removes the items' own
+difficulty; otherwise the two errors are independent. Where only some items are the same, those alone are compared if
+they are at least half of the smaller run; else all items of both, as if none were the same (which errs on the wide
+side). Signs: A minus B.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.influence import Influence, contributions, influence_of, with_coin_flip_item
-from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.intervals import check_level, mean_interval
 from lowmem_layers.game.multiplicity import Correction, adjusted, two_sided_p
+from lowmem_layers.game.permutation import Order, permutation_influence
 from lowmem_layers.game.rank_correlation import Agreement, agreement
 from lowmem_layers.game.table import FloatArray, ValueTable
 from lowmem_layers.game.weights import Estimator, estimator_weights, largest_window
+
+
+@dataclass(frozen=True)
+class Walks:
+    """The removal orders that a run walked, and how far (empty `cuts`: to the end)."""
+
+    orders: tuple[Order, ...]
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +37,8 @@ class Comparison:
     """What differs between run A and run B.
 
     Shapes: arrays (players,). `difference` is A − B with its interval (each at `level`); `significant` is corrected for
-    the number of sublayers. `paired` says whether the items were the same. Unknown (nan) with fewer than 2 clusters.
+    the number of players by `correction`. `paired` says whether the items were the same; `n_items` counts those used.
+    Unknown (nan) with fewer than 2 clusters.
     """
 
     players: tuple[str, ...]
@@ -34,6 +47,10 @@ class Comparison:
     n_items: tuple[int, int]
     value_a: FloatArray
     value_b: FloatArray
+    low_a: FloatArray
+    high_a: FloatArray
+    low_b: FloatArray
+    high_b: FloatArray
     difference: FloatArray
     ci_low: FloatArray
     ci_high: FloatArray
@@ -49,114 +66,218 @@ def compare(
     b: ValueTable,
     estimator: Estimator = "neighbourhood",
     *,
+    walks: tuple[Walks, Walks] | None = None,
     max_removed: int | None = None,
     level: float = 0.95,
     correction: Correction = "holm",
     top_k: int = 3,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two tables.
+    """Compare two tables, by an estimator, or by the permutation estimate where the runs' `walks` are given.
 
-    Items are the same where both tables name them and the names are the same set; they are then matched by name.
+    Items are the same where both tables are of one task and name them alike; they are then matched by name.
 
     Raises:
         UsageError: different players, different largest windows, items named twice, or a missing coalition.
     """
-    _refuse_different_games(a, b, max_removed)
-    weights_a = estimator_weights(estimator, a.coalitions, a.players, max_removed)
-    weights_b = estimator_weights(estimator, b.coalitions, b.players, max_removed)
-    matched = _matching_rows(a, b)
-    first, second, pieces, dof = _aligned(a, b, matched, weights_a, weights_b)
-    difference = Influence(first.value - second.value, pieces[0] - pieces[1], dof, a.is_binary and b.is_binary)
+    sides = [_sides(a, b, estimator, walks, max_removed)]
+    return _compared(a.players, estimator if walks is None else "permutation", sides, level, correction, top_k, seed)
+
+
+def compare_mean(
+    pairs: Sequence[tuple[ValueTable, ValueTable]],
+    estimator: Estimator = "neighbourhood",
+    *,
+    walks: tuple[Walks, Walks] | None = None,
+    max_removed: int | None = None,
+    level: float = 0.95,
+    correction: Correction = "holm",
+    top_k: int = 3,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the means over several tasks, given as pairs of tables of one task each; tasks are independent.
+
+    Raises:
+        UsageError: no pairs, or as in `compare`.
+    """
+    if not pairs:
+        raise UsageError("no tasks to compare", "give the tables of at least one task")
+    sides = [_sides(a, b, estimator, walks, max_removed) for a, b in pairs]
+    name = estimator if walks is None else "permutation"
+    return _compared(pairs[0][0].players, name, sides, level, correction, top_k, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """Both estimates with pieces of error that stand side by side; `dof` are those of their difference."""
+
+    first: Influence
+    second: Influence
+    dof: FloatArray
+    n_items: tuple[int, int]
+    paired: bool
+
+    @property
+    def difference(self) -> Influence:
+        binary = self.first.is_binary and self.second.is_binary
+        pieces = self.first.pieces - self.second.pieces
+        return Influence(self.first.value - self.second.value, pieces, self.dof, binary)
+
+
+def _compared(
+    players: tuple[str, ...],
+    estimator: str,
+    parts: Sequence[_Sides],
+    level: float,
+    correction: Correction,
+    top_k: int,
+    seed: int,
+) -> Comparison:
+    check_level(level)
+    both = _mean_of(parts)
+    first, second, difference = both.first, both.second, both.difference
     low, high = mean_interval(difference, level)
     p_adjusted = adjusted(two_sided_p(difference), correction)
-    both = agreement(first.value, second.value, pieces[0], pieces[1], dof, level=level, top_k=top_k, seed=seed)
+    one, two = mean_interval(first, level), mean_interval(second, level)
+    agreed = agreement(
+        first.value, second.value, first.pieces, second.pieces, both.dof, level=level, top_k=top_k, seed=seed
+    )
     return Comparison(
-        a.players,
-        estimator,
-        matched is not None,
-        (a.n_items, b.n_items),
-        first.value,
-        second.value,
-        difference.value,
-        low,
-        high,
-        p_adjusted,
-        p_adjusted < 1.0 - level,
-        correction,
-        level,
-        both,
+        players=players,
+        estimator=estimator,
+        paired=both.paired,
+        n_items=both.n_items,
+        value_a=first.value,
+        value_b=second.value,
+        low_a=one[0],
+        high_a=one[1],
+        low_b=two[0],
+        high_b=two[1],
+        difference=difference.value,
+        ci_low=low,
+        ci_high=high,
+        p_adjusted=p_adjusted,
+        significant=p_adjusted < 1.0 - level,
+        correction=correction,
+        level=level,
+        agreement=agreed,
     )
 
 
-def _aligned(
-    a: ValueTable, b: ValueTable, matched: list[int] | None, weights_a: FloatArray, weights_b: FloatArray
-) -> tuple[Influence, Influence, tuple[FloatArray, FloatArray], FloatArray]:
+def _mean_of(parts: Sequence[_Sides]) -> _Sides:
+    """Average over tasks; the degrees of freedom are Welch and Satterthwaite's."""
+    if len(parts) == 1:
+        return parts[0]
+    first, second = _mean([part.first for part in parts]), _mean([part.second for part in parts])
+    dof = _welch(np.array([part.difference.variance for part in parts]), np.array([part.dof for part in parts]))
+    n_items = (sum(part.n_items[0] for part in parts), sum(part.n_items[1] for part in parts))
+    return _Sides(first, second, dof, n_items, all(part.paired for part in parts))
+
+
+def _mean(parts: Sequence[Influence]) -> Influence:
+    dof = _welch(np.array([part.variance for part in parts]), np.array([part.dof for part in parts]))
+    pieces = np.concatenate([part.pieces for part in parts]) / len(parts)
+    return Influence(np.mean([p.value for p in parts], axis=0), pieces, dof, all(p.is_binary for p in parts))
+
+
+def _sides(
+    a: ValueTable,
+    b: ValueTable,
+    estimator: Estimator,
+    walks: tuple[Walks, Walks] | None,
+    max_removed: int | None,
+) -> _Sides:
     """Estimate both tables, with error pieces that stand side by side: item by item where they are matched."""
-    if matched is not None:
-        first, second = _paired(a, b.take_items(matched), weights_a, weights_b)
-        return first, second, (first.pieces, second.pieces), first.dof
-    first, second = _one(a, weights_a), _one(b, weights_b)
-    pieces = (_padded(first, len(second.pieces), before=False), _padded(second, len(first.pieces), before=True))
-    return first, second, pieces, _welch(first, second)
+    _refuse_different_players(a, b)
+    if walks is None:
+        _refuse_different_windows(a, b, estimator, max_removed)
+    rows = _matching_rows(a, b)
+    if rows is not None:
+        a, b = a.take_items(rows[0]), b.take_items(rows[1])
+    paired = rows is not None
+    if walks is None:
+        first, second, dof = _by_weights(a, b, estimator, max_removed, paired)
+    else:
+        first, second, dof = _by_orders(a, b, walks, paired)
+    return _Sides(first, second, dof, (a.n_items, b.n_items), paired)
 
 
-def _refuse_different_games(a: ValueTable, b: ValueTable, max_removed: int | None) -> None:
-    if a.players != b.players:
-        if len(a.players) != len(b.players):
-            what = f"A has {len(a.players)} players, B {len(b.players)}"
-        else:
-            first = next(i for i, pair in enumerate(zip(a.players, b.players, strict=True)) if pair[0] != pair[1])
-            what = f"player {first} is {a.players[first]} in A and {b.players[first]} in B"
-        raise UsageError(f"the runs play different games: {what}", "compare runs of models with the same sublayers")
+def _by_weights(
+    a: ValueTable, b: ValueTable, estimator: Estimator, max_removed: int | None, paired: bool
+) -> tuple[Influence, Influence, FloatArray]:
+    flips = (a.is_binary, b.is_binary) if not paired else (a.is_binary and b.is_binary,) * 2
+    parts = []
+    for table, flip in zip((a, b), flips, strict=True):
+        weights = estimator_weights(estimator, table.coalitions, table.players, max_removed)
+        plain = influence_of(contributions(table, weights), table.cluster_codes)
+        whole = with_coin_flip_item(plain, weights, table.n_items, table.n_clusters) if flip else plain
+        parts.append((whole, plain.pieces, whole.pieces[len(plain.pieces) :]))
+    (one, items_a, flips_a), (two, items_b, flips_b) = parts
+    # One more item of coin flips on both sides, independent of each other: block by block.
+    return _side_by_side(one, two, [(items_a, items_b, paired), (flips_a, flips_b, False)], paired)
+
+
+def _by_orders(
+    a: ValueTable, b: ValueTable, walks: tuple[Walks, Walks], paired: bool
+) -> tuple[Influence, Influence, FloatArray]:
+    parts = []
+    for table, walked in zip((a, b), walks, strict=True):
+        whole = permutation_influence(table, walked.orders, cuts=walked.cuts or None)
+        parts.append((whole, whole.pieces[: table.n_clusters], whole.pieces[table.n_clusters :]))
+    (one, items_a, orders_a), (two, items_b, orders_b) = parts
+    same = walks[0].orders == walks[1].orders
+    return _side_by_side(one, two, [(items_a, items_b, paired), (orders_a, orders_b, same)], paired)
+
+
+def _side_by_side(
+    one: Influence, two: Influence, blocks: Sequence[tuple[FloatArray, FloatArray, bool]], paired: bool
+) -> tuple[Influence, Influence, FloatArray]:
+    """Stack blocks of pieces: row by row where they belong together, padded with zeros where they are independent."""
+    rows_a: list[FloatArray] = []
+    rows_b: list[FloatArray] = []
+    for first, second, together in blocks:
+        rows_a += [first] if together else [first, np.zeros_like(second)]
+        rows_b += [second] if together else [np.zeros_like(first), second]
+    each = np.array([one.dof, two.dof])
+    dof = each.min(axis=0) if paired else _welch(np.array([one.variance, two.variance]), each)
+    return replace(one, pieces=np.concatenate(rows_a)), replace(two, pieces=np.concatenate(rows_b)), dof
+
+
+def _refuse_different_players(a: ValueTable, b: ValueTable) -> None:
+    if a.players == b.players:
+        return
+    if len(a.players) != len(b.players):
+        what = f"A has {len(a.players)} players, B {len(b.players)}"
+    else:
+        first = next(i for i, pair in enumerate(zip(a.players, b.players, strict=True)) if pair[0] != pair[1])
+        what = f"player {first} is {a.players[first]} in A and {b.players[first]} in B"
+    raise UsageError(f"the runs play different games: {what}", "compare runs of models with the same sublayers")
+
+
+def _refuse_different_windows(a: ValueTable, b: ValueTable, estimator: Estimator, max_removed: int | None) -> None:
     sizes = largest_window(a.coalitions, a.n_players), largest_window(b.coalitions, b.n_players)
-    if max_removed is None and sizes[0] != sizes[1]:
+    if estimator in ("neighbourhood", "stratified") and max_removed is None and sizes[0] != sizes[1]:
         raise UsageError(
             f"A has windows of up to {sizes[0]} sublayers, B of up to {sizes[1]}",
-            f"compare both with windows of up to {min(sizes)}",
+            f"compare both with --max-removed {min(sizes)}",
         )
 
 
-def _matching_rows(a: ValueTable, b: ValueTable) -> list[int] | None:
-    if a.items is None or b.items is None or set(a.items) != set(b.items):
+def _matching_rows(a: ValueTable, b: ValueTable) -> tuple[list[int], list[int]] | None:
+    """Find the rows of the items that are the same, in A's order; None where too few are."""
+    if a.items is None or b.items is None or a.task != b.task:
         return None
     if len(set(a.items)) != len(a.items) or len(set(b.items)) != len(b.items):
         raise UsageError("an item occurs twice in a run", "give every item its own name")
-    row = {item: i for i, item in enumerate(b.items)}
-    return [row[item] for item in a.items]
+    row = {item: place for place, item in enumerate(b.items)}
+    common = [(place, row[item]) for place, item in enumerate(a.items) if item in row]
+    if 2 * len(common) < min(a.n_items, b.n_items):
+        return None
+    return [first for first, _ in common], [second for _, second in common]
 
 
-def _one(table: ValueTable, weights: FloatArray) -> Influence:
-    estimate = influence_of(contributions(table, weights), table.cluster_codes)
-    return with_coin_flip_item(estimate, weights, table.n_items, table.n_clusters) if table.is_binary else estimate
-
-
-def _paired(a: ValueTable, b: ValueTable, weights_a: FloatArray, weights_b: FloatArray) -> tuple[Influence, Influence]:
-    first = influence_of(contributions(a, weights_a), a.cluster_codes)
-    second = influence_of(contributions(b, weights_b), a.cluster_codes)
-    if not (a.is_binary and b.is_binary):
-        return first, second
-    # One more item of coin flips on both sides, independent of each other: block by block.
-    first = with_coin_flip_item(first, weights_a, a.n_items, a.n_clusters)
-    extra = len(first.pieces) - len(second.pieces)
-    second_flips = with_coin_flip_item(second, weights_b, b.n_items, a.n_clusters)
-    own = len(second_flips.pieces) - len(second.pieces)
-    zeros_a, zeros_b = np.zeros((own, len(first.value))), np.zeros((extra, len(first.value)))
-    stacked = np.concatenate([second.pieces, zeros_b, second_flips.pieces[len(second.pieces) :]])
-    return (
-        Influence(first.value, np.concatenate([first.pieces, zeros_a]), first.dof),
-        Influence(second.value, stacked, second.dof),
-    )
-
-
-def _padded(estimate: Influence, rows: int, before: bool) -> FloatArray:
-    zeros = np.zeros((rows, len(estimate.value)))
-    return np.concatenate([zeros, estimate.pieces] if before else [estimate.pieces, zeros])
-
-
-def _welch(first: Influence, second: Influence) -> FloatArray:
-    variances = np.array([first.variance, second.variance])
-    each = np.array([first.dof, second.dof])
+def _welch(variances: FloatArray, each: FloatArray) -> FloatArray:
+    # Degrees of freedom of a sum of independent errors. Shapes: (parts, players) each → (players,).
     total = variances.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         dof = np.where(total > 0, total**2 / (variances**2 / each).sum(axis=0), each.min(axis=0))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.influence import Influence, estimate_influence, mean_over_tasks
-from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.intervals import check_level, mean_interval
 from lowmem_layers.game.permutation import Order, permutation_influence
 from lowmem_layers.game.ranks import rank_intervals, ranks
 from lowmem_layers.game.shares import share_intervals, shares
@@ -194,7 +194,6 @@ def _check(tables: Sequence[ValueTable], level: float, top_k: int) -> None:
                 f"tasks {tables[0].task!r} and {table.task!r} have different players",
                 "combine tasks of one model only",
             )
-    if not 0.0 < level < 1.0:
-        raise UsageError(f"a confidence level of {level}", "choose one between 0 and 1, such as 0.95")
+    check_level(level)
     if top_k < 1:
         raise UsageError(f"a top {top_k}", "choose a top of at least 1")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.coalitions import Removed
 from lowmem_layers.game.influence import estimate_influence, mean_over_tasks
-from lowmem_layers.game.intervals import mean_interval
+from lowmem_layers.game.intervals import check_level, mean_interval
 from lowmem_layers.game.multiplicity import adjusted, two_sided_p
 from lowmem_layers.game.table import FloatArray, IntArray, ValueTable, missing_coalition
 from lowmem_layers.game.weights import largest_window
@@ -95,6 +95,7 @@ def interactions(
     Raises:
         UsageError: no windows of at least 2 sublayers, or one of them missing; tables of different players.
     """
+    check_level(level)
     listed = [tables] if isinstance(tables, ValueTable) else list(tables)
     if not listed or any(table.players != listed[0].players for table in listed):
         raise UsageError("interactions need at least one table, all of the same players", "give one model's tasks")

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+from lowmem_layers.errors import UsageError
 from lowmem_layers.game.influence import Influence
 from lowmem_layers.game.quantiles import student_quantiles
 from lowmem_layers.game.skewness import uncorrected_t
 from lowmem_layers.game.table import FloatArray
+
+
+def check_level(level: float) -> None:
+    """Refuse what is no confidence level.
+
+    Raises:
+        UsageError: not between 0 and 1.
+    """
+    if not 0.0 < level < 1.0:
+        raise UsageError(f"a confidence level of {level}", "choose one between 0 and 1, such as 0.95")
 
 
 def mean_interval(estimate: Influence, level: float) -> tuple[FloatArray, FloatArray]:

@@ -8,6 +8,7 @@ All fractions here are fractions (0.291), not percent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from lowmem_layers.game.table import FloatArray, ValueTable
 from lowmem_layers.game.weights import estimator_weights
 
 DECIMALS = 4  # of the values, before clipping
+
+_PACKINGS = r"(?:[-._ ](?:hf|v0\.1|gguf|gptq|awq|bnb|none|int[48]|[48]bit|b?f(?:loat|p)?(?:16|32)|i?q\d\w*))*"
+_PUBLISHED = re.compile(r"(?:meta-)?(llama-3-8b|llama-3-70b|mixtral-8x7b)" + _PACKINGS)
 
 PUBLISHED_CORNERSTONES: dict[str, tuple[str, ...]] = {
     "Llama-3-8B": ("attn.0", "ffn.0", "ffn.1"),
@@ -38,14 +42,14 @@ PUBLISHED_OTHER_DROPS: dict[str, dict[str, float]] = {
 
 
 def published_model(label: str) -> str | None:
-    """Recognise one of the study's three base models in a label or hub id (`meta-llama/Meta-Llama-3-8B`), else None.
+    """Recognise one of the study's three base models in a label, hub id or file name, else None.
 
-    Other members of the families (`-Instruct`, Llama 3.1) are other models and are not recognised.
+    `meta-llama/Meta-Llama-3-8B`, `Meta-Llama-3-8B 4bit`, `Meta-Llama-3-8B.Q4_K_M.gguf`: a model quantised is still that
+    model. Other members of the families (`-Instruct`, Llama 3.1) are other models and are not recognised.
     """
-    name = label.rsplit("/", 1)[-1].lower().removeprefix("meta-")
-    return {"llama-3-8b": "Llama-3-8B", "llama-3-70b": "Llama-3-70B", "mixtral-8x7b": "Mixtral-8x7B"}.get(
-        name.removesuffix("-v0.1")
-    )
+    found = _PUBLISHED.fullmatch(label.rsplit("/", 1)[-1].lower())
+    known = {name.lower(): name for name in PUBLISHED_CORNERSTONES}
+    return None if found is None else known[found[1]]
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,9 @@ def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture
 
 def _study(run: Run, folder: Path) -> list[Section]:
     """Lay out the study's tables 1 to 4, where every task is judged by an accuracy."""
-    if run.manifest.game.coalitions != "windows" or any(run.metric(t) not in ("acc", "acc_norm") for t in run.tasks):
+    game = run.manifest.game
+    by_accuracy = all(run.metric(task) in ("acc", "acc_norm") for task in run.tasks)
+    if game.coalitions != "windows" or game.grouping is not None or not by_accuracy:
         return []
     found, listings = tables_of([run]), []
     for which, words in PAPER_WORDS.items():

@@ -95,18 +95,21 @@ def side(run: Run, value: str | None, level: float = 0.95) -> Side:
     tables = tuple(run.value_tables(value))
     names = {value or run.metric(task) for task in run.tasks}
     name = names.pop() if len(names) == 1 else "acc"
-    fraction = name in _FRACTIONS
-    words = METRIC_WORDS[name] if value or len(run.tasks) == 1 else "accuracy"
-    if not fraction:
-        words = METRIC_WORDS[name]
+    scale, unit = scale_and_unit(name)
+    words = METRIC_WORDS[name] if value or len(run.tasks) == 1 or name not in _FRACTIONS else "accuracy"
     return Side(
         name,
         words,
-        "points" if fraction else "nats",
-        100.0 if fraction else 1.0,
+        unit,
+        scale,
         tables,
         tuple(estimates(tables, run.manifest.game, level=level)),
     )
+
+
+def scale_and_unit(value: str) -> tuple[float, str]:
+    """Tell how a value is shown: fractions in points, all else in nats."""
+    return (100.0, "points") if value in _FRACTIONS else (1.0, "nats")
 
 
 def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones]]:

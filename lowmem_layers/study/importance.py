@@ -15,6 +15,7 @@ from lowmem_layers.game.weights import Estimator
 from lowmem_layers.study.game import Game
 from lowmem_layers.study.spec import one_of
 
+N_TOP = 3
 ESTIMATORS: tuple[str, ...] = (*get_args(Estimator), "permutation")
 
 IMPORTANCE_SCHEMA = pa.schema(
@@ -34,24 +35,27 @@ IMPORTANCE_SCHEMA = pa.schema(
         ("share", pa.float64()),
         ("share_ci_low", pa.float64()),
         ("share_ci_high", pa.float64()),
+        ("top", pa.string()),
         ("n_items", pa.int32()),
     ]
 )
+_MEMBERSHIP = {1: "in", -1: "out", 0: "undecided"}
 
 
 def estimates(
-    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95
+    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
 ) -> list[Importance]:
     """Estimate importance on every task, and on their mean (`all`) where there are several.
 
-    `estimator` None is the one that the game's coalitions are meant for.
+    `estimator` None is the one that the game's coalitions are meant for; `top` the size of the top whose membership is
+    decided.
 
     Raises:
         UsageError: an unknown estimator, or one that needs coalitions that were not measured.
     """
     name = estimator or game.estimator
     one_of("--estimator", name, ESTIMATORS)
-    top_k = min(3, tables[0].n_players)
+    top_k = min(top, tables[0].n_players)
     if name == "permutation":
         found = [_by_orders([table], game, level, top_k) for table in tables]
         return found if len(tables) == 1 else [*found, _by_orders(tables, game, level, top_k)]
@@ -69,14 +73,14 @@ def _by_orders(tables: Sequence[ValueTable], game: Game, level: float, top_k: in
 
 
 def importance_table(
-    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95
+    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
 ) -> pa.Table:
     """Lay out `estimates`: a row a task and sublayer, in execution order.
 
     Raises:
         UsageError: an unknown estimator, or one that needs coalitions that were not measured.
     """
-    return as_table(estimates(tables, game, estimator, level))
+    return as_table(estimates(tables, game, estimator, level, top))
 
 
 def as_table(found: Sequence[Importance]) -> pa.Table:
@@ -90,6 +94,7 @@ def _rows(found: Importance) -> pa.Table:
         "task": [found.task] * n_players,
         "sublayer": list(found.players),
         "estimator": [found.estimator] * n_players,
+        "top": [_MEMBERSHIP[int(decision)] for decision in found.top_k_decision],
         "n_items": [found.n_items] * n_players,
     }
     columns = [

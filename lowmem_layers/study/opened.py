@@ -14,7 +14,7 @@ from lowmem_layers.game.coalitions import coalition_name
 from lowmem_layers.game.groups import grouped_table
 from lowmem_layers.game.table import ValueTable
 from lowmem_layers.study.folder import finished_tiles
-from lowmem_layers.study.importance import importance_table
+from lowmem_layers.study.importance import N_TOP, importance_table
 from lowmem_layers.study.itemrows import ITEMS_FILE, ItemRow, items_table, rows_from_table
 from lowmem_layers.study.record import Manifest, read_manifest
 from lowmem_layers.study.tables import SCORES_SCHEMA, read_table, read_tile, read_tile_table, tile_file
@@ -64,6 +64,11 @@ class Run:
         """Give the accuracy of random guessing."""
         return next(float(entry["chance"]) for entry in self.manifest.data if entry["task"] == task)
 
+    @property
+    def item_rows(self) -> tuple[ItemRow, ...]:
+        """List the items: what metrics need, no text."""
+        return tuple(self._rows)
+
     def items(self) -> pa.Table:
         """Read the items: what metrics need, no text."""
         return items_table(self._rows)
@@ -100,16 +105,19 @@ class Run:
         grouping = self.manifest.game.grouping
         return tables if grouping is None else [grouped_table(table, grouping) for table in tables]
 
-    def importance(self, value: str | None = None, estimator: str | None = None, level: float = 0.95) -> pa.Table:
+    def importance(
+        self, value: str | None = None, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
+    ) -> pa.Table:
         """Estimate every player's importance, a row a task and player, plus task `all` (mean) for several tasks.
 
-        `estimator` None is the one that the measured coalitions are meant for.
+        `estimator` None is the one that the measured coalitions are meant for; the column `top` says which players are
+        certainly in or out of the first `top`, at `level` each.
 
         Raises:
             UsageError: an unknown value or estimator, or one that needs coalitions that were not measured.
             RecordError: a file is damaged.
         """
-        return importance_table(self.value_tables(value), self.manifest.game, estimator, level)
+        return importance_table(self.value_tables(value), self.manifest.game, estimator, level, top)
 
     @cached_property
     def _finished(self) -> list[int]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.paper_tables import PaperTables, paper_tables
+from lowmem_layers.game.table import ValueTable
 from lowmem_layers.study.opened import Run
 
 NUMBERS = (1, 2, 3, 4)
@@ -16,16 +17,49 @@ NUMBERS = (1, 2, 3, 4)
 def tables_of(runs: Sequence[Run]) -> PaperTables:
     """Compute the tables; runs are named by their model, and by their quantisation where it is not `none`.
 
+    Runs of one name that hold different tasks are one model's; where they hold the same task they are told apart by
+    what they compute in.
+
     Raises:
-        UsageError: two runs of the same name, or a metric that is no accuracy.
+        UsageError: two runs of the same name and task, or a metric that is no accuracy.
     """
-    named = {}
+    wide = _clash(runs)
+    named: dict[str, dict[str, ValueTable]] = {}
     for run in runs:
-        name = _name(run)
-        if name in named:
-            raise UsageError(f"two runs are of {name}", "give one run a model and quantisation")
-        named[name] = {table.task: table for table in run.value_tables()}
+        name = _name(run, with_dtype=_name(run) in wide)
+        tasks = named.setdefault(name, {})
+        for table in _accuracies(run):
+            if table.task in tasks:
+                raise UsageError(
+                    f"two runs of {name} hold {table.task}", "give one run a model, quantisation, dtype and task"
+                )
+            tasks[table.task] = table
     return paper_tables(named)
+
+
+def _clash(runs: Sequence[Run]) -> set[str]:
+    """Name the models of which two runs hold the same task."""
+    seen: set[tuple[str, str]] = set()
+    found = set()
+    for run in runs:
+        pairs = {(_name(run), task) for task in run.tasks}
+        found |= {name for name, _ in seen & pairs}
+        seen |= pairs
+    return found
+
+
+def _accuracies(run: Run) -> list[ValueTable]:
+    game = run.manifest.game
+    if game.coalitions != "windows" or game.grouping is not None:
+        raise UsageError(
+            f"{run.folder} is no run of windows of sublayers", "the study's tables need --coalitions windows, no groups"
+        )
+    for task in run.tasks:
+        if run.metric(task) not in ("acc", "acc_norm"):
+            raise UsageError(
+                f"{run.folder}: {task} is judged by {run.metric(task)}", "the study's tables are of accuracies"
+            )
+    return run.value_tables()
 
 
 def paper_table(found: PaperTables, number: int) -> pa.Table:
@@ -39,10 +73,14 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
     return pa.Table.from_pylist((_table1, _table2, _table3, _table4)[number - 1](found))
 
 
-def _name(run: Run) -> str:
+def _name(run: Run, *, with_dtype: bool = False) -> str:
+    parts = [str(run.manifest.model.get("id"))]
     quant = run.manifest.resolved.get("quant")
-    model = str(run.manifest.model.get("id"))
-    return model if quant in (None, "none") else f"{model} {quant}"
+    if quant not in (None, "none"):
+        parts.append(str(quant))
+    if with_dtype:
+        parts.append(str(run.manifest.model.get("dtype")))
+    return " ".join(parts)
 
 
 def _table1(found: PaperTables) -> list[dict[str, object]]:

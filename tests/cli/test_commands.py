@@ -230,7 +230,7 @@ def test_compare_interactions_and_tables(capfd, finished):
     status, out, err = call(capfd, "compare", finished.folder, finished.folder, "--format", "json")
     assert status == 0
     assert {row["difference"] for row in json.loads(out)} == {0.0}
-    assert "kendall" in err
+    assert "Kendall" in err
     _, out, _ = call(capfd, "interactions", finished.folder, "--format", "json")
     assert next((row["first"], row["second"]) for row in json.loads(out)) == ("attn.0", "ffn.0")
     for number in (1, 2, 3, 4):

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game import ValueTable, compare, estimate, kendall_tau, single_removals, spearman_rho, windows
+from lowmem_layers.game import (
+    ValueTable,
+    all_coalitions,
+    compare,
+    estimate,
+    estimate_permutations,
+    kendall_tau,
+    permutations,
+    single_removals,
+    spearman_rho,
+    windows,
+)
+from lowmem_layers.game.compare import Walks, compare_mean
 from lowmem_layers.game.rank_correlation import top_overlap
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
@@ -35,6 +49,47 @@ def test_paired_and_unpaired():
     assert (nameless.ci_high - nameless.ci_low > 5 * (paired.ci_high - paired.ci_low)).all()
     np.testing.assert_array_equal(paired.significant, [True] + [False] * 5)
     np.testing.assert_allclose(paired.value_a, estimate(a).value)
+
+
+def test_the_mean_over_tasks_halves_the_variance():
+    first, second = runs(300, 0, change=0.5), runs(300, 1, change=0.5)
+    both = compare_mean([first, second])
+    np.testing.assert_allclose(both.difference, (compare(*first).difference + compare(*second).difference) / 2)
+    width_one, width_two, width = (found.ci_high - found.ci_low for found in (compare(*first), compare(*second), both))
+    np.testing.assert_allclose(width, np.hypot(width_one, width_two) / 2, rtol=0.05)
+    assert both.n_items == (600, 600)
+    with pytest.raises(UsageError, match="no tasks"):
+        compare_mean([])
+
+
+def test_overlapping_items_are_compared_alone_where_they_are_half_of_the_smaller_run():
+    a, b = runs(100, 2)
+    half = b.take_items(range(40))
+    found = compare(a, half)
+    assert (found.paired, found.n_items) == (True, (40, 40))
+    np.testing.assert_allclose(found.difference, compare(a.take_items(range(40)), half).difference)
+    mostly_others = replace(half, items=(*(half.items or ())[:10], *(f"other{k}" for k in range(30))))
+    found = compare(a, mostly_others)
+    assert (found.paired, found.n_items) == (False, (100, 40))
+
+
+def test_items_of_another_task_are_never_the_same():
+    a, b = runs(50, 3)
+    assert not compare(a, replace(b, task="another")).paired
+
+
+def test_removal_orders_that_are_the_same_are_paired_too():
+    rng = np.random.default_rng(0)
+    names, coalitions = ("a", "b", "c"), tuple(all_coalitions(3))
+    base = rng.normal(size=(40, 8)) - 3.0 * np.array([len(c) * (1 + (0 in c)) for c in coalitions])
+    items = tuple(map(str, range(40)))
+    values = [base + 0.1 * rng.normal(size=base.shape) for _ in range(2)]
+    tables = [ValueTable(names, coalitions, each, None, items) for each in values]
+    same, unlike = (Walks(tuple(permutations(3, 6, seed))) for seed in (0, 1))
+    paired, independent = (compare(tables[0], tables[1], walks=(same, other)) for other in (same, unlike))
+    assert paired.estimator == "permutation"
+    assert (paired.ci_high - paired.ci_low).mean() < 0.5 * (independent.ci_high - independent.ci_low).mean()
+    np.testing.assert_allclose(paired.value_a, estimate_permutations(tables[0], same.orders).value)
 
 
 def test_items_are_matched_by_name():

@@ -59,7 +59,12 @@ def test_an_unknown_model_gets_its_own_top_three():
         ("meta-llama/Meta-Llama-3-70B", "Llama-3-70B"),
         ("mistralai/Mixtral-8x7B-v0.1", "Mixtral-8x7B"),
         ("Mixtral-8x7B", "Mixtral-8x7B"),
+        ("meta-llama/Meta-Llama-3-8B 4bit", "Llama-3-8B"),
+        ("models/Meta-Llama-3-8B.Q4_K_M.gguf", "Llama-3-8B"),
+        ("Mixtral-8x7B-v0.1-GPTQ 4bit bfloat16", "Mixtral-8x7B"),
+        ("Llama-3-70B float32", "Llama-3-70B"),
         ("meta-llama/Meta-Llama-3-8B-Instruct", None),
+        ("meta-llama/Meta-Llama-3-8B-Instruct 4bit", None),
         ("meta-llama/Llama-3.1-8B", None),
     ],
 )

@@ -1,0 +1,16 @@
+"""A finished run's items as a population: what its record says of them all is the truth for samples drawn from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowmem_layers import open_run
+from lowmem_layers.game.table import ValueTable
+
+VALUES = {"metric": None, "probability": "probability", "log-likelihood": "loglikelihood"}
+
+
+def populations(folder: Path) -> dict[str, list[ValueTable]]:
+    """Read a run by three values: each task's own metric, the gold answer's probability and its log-likelihood."""
+    run = open_run(folder)
+    return {name: run.value_tables(value) for name, value in VALUES.items()}

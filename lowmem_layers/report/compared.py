@@ -1,0 +1,116 @@
+"""Two runs in one figure: both estimates of every sublayer above, what differs below."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.compare import Comparison
+from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
+from lowmem_layers.report.style import FORMATS, MARKERS, QUIET, colour, new_figure, paper_style, save
+from lowmem_layers.study.comparing import CORRECTIONS
+from lowmem_layers.study.files import cannot_write, make_folder
+from lowmem_layers.study.findings import METRIC_WORDS, scale_and_unit
+from lowmem_layers.study.opened import Run
+
+
+def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | None, file: str | Path) -> None:
+    """Draw the comparison of the mean over tasks (or of the only task) into FILE.svg, .png or .pdf.
+
+    Raises:
+        UsageError: another ending.
+        RecordError: the file cannot be written.
+    """
+    path = Path(file)
+    form = path.suffix.removeprefix(".").lower()
+    if form not in FORMATS:
+        raise UsageError(f"--figure {file} ends in none of .{', .'.join(FORMATS)}", "for example --figure compared.svg")
+    task, one = list(found.items())[-1]
+    metric = value or a.metric(task.split(" / ")[0] if task != "all" else a.tasks[0])
+    make_folder(path.parent)
+    try:
+        with paper_style():
+            save(comparison_figure(one, task, metric, _names(a, b)), path.parent, path.stem, (form,))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def comparison_figure(one: Comparison, task: str, metric: str, names: tuple[str, str]) -> Figure:
+    """Draw A's and B's estimates with intervals, and A − B with those that changed significantly filled."""
+    scale, unit = scale_and_unit(metric)
+    figure = new_figure(4.3)
+    above, below = figure.subplots(2, 1, height_ratios=(3, 2), sharex=True)
+    _both(above, one, scale, unit, names)
+    above.set_title(f"{task}, by {METRIC_WORDS[metric]}", pad=14)
+    _difference(below, one, scale, unit)
+    player_axis(below, one.players)
+    above.tick_params(labelbottom=False)
+    above.grid(visible=False, axis="x")
+    return figure
+
+
+def _both(axes: Axes, one: Comparison, scale: float, unit: str, names: tuple[str, str]) -> None:
+    places = player_places(one.players)
+    apart = 0.11 * (places[1] - places[0] if len(places) > 1 else 1.0) / 0.5
+    sides = ((one.value_a, one.low_a, one.high_a, -apart, True), (one.value_b, one.low_b, one.high_b, apart, False))
+    for value, low, high, shift, filled in sides:
+        _points(axes, one, places + shift, scale * value, (scale * low, scale * high), np.full(len(value), filled))
+    axes.axhline(0, color=QUIET, linewidth=0.6)
+    note = tame(axes, scale * np.concatenate([one.value_a, one.value_b]))
+    axes.set_ylabel(f"{one.estimator} estimate\n({unit}{'; ' + note if note else ''})")
+    kind_legend(axes, one.players, [_sample(names[0], filled=True), _sample(names[1], filled=False)])
+
+
+def _difference(axes: Axes, one: Comparison, scale: float, unit: str) -> None:
+    places = player_places(one.players)
+    _points(axes, one, places, scale * one.difference, (scale * one.ci_low, scale * one.ci_high), one.significant)
+    axes.axhline(0, color=QUIET, linewidth=0.6)
+    note = tame(axes, scale * one.difference)
+    axes.set_ylabel(f"A − B\n({unit}{'; ' + note if note else ''})")
+    same = one.agreement
+    axes.set_title(
+        f"Spearman {same.spearman:.2f} [{same.spearman_low:.2f}, {same.spearman_high:.2f}], {same.overlap} of the top "
+        f"{same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed (filled: "
+        f"{CORRECTIONS[one.correction]}, {one.level:.0%})",
+        fontsize=8,
+    )
+
+
+def _points(
+    axes: Axes, one: Comparison, x: np.ndarray, y: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], filled: np.ndarray
+) -> None:
+    """Draw every player in its kind's colour and marker, filled or hollow, with its interval."""
+    colours = np.array([colour(name) for name in one.players])
+    known = np.isfinite(y) & np.isfinite(bounds[0]) & np.isfinite(bounds[1])
+    axes.vlines(x[known], bounds[0][known], bounds[1][known], colors=list(colours[known]), linewidth=0.7)
+    for kind, marker in MARKERS.items():
+        for full in (True, False):
+            chosen = (colours == kind) & (filled == full)
+            face = kind if full else "white"
+            axes.scatter(
+                x[chosen], y[chosen], s=11, marker=marker, facecolors=face, edgecolors=kind, linewidths=0.7, zorder=3
+            )
+
+
+def _sample(name: str, *, filled: bool) -> Line2D:
+    face = QUIET if filled else "white"
+    return Line2D(
+        [], [], linestyle="", marker="o", markerfacecolor=face, markeredgecolor=QUIET, markersize=4.5, label=name
+    )
+
+
+def _names(a: Run, b: Run) -> tuple[str, str]:
+    """Name the runs by what tells them apart: model, quantisation, dtype, tasks; else A and B."""
+    sides = []
+    for run in (a, b):
+        quant = run.manifest.resolved.get("quant")
+        width = run.manifest.model.get("dtype") if quant in (None, "none") else quant
+        sides.append((str(run.manifest.model.get("id")), str(width), ", ".join(run.tasks)))
+    told = [place for place in range(len(sides[0])) if sides[0][place] != sides[1][place]]
+    first, second = (" ".join(side[place] for place in told) for side in sides)
+    return f"A {first}".strip(), f"B {second}".strip()
