@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lowmem_layers.tasks.items import Item, make_item
@@ -35,34 +35,61 @@ def _boolq(record: Record, task: str, item_id: str) -> Item:
 
 
 def _yes_no(record: Record) -> int:
-    """Read SuperGLUE's `label` (0 or 1), or the original's `answer` (true or false)."""
+    """Read the hub's `label` (0 or 1; true or false in SuperGLUE's own files), or the original's `answer`."""
     if record.has("answer") and not record.has("label"):
         answer = record.get("answer")
         if not isinstance(answer, bool):
             record.fail("answer", f"expected true or false, got {shown(answer)}")
         return int(answer)
-    return record.choice_index("label", 2)
+    label = record.get("label")
+    return int(label) if isinstance(label, bool) else record.choice_index("label", 2)
 
 
 def _arc(record: Record, task: str, item_id: str) -> Item:
     """Ask a science question with 3 to 5 choices. Source: lm-evaluation-harness, `arc/arc_easy.yaml`."""
-    context = f"Question: {record.text('question')}\nAnswer:"
-    return _labelled(record, task, item_id, context, record.text("answerKey"))
+    stem = _stem(record, "question")
+    return _labelled(record, task, item_id, f"Question: {stem}\nAnswer:", _key(record))
 
 
 def _openbookqa(record: Record, task: str, item_id: str) -> Item:
     """Complete a sentence. Source: lm-evaluation-harness, `openbookqa/openbookqa.yaml` (answerKey is lstripped)."""
-    return _labelled(record, task, item_id, record.text("question_stem"), record.text("answerKey").lstrip())
+    stem = _stem(record, "question_stem")
+    return _labelled(record, task, item_id, stem, _key(record).lstrip())
+
+
+def _stem(record: Record, field: str) -> str:
+    """Read the question: the hub's text, or the authors' own files' object with `stem` and `choices`."""
+    return record.text("question.stem" if _is_nested(record) else field)
+
+
+def _is_nested(record: Record) -> bool:
+    return isinstance(record.fields.get("question"), Mapping)
+
+
+def _key(record: Record) -> str:
+    key = record.get("answerKey")
+    return str(key) if isinstance(key, int) and not isinstance(key, bool) else record.text("answerKey")
 
 
 def _labelled(record: Record, task: str, item_id: str, context: str, key: str) -> Item:
-    choices = record.texts("choices.text", at_least=2)
-    labels = record.texts("choices.label", at_least=2)
+    choices, labels = _choices_and_labels(record)
     if len(labels) != len(choices):
         record.fail("choices.label", f"{len(labels)} labels for {len(choices)} choices")
     if labels.count(key) != 1:
         record.fail("answerKey", f"{shown(key)} is not exactly one of the choices' labels ({', '.join(labels)})")
     return make_item(task, item_id, (context,) * len(choices), choices, labels.index(key))
+
+
+def _choices_and_labels(record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the hub's lists `choices.text` and `choices.label`, or the authors' list of objects with `text`, `label`."""
+    nested = _is_nested(record)
+    field = "question.choices" if nested else "choices"
+    found = record.get(field)
+    if not isinstance(found, list | tuple) or not all(isinstance(choice, Mapping) for choice in found):
+        return record.texts(f"{field}.text", at_least=2), record.texts(f"{field}.label", at_least=2)
+    columns = {name: [choice.get(name) for choice in found] for name in ("text", "label")}
+    flat = Record({"question": {"choices": columns}} if nested else {"choices": columns}, record.where)
+    return flat.texts(f"{field}.text", at_least=2), flat.texts(f"{field}.label", at_least=2)
 
 
 def _piqa(record: Record, task: str, item_id: str) -> Item:
@@ -80,7 +107,7 @@ def _winogrande(record: Record, task: str, item_id: str) -> Item:
         record.fail("sentence", "no gap (_) with text after it")
     contexts = tuple(before + record.text(option) for option in ("option1", "option2"))
     answer = record.get("answer")
-    if answer not in ("1", "2"):
+    if answer not in ("1", "2", 1, 2) or isinstance(answer, bool | float):
         hint = "the test split has no answers: use validation" if answer == "" else ""
         record.fail("answer", f'expected "1" or "2", got {shown(answer)}', hint)
     has_own_id = any(record.has(name) for name in ("id", "qID"))

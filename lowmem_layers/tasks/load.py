@@ -148,7 +148,7 @@ def _local_train(folder: Path, benchmark: Benchmark, hub: HubSource) -> Iterator
     """Find training examples: `TASK.train.jsonl`, else the training split of a local copy."""
     path = folder / f"{benchmark.name}.train.jsonl"
     if path.is_file():
-        return read_jsonl(path)
+        return read_file(path)
     for place in (folder / benchmark.name, folder / hub.id.rpartition("/")[2]):
         if place.is_dir():
             return folder_records(place, benchmark.train_split, hub.config)[0]

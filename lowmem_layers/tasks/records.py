@@ -78,12 +78,14 @@ class Record:
         return tuple(self.check_text(f"{field}[{index}]", value) for index, value in enumerate(values))
 
     def choice_index(self, field: str, n_choices: int) -> int:
-        """Read the index of the gold choice.
+        """Read the index of the gold choice; digits as text are read too.
 
         Raises:
             TaskError: it is missing, not a whole number, or outside the choices.
         """
         value = self.get(field)
+        if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 5:
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(field, f"expected a whole number from 0 to {n_choices - 1}, got {shown(value)}")
         if not 0 <= value < n_choices:

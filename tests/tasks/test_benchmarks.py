@@ -94,7 +94,6 @@ BROKEN = [
     ("boolq", {"question": "  "}, "question"),
     ("boolq", {"answer": "yes"}, "answer"),
     ("boolq", {"label": 2}, "label"),
-    ("boolq", {"label": True}, "label"),
     ("boolq", {"answer": None}, "label"),
     ("arc_easy", {"choices": ["wood", "tin"]}, "choices.text"),
     ("arc_easy", {"choices": {"text": "wood", "label": ["A"]}}, "choices.text"),
@@ -107,7 +106,9 @@ BROKEN = [
     ("arc_easy", {"answerKey": 1}, "answerKey"),
     ("piqa", {"label": -1}, "label"),
     ("piqa", {"label": 1.0}, "label"),
-    ("piqa", {"label": "1"}, "label"),
+    ("piqa", {"label": "one"}, "label"),
+    ("piqa", {"label": "2"}, "label"),
+    ("piqa", {"label": True}, "label"),
     ("piqa", {"sol2": ""}, "sol2"),
     ("piqa", {"goal": "half a pair \ud800"}, "goal"),
     ("piqa", {"id": ["x"]}, "id"),
@@ -116,7 +117,12 @@ BROKEN = [
     ("winogrande", {"sentence": "no gap here"}, "sentence"),
     ("winogrande", {"sentence": "the gap ends it _ "}, "sentence"),
     ("winogrande", {"answer": ""}, "answer"),
-    ("winogrande", {"answer": 2}, "answer"),
+    ("winogrande", {"answer": 0}, "answer"),
+    ("winogrande", {"answer": True}, "answer"),
+    ("arc_easy", {"choices": [{"text": "wood", "label": "A"}, {"text": "tin"}]}, "choices.label[1]"),
+    ("arc_easy", {"question": {"stem": "Which?", "choices": []}}, "question.choices.text"),
+    ("arc_easy", {"question": {"stem": " ", "choices": []}}, "question.stem"),
+    ("openbookqa", {"question_stem": None}, "question_stem"),
     ("winogrande", {"option1": {}}, "option1"),
 ]
 
@@ -130,6 +136,46 @@ def test_a_broken_record_is_refused_with_file_line_and_field(name, change, field
         items_of(name, tmp_path)
     assert f"{name}.jsonl, line {line}, field {field!r}" in caught.value.message
     assert caught.value.hint
+
+
+def authors_own(record, stem):
+    """Write a record as ARC's and OpenBookQA's authors publish it, not as the hub does."""
+    pairs = zip(record["choices"]["text"], record["choices"]["label"], strict=True)
+    choices = [{"text": text, "label": label} for text, label in pairs]
+    return {
+        "id": record["id"],
+        "question": {"stem": record[stem], "choices": choices},
+        "answerKey": record["answerKey"],
+    }
+
+
+def listed(record, stem):
+    """Write the choices as a list of objects, as data frames do."""
+    nested = authors_own(record, stem)["question"]["choices"]
+    return {**record, "choices": nested}
+
+
+@pytest.mark.parametrize("form", [authors_own, listed])
+@pytest.mark.parametrize(("name", "stem"), [("arc_easy", "question"), ("openbookqa", "question_stem")])
+def test_other_writings_of_choices_give_the_same_items(form, name, stem, tmp_path, data_dir, records, jsonl):
+    other = tmp_path / "other"
+    other.mkdir()
+    jsonl(other / f"{name}.jsonl", [form(record, stem) for record in records[name]])
+    assert items_of(name, other) == items_of(name, data_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "gold"),
+    [
+        ("boolq", {"label": True}, 1),  # SuperGLUE's own files
+        ("piqa", {"label": "1"}, 1),
+        ("winogrande", {"answer": 2}, 1),
+        ("arc_easy", {"choices": {"text": ["wood", "tin"], "label": ["1", "2"]}, "answerKey": 2}, 1),
+    ],
+)
+def test_golds_of_another_type_are_understood(name, change, gold, tmp_path, records, jsonl):
+    jsonl(tmp_path / f"{name}.jsonl", [{**records[name][0], **change}])
+    assert items_of(name, tmp_path)[0].gold == gold
 
 
 def test_control_characters_in_a_text_are_kept_as_they_are(tmp_path, records, jsonl):

@@ -60,6 +60,21 @@ def as_json_lines_in_folder(folder, name, records):
     return folder
 
 
+def as_json_list_under_another_name(folder, name, records):
+    (folder / f"{name}.jsonl").write_text(json.dumps(records, indent=1))
+    return folder
+
+
+def in_the_only_subfolder(folder, name, records):
+    as_parquet(folder / name, "plain_text", records)
+    return folder
+
+
+def of_the_configuration_alone(folder, name, records):
+    as_parquet(folder, "ARC-Easy", records)
+    return folder
+
+
 def as_saved_dict(folder, name, records):
     datasets.DatasetDict({"train": saved(records[:1]), "test": saved(records)}).save_to_disk(str(folder / name))
     return folder
@@ -76,6 +91,9 @@ FORMS = [
     inside_hub_copy,
     as_json_list,
     as_json_lines_in_folder,
+    as_json_list_under_another_name,
+    in_the_only_subfolder,
+    of_the_configuration_alone,
     as_saved_dict,
     as_saved_set,
 ]
@@ -95,6 +113,22 @@ def test_training_examples_come_from_the_copys_own_split(tmp_path, records):
     with pytest.raises(TaskError, match="1 few-shot examples are asked for and there are 0"):
         load_tasks(["arc_easy"], data_dir=folder, fewshot=1)  # the one example is an item itself
     assert len(task.items) == 2
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev"])
+def test_validation_files_go_by_other_names(name, tmp_path, records, jsonl):
+    (tmp_path / "piqa").mkdir()
+    jsonl(tmp_path / "piqa" / f"{name}.jsonl", records["piqa"])
+    jsonl(tmp_path / "piqa" / "train.jsonl", [{}])
+    (task,) = load_tasks(["piqa"], data_dir=tmp_path)
+    assert len(task.items) == 1
+
+
+def test_a_copy_with_the_split_in_several_folders_is_refused(tmp_path, records):
+    for name in ("one", "two"):
+        as_parquet(tmp_path, name, records["arc_easy"])
+    with pytest.raises(TaskError, match="several folders with the split 'test': one, two"):
+        folder_records(tmp_path, "test")
 
 
 def test_a_copy_without_the_split_says_what_it_holds(tmp_path, records):
@@ -153,6 +187,35 @@ def test_what_was_fetched_before_is_used_without_a_network(tmp_path, records, da
     (task,) = load_tasks(["arc_easy"])
     assert task.source["fingerprint"] == fingerprint("arc_easy", data_dir)
     assert task.source["hub"] == "allenai/ai2_arc"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Lay out the hub's own cache, as `hf download` leaves it: files of a repository, nothing prepared."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "datasets--allenai--ai2_arc"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    return repository / "snapshots" / ("0" * 40)
+
+
+def test_a_repository_in_the_hubs_cache_is_used_without_a_network(hub_cache, records, data_dir):
+    as_parquet(hub_cache, "ARC-Easy", records["arc_easy"])
+    (task,) = load_tasks(["arc_easy"])
+    assert task.source["fingerprint"] == fingerprint("arc_easy", data_dir)
+
+
+def test_errors_of_the_hubs_network_library_are_refusals_too(monkeypatch):
+    class ConnectError(Exception):
+        """Neither an OSError nor a ValueError, like that of the hub's client."""
+
+    def fail(*args, **keywords):
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(TaskError, match=r"cannot get aps/super_glue .*Name or service not known"):
+        load_tasks(["boolq"])
 
 
 def test_a_split_that_was_not_fetched_is_refused(tmp_path, records):
