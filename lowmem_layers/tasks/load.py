@@ -12,7 +12,7 @@ from typing import Any
 from lowmem_layers.errors import TaskError, UsageError
 from lowmem_layers.tasks.benchmarks import BENCHMARKS, Benchmark, Reader
 from lowmem_layers.tasks.fewshot import first_distinct, with_examples
-from lowmem_layers.tasks.harness import HARNESS_PREFIX, harness_items
+from lowmem_layers.tasks.harness import HARNESS_PREFIX, harness_items, harness_tasks
 from lowmem_layers.tasks.items import Item, Task, chance_level, fingerprint
 from lowmem_layers.tasks.own import OWN_SUFFIXES, OwnTask, read_own_task
 from lowmem_layers.tasks.quick import QUICK_FILE, read_quick
@@ -69,24 +69,28 @@ def load_tasks(
         raise TaskError("no task is named", _FORMS)
     options = LoadOptions(data_dir, limit, fewshot, fewshot_file, window, stride)
     tasks: list[Task] = []
-    for name in names:
-        task = load_task(name, options)
+    for task in (task for name in names for task in load_named(name, options)):
         if task.name in [other.name for other in tasks]:
             raise TaskError(f"task {task.name!r} is named twice", "give each task once, under a name of its own")
         tasks.append(task)
     return tasks
 
 
-def load_task(name: str, options: LoadOptions) -> Task:
-    """Load one task.
+def load_named(name: str, options: LoadOptions) -> list[Task]:
+    """Load the task of a name, or the tasks of a group of the harness.
 
     Raises:
         TaskError: an unknown name, or unusable data.
     """
+    if name.startswith(HARNESS_PREFIX):
+        loaded = harness_tasks(name.removeprefix(HARNESS_PREFIX))
+        return [_load_harness(member, task, options) for member, task in loaded.items()]
+    return [_load_one(name, options)]
+
+
+def _load_one(name: str, options: LoadOptions) -> Task:
     if name.startswith(TEXT_PREFIX):
         return _load_text(name, options)
-    if name.startswith(HARNESS_PREFIX):
-        return _load_harness(name.removeprefix(HARNESS_PREFIX), options)
     if name.endswith(OWN_SUFFIXES):
         return _load_own(read_own_task(Path(name)), options)
     if name == "quick":
@@ -114,8 +118,8 @@ def _no_examples(name: str, options: LoadOptions) -> None:
         raise TaskError(f"{name} has no few-shot examples", "leave out --fewshot")
 
 
-def _load_harness(name: str, options: LoadOptions) -> Task:
-    items, metric, source = harness_items(name, fewshot=options.fewshot, limit=options.limit)
+def _load_harness(name: str, task: Any, options: LoadOptions) -> Task:
+    items, metric, source = harness_items(name, task, fewshot=options.fewshot, limit=options.limit)
     return build_task(HARNESS_PREFIX + name, _nonempty(items, name), metric, source)
 
 

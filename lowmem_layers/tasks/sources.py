@@ -90,7 +90,7 @@ def hub_records(source: HubSource, split: str) -> Iterator[Record]:
 
     try:
         rows = datasets.load_dataset(source.id, source.config, split=split, revision=source.revision)
-    except Exception as error:  # noqa: BLE001: the hub's client lets errors of its own network library through
+    except Exception as error:  # the hub's client lets errors of its own network library through
         copy = _cached_repository(source)
         if copy is not None:
             return folder_records(copy, split, source.config)[0]

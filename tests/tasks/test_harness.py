@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from lowmem_layers.errors import TaskError
-from lowmem_layers.tasks import load_tasks
-from lowmem_layers.tasks.harness import _manager, harness_items
+from lowmem_layers.tasks import load, load_tasks
+from lowmem_layers.tasks.harness import _item_id, _manager, harness_items, harness_tasks
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
@@ -52,6 +52,16 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("harness")
     write_task(place, "own_mc")
     write_task(place, "own_shots", num_fewshot=1)
+    write_task(place, "own_ids", doc_to_choice=["yes", "no"], doc_to_text="Q: {{q}}", target_delimiter="\n")
+    write_task(place, "own_inputs", doc_to_text="answer", doc_to_choice="{{options}}", doc_to_target="{{q}}")
+    write_task(place, "own_many", doc_to_target="{{[0, 1]}}")
+    write_task(place, "own_broken", doc_to_text="{{ [q][answer] }}")
+    write_task(place, "own_rule", process_results="!function rules.first_two")
+    group = {"group": "own_group", "task": ["own_mc", "own_ids"]}
+    (place / "own_group.yaml").write_text(json.dumps(group))
+    (place / "rules.py").write_text("def any_is_right(doc, results):\n    return {'acc': 1.0}\n")
+    rule = (place / "own_rule.yaml").read_text()
+    (place / "own_rule.yaml").write_text(rule.replace('"!function rules.first_two"', "!function rules.any_is_right"))
     write_task(place, "own_gen", output_type="generate_until", doc_to_choice=None, metric_list=[{"metric": "bleu"}])
     return place
 
@@ -68,9 +78,15 @@ def harness(monkeypatch, tmp_path, folder):
     datasets.enable_progress_bars()
 
 
+def items_of(name, include, fewshot=None, limit=None):
+    """Load one task and take its items."""
+    ((member, task),) = harness_tasks(name, include).items()
+    return harness_items(member, task, fewshot=fewshot, limit=limit)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_items_are_the_harness_own_requests(harness):
-    items, metric, source = harness_items("own_mc", fewshot=None, limit=2, include=harness)
+    items, metric, source = items_of("own_mc", harness, limit=2)
     assert [item.contexts for item in items] == [("Q: Is snow cold?\nA:",) * 2, ("Q: Is fire cold?\nA:",) * 2]
     assert items[0].continuations == (" yes", " no")
     assert [item.gold for item in items] == [0, 1]
@@ -81,7 +97,7 @@ def test_items_are_the_harness_own_requests(harness):
 
 @pytest.mark.filterwarnings("ignore")
 def test_examples_are_the_harness_own_too(harness):
-    items, _, source = harness_items("own_shots", fewshot=None, limit=None, include=harness)
+    items, _, source = items_of("own_shots", harness)
     assert source["fewshot"] == 1
     for item, row in zip(items, ROWS, strict=True):
         assert item.contexts[0].endswith(f"\n\nQ: {row['q']}\nA:")
@@ -89,19 +105,77 @@ def test_examples_are_the_harness_own_too(harness):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_group_gives_all_its_tasks(harness):
+    assert list(harness_tasks("own_group", harness)) == ["own_mc", "own_ids"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_group_becomes_several_tasks_of_a_run(harness, monkeypatch):
+    members = harness_tasks("own_group", harness)
+    monkeypatch.setattr(load, "harness_tasks", lambda name: members)
+    tasks = load_tasks(["lm_eval:own_group", "quick"], limit=2)
+    assert [task.name for task in tasks] == ["lm_eval:own_mc", "lm_eval:own_ids", "quick"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_delimiter_and_listed_choices_are_the_tasks_own(harness):
+    items, _, _ = items_of("own_ids", harness)
+    assert items[1].continuations == ("\nyes", "\nno")
+    assert items[1].choice_chars == (3, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_inputs_share_one_continuation(harness):
+    items, _, _ = items_of("own_inputs", harness, limit=2)
+    assert items[1].contexts == ("yes", "no")
+    assert items[1].continuations == (" Is fire cold?",) * 2
+    assert items[1].gold == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_right_answers_are_refused(harness):
+    with pytest.raises(TaskError, match=r"own_many, item 'own_many-0': gold .* is not one of the 2 choices"):
+        items_of("own_many", harness)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rule_of_the_tasks_own_is_refused_where_it_is_not_one_right_answer(harness):
+    with pytest.raises(TaskError, match="judged by a rule of the task's own"):
+        items_of("own_rule", harness)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_failing_task_names_the_item(harness):
+    with pytest.raises(TaskError, match=r"own_broken, item 'own_broken-1': the harness' task fails \(UndefinedError"):
+        items_of("own_broken", harness)
+
+
+@pytest.mark.parametrize(
+    ("docs", "ids"),
+    [
+        ([{"id": "a"}, {"id": 7}, {}], ["a", "7", "t-2"]),
+        ([{"id": "a"}, {"id": "a"}, {"id": ["x"]}, {"id": "\a"}], ["a", "t-1", "t-2", "t-3"]),
+    ],
+)
+def test_items_keep_their_own_ids_where_those_are_usable(docs, ids):
+    seen = set()
+    assert [_item_id(doc, "lm_eval:t", index, seen) for index, doc in enumerate(docs)] == ids
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_another_kind_of_task_is_refused(harness):
     with pytest.raises(TaskError, match="of kind generate_until"):
-        harness_items("own_gen", fewshot=None, limit=None, include=harness)
+        harness_tasks("own_gen", harness)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_unknown_task_gets_the_nearest_ones(harness):
     with pytest.raises(TaskError, match="no task 'hellaswagg'") as caught:
-        harness_items("hellaswagg", fewshot=None, limit=None, include=harness)
+        harness_tasks("hellaswagg", harness)
     assert "hellaswag" in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_data_out_of_reach_are_named(harness):
     with pytest.raises(TaskError, match="cannot load the data of hellaswag"):
-        harness_items("hellaswag", fewshot=None, limit=None, include=harness)
+        harness_tasks("hellaswag", harness)
