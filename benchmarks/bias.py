@@ -1,6 +1,7 @@
 """How biased is neighbourhood sampling? The study's own limitation section asks.
 
-    python -m benchmarks.bias --data-dir FOLDER [--items 4] [--orders 20] [--shuffles 10] [--scores FILE] [--figure DIR]
+    python -m benchmarks.bias --data-dir FOLDER [--tasks …] [--items 4] [--orders 20] [--shuffles 10] [--scores FILE]
+                              [--figure DIR]
 
 The neighbourhood estimate departs from the Shapley value in two ways: at most four sublayers are ever removed, and
 those removed are neighbours. On SmolLM2-135M with real items, estimates from the same items are held against each
@@ -45,7 +46,6 @@ from lowmem_layers.game.weights import estimator_weights, weight_matrix
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedItem, Item, Task, encode_task, item_values, load_tasks
 
-TASKS = ("arc_easy", "piqa", "winogrande", "openbookqa")
 VALUES = ("loglikelihood", "probability", "metric")
 N_GROUPS = 12
 LARGEST = 4
@@ -55,7 +55,7 @@ def main() -> None:
     """Score both sets of coalitions, compare the estimators and print one JSON document."""
     options = options_of()
     model = start(options)
-    tasks = load_tasks(TASKS, data_dir=Path(options.data_dir), limit=options.items)
+    tasks = load_tasks(options.tasks.split(","), data_dir=Path(options.data_dir), limit=options.items)
     encoded = [i for t in tasks for i in encode_task(t, model.tokenizer, bos="none", max_length=model.max_length)]
     names = tuple(player.name for player in model.players)
     grouping = twelve_groups(names)
@@ -77,17 +77,20 @@ def main() -> None:
         report(value, results[value])
     if options.figure:
         draw_bias(results, options.figure)
-    finish({"benchmark": "bias", "tasks": TASKS, "results": results}, options)
+    finish({"benchmark": "bias", "results": results}, options)
 
 
 def options_of() -> argparse.Namespace:
     """Read the command line."""
     options = parser(__doc__)
     options.set_defaults(items=4)
+    options.add_argument("--tasks", default="arc_easy,piqa,winogrande,openbookqa")
     options.add_argument("--orders", type=int, default=20, help="whole removal orders, in antithetic pairs")
     options.add_argument("--shuffles", type=int, default=10, help="shuffled models cut into windows of four")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--scores", type=Path, help="keep the log-likelihoods in this .npz, and go on from it")
+    options.add_argument(
+        "--scores", type=Path, help="keep log-likelihoods in this .npz, tile by tile, and go on from it"
+    )
     options.add_argument("--figure", type=Path, help="folder for the figure")
     return options.parse_args()
 
@@ -107,19 +110,21 @@ def scored(
 ) -> list[np.ndarray]:
     """Score all items under all coalitions, or take what was kept. Shapes: (coalitions, choices) an item."""
     file = options.scores.with_suffix(f".{part}.npz") if options.scores else None
+    found: dict[int, np.ndarray] = {}
     if file is not None and file.exists():
-        kept = np.load(file)
-        return [kept[f"item{index}"] for index in range(len(items))]
-    engine = Engine(model)
-    tiles, found = engine.plan_tiles(items, coalitions), {}
-    print(f"{part}: {len(coalitions)} coalitions, {len(items)} items, {engine.work(items, coalitions) / 1e12:.1f} TMAC")
-    begin = time.perf_counter()
-    for tile in tiles:
-        found |= dict(zip(tile, engine.score([items[i] for i in tile], coalitions), strict=True))
+        with np.load(file) as kept:
+            found = {int(name): kept[name] for name in kept}
+    left = [index for index in range(len(items)) if index not in found]
+    engine, begin = Engine(model), time.perf_counter()
+    rest = [items[index] for index in left]
+    print(f"{part}: {len(coalitions)} coalitions, {len(rest)} items, {engine.work(rest, coalitions) / 1e12:.1f} TMAC")
+    for tile in engine.plan_tiles(rest, coalitions):
+        scores = engine.score([rest[place] for place in tile], coalitions)
+        found |= dict(zip([left[place] for place in tile], scores, strict=True))
+        if file is not None:
+            np.savez(file, **{str(index): each for index, each in found.items()})  # pyright: ignore
         print(f"  {len(found)} items, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     print(f"{part}: {time.perf_counter() - begin:.0f} s, {engine.counted_applications} applications", flush=True)
-    if file is not None:
-        np.savez(file, **{f"item{index}": found[index] for index in range(len(items))})  # pyright: ignore
     return [found[index] for index in range(len(items))]
 
 

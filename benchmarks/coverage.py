@@ -1,13 +1,20 @@
 """Measure how often the intervals hold the truth: values, drops, shares, ranks, top-k, interactions, differences.
 
-Usage: python benchmarks/coverage.py [--runs 200] [--quick]
+    python -m benchmarks.coverage [--runs 400] [--quick]            games with known values
+    python -m benchmarks.coverage --record RUN [--other RUN]        a finished run's items as the population
 
 A population of items is built once, so that every true value is known; samples of it (whole clusters, where items are
 clustered) go through the package's own estimates. Removing a sublayer lowers an item's margin by the sublayer's effect
 times the item's own sensitivity; accuracies are the margin's sign, log-likelihoods the margin itself with skewed
-(log-normal) and heavy-tailed (t with 4 degrees of freedom) noise. A third of the sublayers do nothing.
-Nominal coverage is 95 %. Shares are counted over sublayers whose true share is at least 1 %; of the others half of the
-interval's error lies beyond 0 and cannot happen. Ranks and tops are whole numbers and bounded, not approximated.
+(log-normal) and heavy-tailed (t with 4 degrees of freedom) noise. A third of the sublayers do nothing. With `--record`
+the items are those of a real run, drawn with replacement; `--other` is a run of the same items under another
+quantisation.
+
+Nominal coverage is 95 %; ± is the standard error of the simulation. Shares are counted over sublayers whose true share
+is at least 1 %; of the others half of the interval's error lies beyond 0 and cannot happen. "seen" counts what a sample
+can tell apart from nothing: where at least five of its items are expected to change. Accuracies that change on fewer
+items are coarse counts: an interval that holds the truth too rarely for one sublayer holds it too often for another,
+and these intervals lean to the safe side. Ranks and tops are whole numbers and bounded, not approximated.
 """
 
 from __future__ import annotations
@@ -16,12 +23,16 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record_population import populations
 from lowmem_layers.game import ValueTable, compare, estimate, interactions, players_of, ranks, windows
+from lowmem_layers.game.influence import contributions
+from lowmem_layers.game.interactions import interaction_pairs, interaction_weights
+from lowmem_layers.game.weights import estimator_weights, largest_window
 
 MARGINS = 40_000  # items in a population
 
@@ -80,9 +91,32 @@ def build(kind: str, n_layers: int, clustered: bool, seed: int = 0) -> Populatio
     return Population(tables[0], tables[1], starts, sizes)
 
 
+def of_record(table: ValueTable, other: ValueTable) -> Population:
+    """Take a run's items as the population; the other run's are matched by name."""
+    row = {name: place for place, name in enumerate(other.items or ())}
+    both = [place for place, name in enumerate(table.items or ()) if name in row]
+    second = other.take_items([row[(table.items or ())[place]] for place in both])
+    ones = np.ones(len(both), dtype=int)
+    return Population(table.take_items(both), second, np.arange(len(both)), ones)
+
+
 def inside(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Tell which intervals hold the truth."""
     return (low <= truth + 1e-12) & (truth <= high + 1e-12)
+
+
+def seen(population: Population, n_items: int) -> dict[str, np.ndarray]:
+    """Tell for which questions at least five items of a sample are expected to change."""
+    table, other = population.table, population.other
+    pairs = interaction_pairs(table.n_players, largest_window(table.coalitions, table.n_players))
+    weights = {
+        "value": estimator_weights("neighbourhood", table.coalitions, table.players),
+        "drop": estimator_weights("ablation", table.coalitions, table.players),
+        "interaction": interaction_weights(pairs, table.coalitions, table.players),
+    }
+    changes = {name: contributions(table, each) for name, each in weights.items()}
+    changes["difference"] = changes["value"] - contributions(other, weights["value"])
+    return {name: (each != 0).mean(axis=0) * n_items >= 5 for name, each in changes.items()}
 
 
 def measure(population: Population, n_items: int, runs: int, seed: int) -> dict[str, float]:
@@ -90,12 +124,14 @@ def measure(population: Population, n_items: int, runs: int, seed: int) -> dict[
     rng = np.random.default_rng(seed)
     truth, pairs = estimate(population.table), interactions(population.table)
     changed = compare(population.table, population.other)
-    counted = truth.share >= 0.01
+    counted, shown = truth.share >= 0.01, seen(population, n_items)
     true_rank = ranks(truth.value)
     hits: dict[str, list[float]] = {}
 
     def note(name: str, value: np.ndarray | float) -> None:
         hits.setdefault(name, []).append(float(np.mean(value)))
+        if name in shown and not shown[name].all() and shown[name].any():
+            hits.setdefault(f"{name} (seen)", []).append(float(np.mean(np.asarray(value)[shown[name]])))
 
     for run in range(runs):
         first, second = population.sample(n_items, rng)
@@ -111,36 +147,65 @@ def measure(population: Population, n_items: int, runs: int, seed: int) -> dict[
         note("interaction", inside(between.ci_low, between.ci_high, pairs.value))
         difference = compare(first, second, seed=run)
         note("difference", inside(difference.ci_low, difference.ci_high, changed.difference))
-        both = difference.agreement
-        agreed = changed.agreement
+        both, agreed = difference.agreement, changed.agreement
         note("kendall", both.kendall_low <= agreed.kendall <= both.kendall_high)
         note("spearman", both.spearman_low <= agreed.spearman <= both.spearman_high)
-        note("resolved", both.resolved)
-    return {name: round(float(np.mean(values)), 3) for name, values in hits.items()}
+        note("overlap", both.overlap_low <= agreed.overlap <= both.overlap_high)
+    return summary(hits, runs)
 
 
-def main() -> None:
-    """Print the table, and one JSON document on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="fewer settings and runs")
-    options = parser.parse_args()
-    runs = 40 if options.quick else options.runs
-    show: Callable[[list[str]], None] = lambda cells: print("".join(f"{cell:>13}" for cell in cells), flush=True)  # noqa: E731
-    rows, started = [], time.perf_counter()
+def summary(hits: dict[str, list[float]], runs: int) -> dict[str, float]:
+    """Average over samples; the largest standard error of what is nominally 95 %."""
+    nominal = ("value", "drop", "share", "interaction", "difference")
+    errors = [np.nanstd(each) / np.sqrt(runs) for name, each in hits.items() if name.split(" ")[0] in nominal]
+    return {name: round(float(np.nanmean(each)), 3) for name, each in hits.items()} | {
+        "±": round(float(max(errors)), 4)
+    }
+
+
+def settings(options: argparse.Namespace) -> list[tuple[dict[str, object], Population, int, int]]:
+    """List what is measured: a description, a population, items a sample, samples."""
+    if options.record:
+        mine, theirs = populations(options.record), populations(options.other or options.record)
+        return [
+            (
+                {"players": first.n_players, "kind": f"{first.task} {kind}", "items": n},
+                of_record(first, second),
+                n,
+                options.runs,
+            )
+            for kind in mine
+            for first, second in zip(mine[kind], theirs[kind], strict=True)
+            for n in (30, 100, 300)
+        ]
+    found: list[tuple[dict[str, object], Population, int, int]] = []
     for n_layers in (6,) if options.quick else (6, 30):
         for kind in ("accuracy", "log-likelihood"):
             for clustered in (False, True):
                 population = build(kind, n_layers, clustered)
-                for n_items in (30, 300) if options.quick or n_layers > 6 else (30, 100, 300, 1000):
-                    found = measure(population, n_items, runs if n_layers == 6 else max(runs // 4, 20), seed=1)
-                    row = {"players": 2 * n_layers, "kind": kind, "clustered": clustered, "items": n_items, **found}
-                    if not rows:
-                        show(list(row))
-                    rows.append(row)
-                    show([str(cell)[:12] for cell in row.values()])
-    used = {"runs": runs, "seconds": round(time.perf_counter() - started, 1)}
-    print(json.dumps({"rows": rows, **used, "numpy": np.__version__, "python": platform.python_version()}))
+                runs = options.runs if n_layers == 6 else max(options.runs // 4, 20)
+                for n in (30, 300) if options.quick or n_layers > 6 else (30, 100, 300, 1000):
+                    about = {"players": 2 * n_layers, "kind": kind, "clustered": clustered, "items": n}
+                    found.append((about, population, n, runs))
+    return found
+
+
+def main() -> None:
+    """Print a line a setting, and one JSON document on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--quick", action="store_true", help="fewer settings and runs")
+    parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
+    parser.add_argument("--other", type=Path, help="a run of the same items under another quantisation")
+    options = parser.parse_args()
+    options.runs = 40 if options.quick else options.runs
+    rows, started = [], time.perf_counter()
+    for about, population, n_items, runs in settings(options):
+        found = measure(population, n_items, runs, seed=1)
+        rows.append({**about, "runs": runs, **found})
+        print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    used = {"seconds": round(time.perf_counter() - started, 1), "numpy": np.__version__}
+    print(json.dumps({"rows": rows, **used, "python": platform.python_version()}))
 
 
 if __name__ == "__main__":

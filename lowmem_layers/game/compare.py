@@ -213,8 +213,12 @@ def _by_weights(
         whole = with_coin_flip_item(plain, weights, table.n_items, table.n_clusters) if flip else plain
         parts.append((whole, plain.pieces, whole.pieces[len(plain.pieces) :]))
     (one, items_a, flips_a), (two, items_b, flips_b) = parts
-    # One more item of coin flips on both sides, independent of each other: block by block.
-    return _side_by_side(one, two, [(items_a, items_b, paired), (flips_a, flips_b, False)], paired)
+    blocks = [(items_a, items_b, paired), (flips_a, flips_b, False)]
+    if paired and a.coalitions == b.coalitions:
+        # The runs' coin flips are correlated by a half: independent ones cover 99 % of small differences.
+        half = (np.sqrt(0.5) * flips_a, np.sqrt(0.5) * flips_b)
+        blocks[1:] = [(*half, True), (*half, False)]
+    return _side_by_side(one, two, blocks, paired)
 
 
 def _by_orders(

@@ -83,22 +83,25 @@ def influence_of(per_item: FloatArray, clusters: IntArray) -> Influence:
     return Influence(value, pieces, np.full(n_players, degrees_of_freedom(sizes)))
 
 
-def with_coin_flip_item(estimate: Influence, weights: FloatArray, n_items: int, n_clusters: int) -> Influence:
+def with_coin_flip_item(
+    estimate: Influence, weights: FloatArray, n_items: int, n_clusters: int, items: float = 1.0
+) -> Influence:
     """Add to the errors what one more item would, whose values under all coalitions are independent coin flips.
 
     For values that are only 0 or 1 (accuracy): when no item, or a handful, changes its answer, the spread of the sample
     says that the drop is exactly known, and plain intervals cover as little as 60 %. One such item (one average
     cluster's worth of them) in the variance restores the coverage and is forgotten as items grow: its part is 1/(4 n).
+    `items` counts such items: half a one for differences of drops (interactions), where a whole one covers 98–99 %.
     Shapes: `weights` (players, coalitions).
     Source: Agresti and Min 2005 (pseudo-observations for differences of matched proportions), at half their weight and
     without moving the estimate; chosen by measurement, see benchmarks/coverage.py.
     """
     used = weights[:, (weights != 0).any(axis=0)]
-    extra = 0.5 * np.sqrt(n_items / n_clusters) / n_items * used.T
+    extra = 0.5 * np.sqrt(items * n_items / n_clusters) / n_items * used.T
     return Influence(estimate.value, np.concatenate([estimate.pieces, extra]), estimate.dof, True)
 
 
-def estimate_influence(table: ValueTable, weights: FloatArray) -> Influence:
+def estimate_influence(table: ValueTable, weights: FloatArray, coin_flip_items: float = 1.0) -> Influence:
     """Estimate with these weights over all items of a table, errors clustered as the table says.
 
     Shapes: `weights` (players, coalitions).
@@ -106,7 +109,7 @@ def estimate_influence(table: ValueTable, weights: FloatArray) -> Influence:
     estimate = influence_of(contributions(table, weights), table.cluster_codes)
     if not table.is_binary:
         return estimate
-    return with_coin_flip_item(estimate, weights, table.n_items, table.n_clusters)
+    return with_coin_flip_item(estimate, weights, table.n_items, table.n_clusters, coin_flip_items)
 
 
 def sum_by(rows: FloatArray, codes: IntArray, n_groups: int) -> FloatArray:

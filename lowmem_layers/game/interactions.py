@@ -105,7 +105,7 @@ def interactions(
     if not pairs:
         raise UsageError(f"windows of up to {largest} hold no pair", "measure windows of at least 2 sublayers")
     estimate = mean_over_tasks(
-        [estimate_influence(table, interaction_weights(pairs, table.coalitions, players)) for table in listed]
+        [estimate_influence(table, interaction_weights(pairs, table.coalitions, players), 0.5) for table in listed]
     )
     low, high = mean_interval(estimate, level)
     p_adjusted = adjusted(two_sided_p(estimate), "holm")

@@ -163,6 +163,8 @@ def _rho_bounds(order_a: FloatArray, order_b: FloatArray) -> tuple[float, float]
 def _draw(a: FloatArray, b: FloatArray, pieces: FloatArray, top_k: int, draws: int, seed: int) -> FloatArray:
     # Both coefficients and the overlap with errors of the estimated covariance, normal. Shapes: (3, draws).
     rng = np.random.default_rng(seed)
+    if len(pieces) > pieces.shape[1]:
+        pieces = np.asarray(np.linalg.qr(pieces, mode="r"))  # the same covariance from fewer rows
     chunks = []
     for start in range(0, draws, 25):
         noise = rng.standard_normal((min(25, draws - start), len(pieces))) @ pieces
