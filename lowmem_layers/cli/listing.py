@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
 from lowmem_layers.cli.output import chosen_format, data_options, write_data
+
+if TYPE_CHECKING:
+    from lowmem_layers.tasks.show import ShownChoice
 
 
 @click.command()
@@ -83,7 +89,7 @@ def _clear_cache() -> None:
 @data_options
 @click.pass_context
 def tasks(context: click.Context, form: str | None, output: str | None) -> None:
-    """List the tasks; `tasks show NAME` prints three items as the model sees them."""
+    """List the built-in tasks; `tasks show NAME` prints three items of any task as the model sees them."""
     if context.invoked_subcommand is not None:
         return
     import pyarrow as pa
@@ -102,22 +108,37 @@ def tasks(context: click.Context, form: str | None, output: str | None) -> None:
 @click.argument("name")
 @click.option("--data-dir", metavar="FOLDER", help="Folder with TASK.jsonl files, used instead of the hub.")
 @click.option("--items", type=click.IntRange(min=1), default=3, show_default=True, help="How many items.")
-def show(name: str, data_dir: str | None, items: int) -> None:
-    """Print items of task NAME as the model sees them, the scored part highlighted."""
+@click.option("--fewshot", type=int, metavar="K", help="Examples before each item. [default: the task's own number]")
+@click.option("--fewshot-file", metavar="FILE", help="Take those examples from here. [default: the training data]")
+def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewshot_file: str | None) -> None:
+    """Print items of task NAME as the model sees them: the scored part underlined, in a file or pipe in ⟦brackets⟧."""
     from pathlib import Path
 
     from lowmem_layers.tasks import load_tasks
     from lowmem_layers.tasks.show import show_items
 
-    task = load_tasks([name], data_dir=Path(data_dir) if data_dir else None, limit=items)[0]
-    click.echo(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}; scored text is underlined", err=True)
-    for item in show_items(task, items):
-        click.secho(f"\n{item.id}", bold=True)
-        for index, choice in enumerate(item.choices):
-            click.secho(f"{index}{' (gold)' if choice.gold else ''} ", nl=False, fg="green" if choice.gold else None)
-            for segment in choice.segments:
-                click.secho(segment.text, nl=False, underline=segment.scored, bold=segment.scored)
-            click.echo()
+    styled = sys.stdout.isatty()
+    for task in load_tasks(
+        [name],
+        data_dir=Path(data_dir) if data_dir else None,
+        limit=items,
+        fewshot=fewshot,
+        fewshot_file=Path(fewshot_file) if fewshot_file else None,
+    ):
+        how = "underlined" if styled else "in ⟦brackets⟧"
+        click.echo(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}", err=True)
+        for item in show_items(task, items):
+            click.secho(f"\n{item.id}", bold=True)
+            for index, choice in enumerate(item.choices):
+                _show_choice(index, choice, styled)
+
+
+def _show_choice(index: int, choice: ShownChoice, styled: bool) -> None:
+    click.secho(f"{index}{' (gold)' if choice.gold else ''} ", nl=False, fg="green" if choice.gold else None)
+    for segment in choice.segments:
+        text = segment.text if styled or not segment.scored else f"⟦{segment.text}⟧"
+        click.secho(text, nl=False, underline=segment.scored, bold=segment.scored)
+    click.echo()
 
 
 @click.command()

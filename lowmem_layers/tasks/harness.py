@@ -14,6 +14,7 @@ from lowmem_layers.tasks.items import Item
 from lowmem_layers.tasks.records import shown
 
 HARNESS_PREFIX = "lm_eval:"
+_KIND = "multiple_choice"
 _FEWSHOT_SEED = 1234  # lm-evaluation-harness: `simple_evaluate(fewshot_random_seed=1234)`
 
 
@@ -24,6 +25,8 @@ def harness_tasks(name: str, include: Path | None = None) -> dict[str, Any]:
         TaskError: the package is missing, there is no such task, it is of another kind, or its data are out of reach.
     """
     manager = _known(name, include)
+    entry = getattr(manager, "task_index", {}).get(name)
+    _check_kind(name, (getattr(entry, "cfg", None) or {}).get("output_type", _KIND))  # before data are fetched
     return {member: _checked(member, task) for member, task in _loaded(manager, name).items()}
 
 
@@ -98,10 +101,13 @@ def _reason(error: Exception) -> str:
 
 
 def _checked(name: str, task: Any) -> Any:
-    kind = getattr(task, "OUTPUT_TYPE", None)
-    if kind != "multiple_choice":
-        raise TaskError(f"{HARNESS_PREFIX}{name} is of kind {kind}", "only multiple_choice tasks can be scored")
+    _check_kind(name, getattr(task, "OUTPUT_TYPE", None))
     return task
+
+
+def _check_kind(name: str, kind: Any) -> None:
+    if kind != _KIND:
+        raise TaskError(f"{HARNESS_PREFIX}{name} is of kind {kind}", f"only {_KIND} tasks can be scored")
 
 
 def _items(task: Any, name: str, shots: int, limit: int | None) -> Iterator[Item]:

@@ -245,6 +245,7 @@ def test_tasks_and_models(capfd):
     assert {"quick", "boolq", "arc_easy"} <= {row["task"] for row in json.loads(out)}
     _, out, _ = call(capfd, "tasks", "show", "quick", "--items", "2")
     assert out.count("(gold)") == 2
+    assert out.count("⟦") == out.count("⟧") == 8  # stdout is no terminal: the scored part is marked all the same
     status, out, _ = call(capfd, "models", "--format", "json")
     assert json.loads(out)[0]["model"] == "SmolLM2-135M-Instruct"
 

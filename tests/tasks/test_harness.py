@@ -166,6 +166,8 @@ def test_items_keep_their_own_ids_where_those_are_usable(docs, ids):
 def test_another_kind_of_task_is_refused(harness):
     with pytest.raises(TaskError, match="of kind generate_until"):
         harness_tasks("own_gen", harness)
+    with pytest.raises(TaskError, match="gsm8k is of kind generate_until"):  # said before its data are fetched
+        harness_tasks("gsm8k", harness)
 
 
 @pytest.mark.filterwarnings("ignore")
