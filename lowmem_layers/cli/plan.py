@@ -35,23 +35,39 @@ def _rows(found: Any) -> list[tuple[str, str]]:
     from lowmem_layers.cli.display.progress import spell_time
     from lowmem_layers.model.spec import format_bytes
 
-    work, shape = found.work, found.shape
+    work, shape, memory, tokens = found.work, found.shape, found.memory, found.tokens
     return [
         ("model", found.model),
         ("parameters", f"{shape.n_parameters:,}"),
         ("sublayers", f"{work.n_players}"),
         ("coalitions", f"{work.n_coalitions:,}"),
         ("sublayer applications", f"{work.applications:,} a token (naively {work.naive_applications:,})"),
-        ("items", f"{found.n_items:,}"),
-        ("tokens", f"{found.trunk_tokens:,}, scored {found.scored_tokens:,} (counted with {found.tokenizer})"),
+        ("items", f"{len(tokens.trunk):,}"),
+        ("tokens", f"{sum(tokens.trunk):,}, scored {sum(tokens.scored):,} ({tokens.whose})"),
         ("floating-point operations", f"{work.flops:.3g}"),
-        ("weights at home", f"{format_bytes(work.home_bytes)} ({found.home})"),
-        ("weights in the slot", format_bytes(work.slot_bytes)),
-        ("staging", format_bytes(work.staging_bytes)),
-        ("embedding, norms, head", format_bytes(work.resident_bytes)),
-        ("states", f"{format_bytes(work.state_bytes_per_token)} a token, {found.tile_tokens:,} tokens a tile at most"),
-        ("machine", f"{found.machine.name}: {2 * found.machine.macs_s / 1e12:.3g} TFLOP/s"),
+        ("weights at home", f"{format_bytes(shape.n_bytes.packed)} ({memory.home})"),
+        ("weights in the slot", format_bytes(memory.slots)),
+        ("staging", format_bytes(memory.staging)),
+        ("embedding, norms, head", format_bytes(shape.n_bytes.resident)),
+        (
+            "states",
+            f"{format_bytes(work.state_bytes_per_token)} a token, {format_bytes(memory.states)} the largest tile",
+        ),
+        ("intermediates or logits", format_bytes(memory.chunk)),
+        ("tiles", f"{memory.n_tiles:,} of at most {memory.tile_tokens:,} tokens"),
+        ("memory while loading", f"{format_bytes(memory.loading)} of the host's"),
+        ("memory at the peak", _peak(memory)),
+        ("machine", f"{found.machine.name}: {2 * found.machine.macs_s / 1e12:.3g} TFLOP/s of bare matrix products"),
+        ("hours based on", found.speed),
         ("computing", spell_time(work.compute_s)),
-        ("bringing weights in", spell_time(work.streaming_s)),
+        ("unpacking weights", spell_time(work.unpacking_s)),
+        ("bringing weights in", f"{spell_time(work.streaming_s)}, meanwhile"),
         ("in all, about", f"{spell_time(3600 * work.hours)} ({work.hours:.2f} h)"),
     ]
+
+
+def _peak(memory: Any) -> str:
+    from lowmem_layers.model.spec import format_bytes
+
+    host = f"{format_bytes(memory.peak_host)} of the host's"
+    return f"{format_bytes(memory.gpu)} of the GPU's, {host}" if memory.gpu else host

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from lowmem_layers.engine.sweep import Sizes
+from lowmem_layers.engine.trie import Row
 from lowmem_layers.errors import BudgetError
+from lowmem_layers.game.tree import PrefixTree
 
 _CPU_STATES_BYTES = 2 << 30
 _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
@@ -24,6 +26,40 @@ class ItemCost:
     work: int
 
 
+@dataclass(frozen=True)
+class Widths:
+    """What of a model decides what its items take.
+
+    Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
+    of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
+    """
+
+    macs: tuple[int, ...]
+    hidden: int
+    widest: int
+    vocabulary: int
+    itemsize: int
+    parallel: bool = False
+
+    def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
+        """Count what the rows of one item take under all coalitions of a tree."""
+        lengths = [len(row) for row in rows]
+        scored = sum(len(row.scored_nodes) for row in rows)
+        return self.count(sum(lengths), scored, sum(length**2 for length in lengths), tree)
+
+    def count(self, nodes: int, scored: int, squares: int, tree: PrefixTree) -> ItemCost:
+        """Count what so many tokens take, of which `scored` are; `squares` adds up the rows' squared lengths."""
+        live = [len(step.advanced) for step in tree.steps]
+        states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
+        head = tree.n_slots * scored * self.hidden * self.vocabulary
+        work = nodes * sum(k * m for k, m in zip(live, self.macs, strict=True)) + head
+        return ItemCost((states + 2 * squares) * self.itemsize, work)
+
+    def chunk_bytes(self, sizes: Sizes) -> int:
+        """Bound what one chunk's intermediates and its logits take, besides the states. Units: bytes."""
+        return chunk_bytes(sizes, self.hidden, self.widest, self.vocabulary, self.itemsize)
+
+
 def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
     """Choose chunk sizes: a CPU's caches like about 1,000 tokens at once, a GPU many more; logits are bounded."""
     kind = "cuda" if device.type == "cuda" else "cpu"
@@ -37,10 +73,15 @@ def tile_work_for(device: torch.device) -> int:
 
 
 def default_budget_bytes(device: torch.device) -> int:
-    """Choose what the states of a tile may take when nobody says: 2 GiB of RAM, 60 % of a GPU's free memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * 0.6)
-    return _CPU_STATES_BYTES
+    """Choose what the states of a tile may take when nobody says."""
+    return states_bytes(None, 0, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None)
+
+
+def states_bytes(limit: int | None, used: int, free: int | None) -> int:
+    """Give the states of a tile what a limit leaves; without one, 2 GiB of RAM, or 60 % of a GPU's free memory."""
+    if limit is not None:
+        return max(1, limit - used)
+    return _CPU_STATES_BYTES if free is None else int(0.6 * free)
 
 
 def chunk_bytes(sizes: Sizes, hidden: int, widest: int, vocabulary: int, itemsize: int) -> int:

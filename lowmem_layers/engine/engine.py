@@ -13,7 +13,7 @@ import torch
 from lowmem_layers.engine.batches import Batch, make_batches, plain_inputs, tree_inputs
 from lowmem_layers.engine.budget import (
     ItemCost,
-    chunk_bytes,
+    Widths,
     default_budget_bytes,
     plan_tiles,
     sizes_for,
@@ -27,6 +27,8 @@ from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedItem
+
+_STATES_A_CHUNK = 8  # at least so many states of a batch fill a chunk, where there are as many
 
 Inputs = Callable[[Batch], dict[str, Any]]
 
@@ -103,7 +105,8 @@ class Engine:
         Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last
         call.
         """
-        tree, batches = self._tree(coalitions), make_batches(self._rows(items), self.sizes.chunk_tokens // 8)
+        tree = self._tree(coalitions)
+        batches = make_batches(self._rows(items), self.sizes.chunk_tokens // min(_STATES_A_CHUNK, tree.n_slots))
         sweep = self._sweep(tree, self._inputs, on_work or (lambda _: None))
         scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
         for owners, values in sweep.run(batches):
@@ -143,20 +146,23 @@ class Engine:
     def _hidden_size(self) -> int:
         return self.model.config.hidden_size
 
+    @cached_property
+    def _widths(self) -> Widths:
+        layers = self.model.programs
+        return Widths(
+            macs=tuple(program.macs[kind] for program in layers for kind in ("attn", "ffn")),
+            hidden=self._hidden_size,
+            widest=max(program.widest for program in layers),
+            vocabulary=self._head.vocabulary,
+            itemsize=self.model.dtype.itemsize,
+            parallel=self.model.parallel,
+        )
+
     def _cost(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
-        nodes = sum(len(row) for row in rows)
-        scored = sum(len(row.scored_nodes) for row in rows)
-        kinds = [len(step.advanced) for step in tree.steps]
-        macs = [program.macs[kind] for program in self.model.programs for kind in ("attn", "ffn")]
-        head = tree.n_slots * scored * self._hidden_size * self._head.vocabulary
-        buffers = 2 if self.model.parallel else 1
-        states = buffers * tree.n_slots * nodes * self._hidden_size * self.model.dtype.itemsize
-        masks = 2 * sum(len(row) ** 2 for row in rows) * self.model.dtype.itemsize
-        return ItemCost(states + masks, nodes * sum(k * m for k, m in zip(kinds, macs, strict=True)) + head)
+        return self._widths.item(rows, tree)
 
     def _chunk_bytes(self) -> int:
-        widest = max(p.shape[0] for q in self.model.programs for p in q.anatomy.layer.parameters() if p.dim() > 0)
-        needed = chunk_bytes(self.sizes, self._hidden_size, widest, self._head.vocabulary, self.model.dtype.itemsize)
+        needed = self._widths.chunk_bytes(self.sizes)
         if needed >= self.budget_bytes:
             raise BudgetError(
                 f"one chunk of {self.sizes.chunk_tokens} tokens takes {needed / 2**20:,.0f} MiB; "

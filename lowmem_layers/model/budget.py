@@ -14,6 +14,8 @@ from lowmem_layers.model.spec import Offload, format_bytes
 HomeName = Literal["device", "cpu", "disk"]
 
 _WORKSPACE_BYTES = 48 << 20  # quantising works in pieces; and what the allocator keeps
+_LATER_BYTES = 96 << 20  # what a process still takes after loading: the tokenizer's tables, kernels, threads, Arrow
+_RESERVED_SHARE = 8  # one eighth of the memory is left for residual states
 _STEP_BYTES = 64 << 20  # limits are suggested in steps of 64 MiB
 _HOMES: dict[Offload, tuple[HomeName, ...]] = {
     "none": ("device",),
@@ -29,8 +31,9 @@ class ModelBytes:
 
     `packed`: all decoder layers at home; `resident`: embedding, norms, head; `slots`: the dense weights of one layer;
     `layer_packed`: the largest layer, packed (a staging buffer); `layer_source`: the largest layer in the checkpoint's
-    own precision, which loading needs about twice at once; `process`: the interpreter and libraries; `expert_slots`:
-    what `slots` becomes with one expert of a mixture at a time (None: there is no mixture, or it cannot be divided).
+    own precision and in the one it is packed from, both of which loading holds at once; `process`: the interpreter and
+    libraries; `expert_slots`: what `slots` becomes with one expert of a mixture at a time (None: there is no mixture,
+    or it cannot be divided).
     """
 
     packed: int
@@ -44,14 +47,18 @@ class ModelBytes:
 
 @dataclass(frozen=True)
 class Placement:
-    """A home, and the most memory that the model takes there while loading or running, without states. Units: bytes.
+    """A home, and the memory that the model takes there.
 
-    `one_expert`: a mixture's experts are brought into the slot one at a time.
+    Units: `gpu_bytes` and `cpu_bytes` while running, without states; `loading_bytes` of host memory at most while it is
+    loaded. `one_expert`: a mixture's experts are brought into the slot one at a time.
     """
 
     home: HomeName
     gpu_bytes: int
     cpu_bytes: int
+    loading_bytes: int
+    slot_bytes: int
+    staging_bytes: int
     one_expert: bool = False
 
 
@@ -59,14 +66,21 @@ def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool 
     """Add up what a home costs on GPU and host."""
     slots = sizes.expert_slots if one_expert and sizes.expert_slots is not None else sizes.slots
     staging = 0 if home == "device" or (home == "cpu" and not on_gpu) else 2 * sizes.layer_packed
-    at_home = sizes.packed if home != "disk" else 0
-    running = sizes.resident + slots
-    loading = max(2 * sizes.layer_source + sizes.layer_packed, staging) + _WORKSPACE_BYTES
+    running = sizes.resident + slots + staging
+    in_ram = home == "cpu" or (home == "device" and not on_gpu)
+    on_host = sizes.process + (sizes.packed if in_ram else 0)
+    loading = on_host + sizes.resident + sizes.layer_source + sizes.layer_packed + _WORKSPACE_BYTES
+    on_host += _LATER_BYTES
     if not on_gpu:
-        return Placement(home, 0, sizes.process + at_home + running + loading, one_expert)
-    on_device = running + staging + (sizes.packed if home == "device" else 0)
-    on_host = sizes.process + (sizes.packed if home == "cpu" else 0) + sizes.resident + loading
-    return Placement(home, on_device, on_host, one_expert)
+        return Placement(home, 0, on_host + running, loading, slots, staging, one_expert)
+    on_device = running + (sizes.packed if home == "device" else 0)
+    pinned = 2 * _power_of_two(sizes.layer_packed) if staging else 0
+    return Placement(home, on_device, on_host + pinned, loading, slots, staging, one_expert)
+
+
+def _power_of_two(n_bytes: int) -> int:
+    """Round up as torch does with pinned memory."""
+    return 1 << max(0, n_bytes - 1).bit_length()
 
 
 def place(
@@ -92,12 +106,25 @@ def place(
     raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), reserve=reserve)
 
 
+def place_with_states(
+    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None
+) -> Placement:
+    """Choose a home that leaves an eighth of the computing device's memory for residual states.
+
+    Raises:
+        BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
+    """
+    limit = gpu_limit if on_gpu and gpu_limit else cpu_limit
+    reserve = (limit or 0) // _RESERVED_SHARE
+    return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, reserve=reserve)
+
+
 def _lacking(
     placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, reserve: int
 ) -> dict[str, tuple[int, int]]:
     """List the limits that are broken: option name to bytes needed and given."""
     gpu = placement.gpu_bytes + (reserve if on_gpu else 0)
-    cpu = placement.cpu_bytes + (0 if on_gpu else reserve)
+    cpu = max(placement.loading_bytes, placement.cpu_bytes + (0 if on_gpu else reserve))
     broken = {}
     if on_gpu and gpu_limit is not None and gpu > gpu_limit:
         broken["--max-gpu-memory"] = (gpu, gpu_limit)

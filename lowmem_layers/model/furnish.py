@@ -93,6 +93,7 @@ def _from_checkpoint(task: Furniture, reader: LayerReader, path: Path | None) ->
     with ExitStack() as stack:
         writer = stack.enter_context(PackedFileWriter(path, task.about)) if path is not None else None
         reader.read_resident()
+        release_freed_memory()
         for key, packed in _groups(task, reader):
             if memory is not None:
                 memory.add(key, packed)

@@ -31,25 +31,53 @@ class Machine:
     disk_bytes_s: float
     memory_bytes: int
     measured: bool
+    is_gpu: bool
 
 
-_PCIE_BYTES_S, _DISK_BYTES_S = 20e9, 3e9
+_DISK_BYTES_S = 3e9  # an NVMe drive
 _SHARE_OF_PEAK = 0.6  # of the data sheet's dense bfloat16 peak that large matrix products reach
+_SHARE_OF_PCIE = 0.8  # of the bus' nominal speed that copies from pinned memory reach
 
-# dense bfloat16 TFLOP/s with float32 accumulation, and GiB of memory
+# Dense bfloat16 TFLOP/s with float32 accumulation, GiB of memory, nominal GB/s of the bus in one direction. Sources:
+# NVIDIA's whitepapers on GA102, Ada and RTX Blackwell (tables of the last pages), and the data sheets of A10, A100,
+# H100, H200, L4, L40S and T4 (which has no bfloat16: its float16). Laptop cards at their highest power.
+_PCIE3, _PCIE4_X8, _PCIE4, _PCIE5 = 15.8, 15.8, 31.5, 63.0
 _SHEETS = {
-    "rtx-3060": (25.5, 12),
-    "rtx-3080": (59.5, 10),
-    "rtx-4060-laptop": (29.0, 8),
-    "rtx-4070": (58.0, 12),
-    "rtx-4090": (165.0, 24),
+    "rtx-3060": (25.5, 12, _PCIE4),
+    "rtx-3070": (40.6, 8, _PCIE4),
+    "rtx-3080": (59.5, 10, _PCIE4),
+    "rtx-3090": (71.0, 24, _PCIE4),
+    "rtx-4060": (30.2, 8, _PCIE4_X8),
+    "rtx-4060-laptop": (29.0, 8, _PCIE4_X8),
+    "rtx-4060-ti": (44.1, 16, _PCIE4_X8),
+    "rtx-4070": (58.0, 12, _PCIE4),
+    "rtx-4070-ti": (80.2, 12, _PCIE4),
+    "rtx-4080": (97.5, 16, _PCIE4),
+    "rtx-4090": (165.0, 24, _PCIE4),
+    "rtx-5070": (61.7, 12, _PCIE5),
+    "rtx-5080": (112.6, 16, _PCIE5),
+    "rtx-5090": (209.5, 32, _PCIE5),
+    "t4": (65.0, 16, _PCIE3),
+    "l4": (121.0, 24, _PCIE4),
+    "l40s": (362.0, 48, _PCIE4),
+    "a10": (125.0, 24, _PCIE4),
+    "a100-40gb": (312.0, 40, _PCIE4),
+    "a100": (312.0, 80, _PCIE4),
+    "h100": (989.0, 80, _PCIE5),
+    "h200": (989.0, 141, _PCIE5),
 }
 
 CARDS = {
     name: Machine(
-        name, tflops * 1e12 / 2 * _SHARE_OF_PEAK, _PCIE_BYTES_S, _DISK_BYTES_S, memory_gib << 30, measured=False
+        name,
+        macs_s=tflops * 1e12 / 2 * _SHARE_OF_PEAK,
+        host_to_device_bytes_s=bus * 1e9 * _SHARE_OF_PCIE,
+        disk_bytes_s=_DISK_BYTES_S,
+        memory_bytes=memory_gib << 30,
+        measured=False,
+        is_gpu=True,
     )
-    for name, (tflops, memory_gib) in _SHEETS.items()
+    for name, (tflops, memory_gib, bus) in _SHEETS.items()
 }
 
 
@@ -76,7 +104,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float 
     memory = torch.cuda.mem_get_info(device)[1] if is_gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
     work = a.shape[0] * b.shape[0] * b.shape[1]
-    return Machine(name, products * work, copies * _COPY_BYTES, _disk_bytes_s(), memory, measured=True)
+    return Machine(name, products * work, copies * _COPY_BYTES, _disk_bytes_s(), memory, True, is_gpu)
 
 
 def _rate(step: Callable[[], object], device: torch.device, seconds: float) -> float:

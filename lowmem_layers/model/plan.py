@@ -16,13 +16,30 @@ from lowmem_layers.model.shape import ModelShape
 class Workload:
     """What is scored.
 
-    Units: `trunk_tokens` tokens of the items' tries, of which `scored_tokens` are scored; `n_tiles` sweeps.
+    Shapes: `live` (N,) counts the states that each sublayer is applied to. Units: `trunk_tokens` tokens of the items'
+    tries, of which `scored_tokens` are scored; `naive_applications` a token; `n_tiles` sweeps.
     """
 
-    max_removed: int
+    live: tuple[int, ...]
+    n_coalitions: int
+    naive_applications: int
     trunk_tokens: int
     scored_tokens: int
     n_tiles: int = 1
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a machine does each part of the work.
+
+    Units: multiply-adds a second in decoder layers and in the head; numbers unpacked a second; bytes a second from
+    where the weights live.
+    """
+
+    layer_macs_s: float
+    head_macs_s: float
+    unpacked_s: float
+    streamed_bytes_s: float
 
 
 @dataclass(frozen=True)
@@ -38,18 +55,15 @@ class WorkPlan:
     applications: int
     naive_applications: int
     flops: float
-    home_bytes: int
-    slot_bytes: int
-    staging_bytes: int
-    resident_bytes: int
     state_bytes_per_token: int
     compute_s: float
+    unpacking_s: float
     streaming_s: float
 
     @property
     def hours(self) -> float:
         """Predict the run's length: weights stream while states are computed, so the longer of the two counts."""
-        return max(self.compute_s, self.streaming_s) / 3600
+        return max(self.compute_s + self.unpacking_s, self.streaming_s) / 3600
 
 
 def count_coalitions(n_players: int, max_removed: int) -> int:
@@ -73,27 +87,38 @@ def naive_applications(n_players: int, max_removed: int) -> int:
     return n_players + sum((n_players - size + 1) * (n_players - size) for size in windows)
 
 
-def plan_work(shape: ModelShape, work: Workload, machine: Machine, *, home: str, itemsize: int) -> WorkPlan:
-    """Put numbers to a run of `work` on `machine` with the packed weights on `home` (device, cpu or disk).
+def windows_workload(
+    n_players: int, max_removed: int, trunk_tokens: int, scored_tokens: int, n_tiles: int = 1
+) -> Workload:
+    """Count by the closed forms: the full model and all windows of 1 to `max_removed` sublayers."""
+    return Workload(
+        tuple(live_states(position, max_removed) for position in range(n_players)),
+        count_coalitions(n_players, max_removed),
+        naive_applications(n_players, max_removed),
+        trunk_tokens,
+        scored_tokens,
+        n_tiles,
+    )
 
-    Units: `itemsize` in bytes a number of the residual states.
-    """
-    n_players = len(shape.players)
-    n_coalitions = count_coalitions(n_players, work.max_removed)
-    macs = sum(live_states(p, work.max_removed) * own for p, own in enumerate(shape.macs)) * work.trunk_tokens
-    macs += n_coalitions * shape.head_macs * work.scored_tokens
-    speed = {"device": float("inf"), "cpu": machine.host_to_device_bytes_s, "disk": machine.disk_bytes_s}[home]
+
+def rates_of(machine: Machine, home: str) -> Rates:
+    """Take a machine's bare products for the speed of everything. `home` is device, cpu or disk."""
+    speeds = {"device": float("inf"), "cpu": machine.host_to_device_bytes_s, "disk": machine.disk_bytes_s}
+    return Rates(machine.macs_s, machine.macs_s, float("inf"), speeds[home])
+
+
+def plan_work(shape: ModelShape, work: Workload, rates: Rates, *, itemsize: int) -> WorkPlan:
+    """Put numbers to a run. Units: `itemsize` in bytes a number of the residual states."""
+    layers = sum(live * own for live, own in zip(work.live, shape.macs, strict=True)) * work.trunk_tokens
+    head = work.n_coalitions * shape.head_macs * work.scored_tokens
     return WorkPlan(
-        n_players=n_players,
-        n_coalitions=n_coalitions,
-        applications=applications(n_players, work.max_removed),
-        naive_applications=naive_applications(n_players, work.max_removed),
-        flops=2.0 * macs,
-        home_bytes=shape.n_bytes.packed,
-        slot_bytes=shape.n_bytes.slots,
-        staging_bytes=0 if home == "device" else 2 * shape.n_bytes.layer_packed,
-        resident_bytes=shape.n_bytes.resident,
-        state_bytes_per_token=n_coalitions * shape.hidden * itemsize,
-        compute_s=macs / machine.macs_s,
-        streaming_s=work.n_tiles * shape.n_bytes.packed / speed,
+        n_players=len(shape.players),
+        n_coalitions=work.n_coalitions,
+        applications=sum(work.live),
+        naive_applications=work.naive_applications,
+        flops=2.0 * (layers + head),
+        state_bytes_per_token=work.n_coalitions * shape.hidden * itemsize,
+        compute_s=layers / rates.layer_macs_s + head / rates.head_macs_s,
+        unpacking_s=work.n_tiles * shape.n_streamed / rates.unpacked_s,
+        streaming_s=work.n_tiles * shape.n_bytes.packed / rates.streamed_bytes_s,
     )

@@ -27,12 +27,16 @@ _ROWS, _TOKENS = 3, 5
 
 @dataclass(frozen=True)
 class LayerProgram:
-    """How one decoder layer is driven. Units: `macs` are multiply-adds a token, by kind (`attn`, `ffn`)."""
+    """How one decoder layer is driven.
+
+    Units: `macs` are multiply-adds a token, by kind (`attn`, `ffn`); `widest` numbers a token of its widest product.
+    """
 
     anatomy: LayerAnatomy
     recipes: dict[str, Recipe | None]
     parallel: bool
     macs: dict[str, int]
+    widest: int
 
 
 def examine(module: nn.Module, anatomy: Anatomy, store: LayerStore) -> tuple[LayerProgram, ...]:
@@ -98,7 +102,7 @@ def _program(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall, previous: La
     recipes = {kind: find_recipe(layer, kind, x, call, hints[kind]) for kind in ("attn", "ffn")}
     parallel = _acts_in_parallel(layer, recipes, x, call)
     macs = {kind: _macs(layer, kind) for kind in ("attn", "ffn")}
-    return LayerProgram(layer, recipes, parallel, macs)
+    return LayerProgram(layer, recipes, parallel, macs, _widest(layer))
 
 
 def _refuse_unless_identity(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> None:
@@ -137,6 +141,15 @@ def _macs(layer: LayerAnatomy, kind: str) -> int:
             share = _chosen_share(layer.layer) if "experts" in name.split(".") and "shared" not in name else 1.0
             total += int(parameter.numel() * share) if parameter.dim() > 1 else 0
     return total
+
+
+def _widest(layer: LayerAnatomy) -> int:
+    """Count the numbers a token has at its widest, in all the experts it visits."""
+    kinds = ("attn", "ffn")
+    children = [getattr(layer.layer, child) for kind in kinds for child in layer.children_of(kind)]
+    weights = [weight for child in children for weight in child.parameters() if weight.dim() > 1]
+    wide = [max(w.shape[-2:]) * (w.shape[0] * _chosen_share(layer.layer) if w.dim() == 3 else 1) for w in weights]
+    return round(max(wide, default=1))
 
 
 def _chosen_share(layer: nn.Module) -> float:

@@ -5,6 +5,7 @@ Shapes of three models that are too large to have at hand are shipped, so that a
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -31,7 +32,7 @@ class ModelShape:
 
     Shapes: `players` and `macs` have N entries. Units: `macs` and `head_macs` are multiply-adds a token of the weights'
     matrix products (a token visits `num_experts_per_tok` experts); attention over the context is left out. `widest`
-    counts a token's numbers at its widest.
+    counts a token's numbers at its widest, `n_streamed` the numbers of all weights that are brought in for a visit.
     """
 
     players: tuple[Player, ...]
@@ -41,6 +42,7 @@ class ModelShape:
     widest: int
     vocabulary: int
     n_parameters: int
+    n_streamed: int
     n_bytes: ModelBytes
 
 
@@ -85,8 +87,28 @@ def shape_from(model: Any, anatomy: Anatomy, places: list[Place], n_bytes: Model
         widest=round(max(wide)),
         vocabulary=text.vocab_size,
         n_parameters=sum(value.numel() for name, value in model.state_dict().items() if name not in tied),
+        n_streamed=sum(prod(place.shape) for place in places),
         n_bytes=n_bytes,
     )
+
+
+def single_layer(config: Any, dtype: torch.dtype, vocabulary: int, limit_bytes: int) -> Any:
+    """Build the model with one decoder layer, random weights and a small vocabulary; None where that is too large."""
+    from transformers import AutoModelForCausalLM
+
+    small = copy.deepcopy(config)
+    small.__dict__.pop("quantization_config", None)
+    text = small.get_text_config(decoder=True)
+    text.num_hidden_layers, text.vocab_size = 1, vocabulary
+    text.pad_token_id = text.bos_token_id = text.eos_token_id = None
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    with quiet_transformers():
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(small, dtype=dtype)
+        if sum(weight.numel() * weight.element_size() for weight in shape.parameters()) > limit_bytes:
+            return None
+        return AutoModelForCausalLM.from_config(small, dtype=dtype)
 
 
 def _macs(places: list[Place], player: Player, active_share: float) -> int:

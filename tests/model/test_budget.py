@@ -8,7 +8,7 @@ import pytest
 
 from lowmem_layers.errors import BudgetError, ModelError, UsageError
 from lowmem_layers.model import ModelSpec, load_model
-from lowmem_layers.model.budget import ModelBytes, needed, place
+from lowmem_layers.model.budget import ModelBytes, needed, place, place_with_states
 from lowmem_layers.model.spec import format_bytes, parse_bytes
 
 GIB = 1 << 30
@@ -46,10 +46,22 @@ def test_a_refused_home_names_one_that_fits() -> None:
     assert caught.value.hint == "use --offload disk (or auto), which fits"
 
 
-def test_a_reserve_counts() -> None:
-    alone = needed(SIZES, "cpu", on_gpu=False).cpu_bytes
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=alone).home == "cpu"
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=alone, reserve=1).home == "disk"
+def test_a_reserve_counts_beside_what_runs_and_loading_on_its_own() -> None:
+    alone = needed(SIZES, "cpu", on_gpu=False)
+    limit = max(alone.cpu_bytes, alone.loading_bytes)
+    spare = limit - alone.cpu_bytes
+    assert spare > 0  # of these sizes, loading is the peak
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit, reserve=spare).home == "cpu"
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit - 1).home == "disk"
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit, reserve=spare + 1).home == "disk"
+
+
+def test_an_eighth_is_left_for_states() -> None:
+    alone = needed(SIZES, "cpu", on_gpu=False)
+    enough = alone.cpu_bytes * 8 // 7 + 8
+    given = {"on_gpu": False, "gpu_limit": None}
+    assert place_with_states(SIZES, "auto", cpu_limit=enough, **given).home == "cpu"  # type: ignore[arg-type]
+    assert place_with_states(SIZES, "auto", cpu_limit=enough - 64, **given).home == "disk"  # type: ignore[arg-type]
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(llama_folder: Path) -> None:

@@ -10,7 +10,14 @@ import torch
 from lowmem_layers.errors import ModelError, UsageError
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.machine import CARDS, Machine, measure_machine, named_card
-from lowmem_layers.model.plan import Workload, applications, count_coalitions, naive_applications, plan_work
+from lowmem_layers.model.plan import (
+    applications,
+    count_coalitions,
+    naive_applications,
+    plan_work,
+    rates_of,
+    windows_workload,
+)
 from lowmem_layers.model.shape import SHIPPED, shape_of, shipped_config
 from tests.model.conftest import save_model, tiny_config
 
@@ -69,8 +76,8 @@ def test_a_token_visits_two_of_mixtrals_eight_experts() -> None:
 
 def test_the_ideal_of_an_8b_model_on_a_4090() -> None:
     shape = shape_of(shipped_config("llama-3-8b"), "nf4", torch.bfloat16)
-    work = Workload(max_removed=4, trunk_tokens=777_781, scored_tokens=60_000, n_tiles=100)
-    plan = plan_work(shape, work, named_card("rtx-4090"), home="cpu", itemsize=2)
+    work = windows_workload(64, max_removed=4, trunk_tokens=777_781, scored_tokens=60_000, n_tiles=100)
+    plan = plan_work(shape, work, rates_of(named_card("rtx-4090"), "cpu"), itemsize=2)
     assert plan.streaming_s < plan.compute_s
     layers = 777_781 * (7754 / 64) * 6.98e9 * 2  # tokens, live states on average, weights of the decoder layers, flops
     head = 60_000 * 251 * 128_256 * 4096 * 2

@@ -17,6 +17,7 @@ from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_table, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.formats import Packed, four_bit, gptq, int8, joined, unpack
+from lowmem_layers.model.memory import all_finite
 from lowmem_layers.model.places import is_quantised
 from lowmem_layers.model.store import Place
 
@@ -201,7 +202,7 @@ class SafetensorsReader:
     def _read_packed(self, name: str, entries: Mapping[str, TensorEntry]) -> Packed:
         parts = {part: read_tensor(entry) for part, entry in entries.items()}
         for part in ("absmax", "nested_absmax", "SCB", "scales"):
-            if part in parts and parts[part].is_floating_point() and not bool(torch.isfinite(parts[part]).all()):
+            if part in parts and parts[part].is_floating_point() and not all_finite(parts[part]):
                 raise _not_finite(f"{name} ({part})", entries[part].file.name)
         file, stem = next(iter(entries.values())).file.name, name.removesuffix(".weight")
         if "qweight" in parts:
@@ -230,7 +231,7 @@ class SafetensorsReader:
             raise CheckpointError(
                 f"{self._folder} lacks the tensor {name}", "the checkpoint is incomplete; download or save it again"
             )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise _not_finite(name, self._files.get(name, self._folder.name))
 
 

@@ -1,0 +1,59 @@
+"""What is planned is what a run then takes: the home, the tiles, the bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_layers.study import planning
+from lowmem_layers.study.game import plan_game
+from lowmem_layers.study.planning import plan_study
+from lowmem_layers.study.prepare import prepare_study
+from lowmem_layers.study.spec import PAPER_TASKS, StudySpec
+from tests.model.conftest import save_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
+    save_model(tmp_path / "model", "llama")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("quant", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_what_is_planned_is_what_a_run_takes(quant: str, offload: str, folder: Path) -> None:
+    spec = StudySpec(model=str(folder), quant=quant, offload=offload, limit=5, max_removed=2, device="cpu").resolved()
+    planned = plan_study(spec)
+    prepared = prepare_study(spec, lambda event: None)
+    removed = plan_game(spec, prepared.players).removed
+    tiles = prepared.engine.plan_tiles(prepared.encoded, removed)
+    found: Any = prepared.model
+    assert planned.memory.home == found["home"] == offload
+    assert planned.memory.slots == found["slot_bytes"]
+    assert planned.memory.n_tiles == len(tiles)
+    assert planned.work.compute_s > 0
+    work = prepared.engine.work(prepared.encoded, removed)
+    assert planned.work.flops == pytest.approx(2 * work, rel=1e-9)
+    around = planned.memory.host - planned.memory.states - planned.memory.chunk
+    assert around == pytest.approx(found["expected_cpu_bytes"], abs=64 << 20)  # but for what the process has grown
+
+
+def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowmem_layers.errors import TaskError
+
+    def unreachable(spec: StudySpec) -> list[Any]:
+        raise TaskError("cannot get boolq", "give --data-dir")
+
+    monkeypatch.setattr(planning, "read_tasks", unreachable)
+    known = planning.count_tokens(StudySpec(preset="paper").resolved(), None, "")
+    assert len(known.trunk) == len(known.scored) == 5500
+    assert "not at hand" in known.whose
+    all_items = planning.count_tokens(StudySpec(tasks=PAPER_TASKS).resolved(), None, "")
+    assert sum(all_items.trunk) == pytest.approx(777_781, rel=0.05)  # counted on the whole benchmarks
+    with pytest.raises(TaskError):
+        planning.count_tokens(StudySpec(tasks=("boolq", "lm_eval:x")).resolved(), None, "")
+    with pytest.raises(TaskError):
+        planning.count_tokens(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved(), None, "")
