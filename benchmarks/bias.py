@@ -67,12 +67,21 @@ def main() -> None:
         "sublayers": list(dict.fromkeys([*windows(len(names), LARGEST), *random, *chain_coalitions(orders)])),
         "groups": grouping.expand_all(all_coalitions(N_GROUPS)),
     }
-    scores = {part: scored(part, model, encoded, coalitions, options) for part, coalitions in wanted.items()}
-    items = [(task, item) for task in tasks for item in task.items]
+    each = options.group_items or options.items
+    items = {
+        "sublayers": [(task, item) for task in tasks for item in task.items],
+        "groups": [(task, item) for task in tasks for item in task.items[:each]],
+    }
+    place = {(item.task, item.id): item for item in encoded}
+    scores = {
+        part: scored(part, model, [place[task.name, item.id] for task, item in items[part]], coalitions, options)
+        for part, coalitions in wanted.items()
+    }
     results: dict[str, Any] = {}
     for value in VALUES:
-        whole = table_of(names, wanted["sublayers"], items, scores["sublayers"], value)
-        groups = grouped_table(table_of(names, wanted["groups"], items, scores["groups"], value), grouping)
+        whole = table_of(names, wanted["sublayers"], items["sublayers"], scores["sublayers"], value)
+        of_each = table_of(names, wanted["groups"], items["groups"], scores["groups"], value)
+        groups = grouped_table(of_each, grouping)
         results[value] = {"sublayers": of_sublayers(whole, orders, shuffles), "groups": of_groups(groups, few)}
         report(value, results[value])
     if options.figure:
@@ -85,6 +94,7 @@ def options_of() -> argparse.Namespace:
     options = parser(__doc__)
     options.set_defaults(items=4)
     options.add_argument("--tasks", default="arc_easy,piqa,winogrande,openbookqa")
+    options.add_argument("--group-items", type=int, help="items of each benchmark for the groups. [default: --items]")
     options.add_argument("--orders", type=int, default=20, help="whole removal orders, in antithetic pairs")
     options.add_argument("--shuffles", type=int, default=10, help="shuffled models cut into windows of four")
     options.add_argument("--seed", type=int, default=0)

@@ -18,7 +18,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.influence import Influence, contributions, influence_of, with_coin_flip_item
 from lowmem_layers.game.intervals import check_level, mean_interval
 from lowmem_layers.game.multiplicity import Correction, adjusted, two_sided_p
-from lowmem_layers.game.permutation import Order, permutation_influence
+from lowmem_layers.game.permutation import Order, permutation_influence, permutation_pieces
 from lowmem_layers.game.rank_correlation import Agreement, agreement
 from lowmem_layers.game.table import FloatArray, ValueTable
 from lowmem_layers.game.weights import Estimator, estimator_weights, largest_window
@@ -226,11 +226,17 @@ def _by_orders(
 ) -> tuple[Influence, Influence, FloatArray]:
     parts = []
     for table, walked in zip((a, b), walks, strict=True):
-        whole = permutation_influence(table, walked.orders, cuts=walked.cuts or None)
-        parts.append((whole, whole.pieces[: table.n_clusters], whole.pieces[table.n_clusters :]))
-    (one, items_a, orders_a), (two, items_b, orders_b) = parts
+        cuts = walked.cuts or None
+        parts.append(
+            (
+                permutation_influence(table, walked.orders, cuts=cuts),
+                *permutation_pieces(table, walked.orders, cuts=cuts),
+            )
+        )
+    (one, items_a, flips_a, orders_a), (two, items_b, flips_b, orders_b) = parts
     same = walks[0].orders == walks[1].orders
-    return _side_by_side(one, two, [(items_a, items_b, paired), (orders_a, orders_b, same)], paired)
+    blocks = [(items_a.pieces, items_b.pieces, paired), (flips_a, flips_b, False)]
+    return _side_by_side(one, two, [*blocks, (orders_a.pieces, orders_b.pieces, same)], paired)
 
 
 def _side_by_side(

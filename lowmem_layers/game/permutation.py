@@ -8,12 +8,13 @@ A run settles the cuts on a pilot (`first_cut`), so that all values are estimate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.coalitions import Removed, chain
-from lowmem_layers.game.influence import Influence, influence_of
+from lowmem_layers.game.influence import Influence, influence_of, with_coin_flip_item
 from lowmem_layers.game.quantiles import normal_quantile
 from lowmem_layers.game.table import FloatArray, ValueTable, missing_coalition
 
@@ -129,7 +130,26 @@ def permutation_influence(
     wide side by at most its size. Fewer than 2 pairs, or 2 item clusters, leave the error unknown (nan), and
     so do walks that never reach a player: its 0 is then no measurement.
     A cut makes the estimate biased by what lies below chance; without one it is unbiased.
-    Shapes: the result's pieces are (item clusters + pairs, players).
+    Shapes: the result's pieces are (item clusters + coalitions used (accuracies only) + pairs, players).
+
+    Raises:
+        UsageError: no orders, or as in `marginal_contributions`.
+    """
+    of_items, flips, of_orders = permutation_pieces(table, orders, chance, level, cuts)
+    both = _sum_of_errors(of_items, of_orders)
+    return replace(both, pieces=np.concatenate([of_items.pieces, flips, of_orders.pieces]), is_binary=table.is_binary)
+
+
+def permutation_pieces(
+    table: ValueTable,
+    orders: Sequence[Order],
+    chance: float | None = None,
+    level: float = 0.95,
+    cuts: Sequence[int] | None = None,
+) -> tuple[Influence, FloatArray, Influence]:
+    """Give the estimate with its error apart: of the items, of the coin-flip item (accuracies), of the orders.
+
+    The degrees of freedom of a player that no walk reaches are nan.
 
     Raises:
         UsageError: no orders, or as in `marginal_contributions`.
@@ -138,18 +158,35 @@ def permutation_influence(
         raise UsageError("no orders to average over", "draw some with permutations(n_players, n, seed)")
     per_item, per_order = marginal_contributions(table, orders, chance, level, cuts)
     items = influence_of(per_item, table.cluster_codes)
-    both = _sum_of_errors(items, influence_of(per_order, np.arange(len(orders)) // 2))
-    never = np.ones(table.n_players, dtype=np.bool_)
-    for m, order in enumerate(orders):
-        never[list(_walked(table, order, chance, level, None if cuts is None else cuts[m]))] = False
-    return Influence(both.value, both.pieces, np.where(never, np.nan, both.dof))
+    walks = [_walked(table, order, chance, level, None if cuts is None else cuts[m]) for m, order in enumerate(orders)]
+    flips = np.zeros((0, table.n_players))
+    if table.is_binary and table.n_clusters > 1:
+        whole = with_coin_flip_item(items, _weights(table, walks), table.n_items, table.n_clusters)
+        flips = whole.pieces[len(items.pieces) :]
+    reached = np.zeros(table.n_players, dtype=np.bool_)
+    for walked in walks:
+        reached[list(walked)] = True
+    found = replace(items, dof=np.where(reached, items.dof, np.nan))
+    return found, flips, influence_of(per_order, np.arange(len(orders)) // 2)
+
+
+def _weights(table: ValueTable, walks: Sequence[Order]) -> FloatArray:
+    # The estimate's weights over the table's coalitions. Shapes: (players, coalitions).
+    weights = np.zeros((table.n_players, len(table.coalitions)))
+    for walked in walks:
+        columns = [table.column_index(removed) for removed in chain(walked)]
+        for step, player in enumerate(walked):
+            weights[player, columns[step]] += 1.0 / len(walks)
+            weights[player, columns[step + 1]] -= 1.0 / len(walks)
+    return weights
 
 
 def _sum_of_errors(first: Influence, second: Influence) -> Influence:
+    # The first estimate with the degrees of freedom of both errors' sum.
     parts = np.array([first.variance, second.variance])
     each = np.array([first.dof, second.dof])
     total = parts.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         dof = np.where(total > 0, total**2 / (parts**2 / each).sum(axis=0), each.min(axis=0))
     dof = np.where(np.isnan(each).any(axis=0), np.nan, dof)
-    return Influence(first.value, np.concatenate([first.pieces, second.pieces]), dof)
+    return replace(first, dof=dof)

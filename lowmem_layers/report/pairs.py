@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from lowmem_layers.game.interactions import Interactions
 from lowmem_layers.report.axes import player_axis, player_places
-from lowmem_layers.report.rows import Rows, interval, number
+from lowmem_layers.report.rows import Rows, interval, number, p_value
 from lowmem_layers.report.style import new_figure
 
 N_STRONGEST = 12  # rows of the table on the page; the files have all
@@ -25,6 +25,7 @@ def interaction_map(found: Interactions, scale: float, unit: str, title: str) ->
     band[distance - 1, found.first] = scale * found.value
     size = np.abs(band[np.isfinite(band)])
     most = max(float(size.max(initial=0.0)), 1e-9)
+    linear_to = max(float(np.quantile(size, 0.75)) if len(size) else 0.0, most / 100)
     figure = new_figure(1.1 + 0.24 * len(band))
     axes = figure.subplots()
     places = player_places(found.players)
@@ -34,7 +35,7 @@ def interaction_map(found: Interactions, scale: float, unit: str, title: str) ->
         np.arange(len(band) + 1) + 0.5,
         band,
         cmap="RdBu_r",
-        norm=SymLogNorm(max(float(np.quantile(size, 0.75)) if len(size) else 0.0, most / 100), vmin=-most, vmax=most),
+        norm=SymLogNorm(linear_to, vmin=-most, vmax=most),
     )
     sure = found.significant
     axes.plot(places[found.first[sure]], distance[sure], ".", color="#222222", markersize=2.5)
@@ -44,7 +45,10 @@ def interaction_map(found: Interactions, scale: float, unit: str, title: str) ->
     axes.grid(visible=False)
     player_axis(axes, found.players)
     axes.set_xlabel(f"{axes.get_xlabel()} of the pair's first")
-    figure.colorbar(mesh, ax=axes, label=f"interaction ({unit})", pad=0.01, aspect=8)
+    bar = figure.colorbar(mesh, ax=axes, label=f"interaction ({unit})", pad=0.01, aspect=8)
+    ticks = [-most, -linear_to, 0.0, linear_to, most] if linear_to < 0.7 * most else [-most, 0.0, most]
+    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    bar.minorticks_off()
     return figure
 
 
@@ -58,7 +62,7 @@ def interaction_rows(found: Interactions, scale: float, unit: str, most: int | N
             f"{found.players[found.first[pair]]} + {found.players[found.second[pair]]}",
             number(scale * float(found.value[pair]), digits),
             interval(scale * float(found.ci_low[pair]), scale * float(found.ci_high[pair]), digits),
-            number(float(found.p_adjusted[pair]), 3),
+            p_value(float(found.p_adjusted[pair])),
             found.kind(pair),
         ]
         for pair in order.tolist()

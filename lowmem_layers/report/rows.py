@@ -46,6 +46,11 @@ def number(value: float, digits: int) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
+def p_value(value: float) -> str:
+    """Write a p-value; one that rounds to 0 is below 0.001."""
+    return "<0.001" if value < 0.0005 else number(value, 3)
+
+
 def interval(low: float, high: float, digits: int) -> str:
     """Write an interval."""
     if not (np.isfinite(low) and np.isfinite(high)):

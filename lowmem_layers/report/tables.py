@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "±": r"$\pm$",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--"}  # fmt: skip
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--",
+        "<": r"\textless{}", ">": r"\textgreater{}", "−": "$-$", "…": r"\dots{}", "×": r"$\times$"}  # fmt: skip
 
 
 def write_tables(folder: Path, name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

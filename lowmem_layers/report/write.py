@@ -145,9 +145,7 @@ def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture
         "after Holm's correction.",
     )
     n_sure = int(found.significant.sum())
-    words = (
-        f"The surest of {len(found.value)} pairs on {task} by {side.words}; {n_sure} are significant together at 95 %:"
-    )
+    words = f"The surest of {len(found.value)} pairs on {task} by {side.words}; significant together at 95 %: {n_sure}."
     return [(picture, Listing(words, *interaction_rows(found, side.scale, side.unit, N_STRONGEST)))]
 
 

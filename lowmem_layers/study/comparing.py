@@ -19,8 +19,8 @@ from lowmem_layers.study.opened import Run
 from lowmem_layers.study.spec import one_of
 
 _PROTOCOL = (
-    "quant", "dtype", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window", "stride",
-    "revision", "requantize",
+    "quant", "dtype", "limit", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window",
+    "stride", "revision", "requantize", "until", "seed",
 )  # fmt: skip
 CORRECTIONS = {"holm": "Holm", "bh": "Benjamini–Hochberg"}
 
