@@ -37,7 +37,8 @@ class Comparison:
     """What differs between run A and run B.
 
     Shapes: arrays (players,). `difference` is A − B with its interval (each at `level`); `significant` is corrected for
-    the number of players by `correction`. `paired` says whether the items were the same; `n_items` counts those used.
+    the number of players by `correction`. `paired` says whether the items were the same; `n_items` counts those used,
+    of the `n_given` there were.
     Unknown (nan) with fewer than 2 clusters.
     """
 
@@ -45,6 +46,7 @@ class Comparison:
     estimator: str
     paired: bool
     n_items: tuple[int, int]
+    n_given: tuple[int, int]
     value_a: FloatArray
     value_b: FloatArray
     low_a: FloatArray
@@ -115,6 +117,7 @@ class _Sides:
     second: Influence
     dof: FloatArray
     n_items: tuple[int, int]
+    n_given: tuple[int, int]
     paired: bool
 
     @property
@@ -147,6 +150,7 @@ def _compared(
         estimator=estimator,
         paired=both.paired,
         n_items=both.n_items,
+        n_given=both.n_given,
         value_a=first.value,
         value_b=second.value,
         low_a=one[0],
@@ -170,8 +174,11 @@ def _mean_of(parts: Sequence[_Sides]) -> _Sides:
         return parts[0]
     first, second = _mean([part.first for part in parts]), _mean([part.second for part in parts])
     dof = _welch(np.array([part.difference.variance for part in parts]), np.array([part.dof for part in parts]))
-    n_items = (sum(part.n_items[0] for part in parts), sum(part.n_items[1] for part in parts))
-    return _Sides(first, second, dof, n_items, all(part.paired for part in parts))
+    n_items, n_given = (
+        (sum(count[0] for count in counts), sum(count[1] for count in counts))
+        for counts in ([part.n_items for part in parts], [part.n_given for part in parts])
+    )
+    return _Sides(first, second, dof, n_items, n_given, all(part.paired for part in parts))
 
 
 def _mean(parts: Sequence[Influence]) -> Influence:
@@ -191,7 +198,7 @@ def _sides(
     _refuse_different_players(a, b)
     if walks is None:
         _refuse_different_windows(a, b, estimator, max_removed)
-    rows = _matching_rows(a, b)
+    rows, given = _matching_rows(a, b), (a.n_items, b.n_items)
     if rows is not None:
         a, b = a.take_items(rows[0]), b.take_items(rows[1])
     paired = rows is not None
@@ -199,7 +206,7 @@ def _sides(
         first, second, dof = _by_weights(a, b, estimator, max_removed, paired)
     else:
         first, second, dof = _by_orders(a, b, walks, paired)
-    return _Sides(first, second, dof, (a.n_items, b.n_items), paired)
+    return _Sides(first, second, dof, (a.n_items, b.n_items), given, paired)
 
 
 def _by_weights(
@@ -269,7 +276,7 @@ def _refuse_different_windows(a: ValueTable, b: ValueTable, estimator: Estimator
     if estimator in ("neighbourhood", "stratified") and max_removed is None and sizes[0] != sizes[1]:
         raise UsageError(
             f"A has windows of up to {sizes[0]} sublayers, B of up to {sizes[1]}",
-            f"compare both with --max-removed {min(sizes)}",
+            f"compare both with --max-removed {min(sizes)}" if min(sizes) else "remove windows in both runs",
         )
 
 

@@ -58,7 +58,10 @@ def contributions(table: ValueTable, weights: FloatArray) -> FloatArray:
     Shapes: `weights` (players, coalitions); returns (items, players).
     """
     finite = np.isfinite(table.values)
-    result = np.where(finite, table.values, 0.0) @ weights.T
+    values = np.where(finite, table.values, 0.0)
+    if np.abs(weights.sum(axis=1)).max(initial=0.0) < 1e-9:
+        values = values - values[:, :1]  # differences: what is constant then gives exactly 0, not a rounding error
+    result = values @ weights.T
     if not finite.all():
         result[:, (weights[:, ~finite.all(axis=0)] != 0).any(axis=1)] = np.nan
     return result

@@ -122,13 +122,13 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
     """Say in words how far the rankings agree and how many players changed, a line a task."""
     lines = []
     for task, one in found.items():
-        same, (items_a, items_b) = one.agreement, one.n_items
-        items = f"{items_a:,} items, paired" if one.paired else f"{items_a:,} and {items_b:,} items, not paired"
+        same = one.agreement
         changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
         lines.append(
-            f"{task} ({items}): Spearman {_bounded(same.spearman, same.spearman_low, same.spearman_high)}, Kendall "
-            f"{_bounded(same.kendall, same.kendall_low, same.kendall_high)}; {same.overlap} of the top {same.top_k} "
-            f"are the same [{same.overlap_low:.0f}, {same.overlap_high:.0f}]; "
+            f"{task} ({_items(one)}): "
+            f"Spearman {_bounded(same.spearman, same.spearman_low, same.spearman_high)}, "
+            f"Kendall {_bounded(same.kendall, same.kendall_low, same.kendall_high)}; "
+            f"{same.overlap} of the top {same.top_k} are the same [{same.overlap_low:.0f}, {same.overlap_high:.0f}]; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
             f"({CORRECTIONS[one.correction]}, {one.level:.0%}){': ' + changed if changed else ''}"
         )
@@ -209,6 +209,15 @@ def _same_items(task: str, a: dict[tuple[str, str], ItemRow], b: dict[tuple[str,
     """Tell whether items of the same name are the same: gold answer and choices, whatever the tokenizer."""
     common = [key for key in a if key[0] == task and key in b]
     return all((a[key].gold, a[key].chars, a[key].sizes) == (b[key].gold, b[key].chars, b[key].sizes) for key in common)
+
+
+def _items(one: Comparison) -> str:
+    (items_a, items_b), (given_a, given_b) = one.n_items, one.n_given
+    if not one.paired:
+        return f"{items_a:,} and {items_b:,} items, not paired"
+    if one.n_items == one.n_given:
+        return f"{items_a:,} items, paired"
+    return f"the {items_a:,} items that A's {given_a:,} and B's {given_b:,} have in common, paired"
 
 
 def _said(option: object) -> str:

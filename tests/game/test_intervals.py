@@ -157,6 +157,15 @@ def test_a_task_all_right_or_all_wrong(right):
     assert np.isnan(result.share_ci_low).all()
 
 
+def test_values_that_never_change_tie_exactly():
+    """A constant is no rounding error: nobody is certainly above another by 1e-16."""
+    constant = np.repeat(np.random.default_rng(0).normal(size=(30, 1)) * 7.0, 19, axis=1)
+    result = estimate(ValueTable(NAMES, tuple(windows(6, 4)), constant[:, : len(windows(6, 4))]))
+    assert (result.value == 0).all()
+    assert (result.rank == 1).all()
+    assert (result.rank_ci_high == 6).all()
+
+
 @pytest.mark.parametrize("clusters", [None, np.zeros(1, dtype=int)])
 def test_one_item_has_values_but_no_intervals(clusters):
     table = ValueTable(NAMES, tuple(windows(6, 2)), np.random.default_rng(0).random((1, 12)), clusters)

@@ -56,6 +56,7 @@ def test_common_items_are_compared_where_runs_overlap(tmp_path, bench, engine):
     found = compare_runs(whole, part, "loglikelihood")["one"]
     assert found.paired
     assert found.n_items == (7, 7)
+    assert "the 7 items that A's 12 and B's 7 have in common" in agreement_lines({"one": found})[0]
     few = make(tmp_path, bench, "few", engine(seed=1), tasks=("one",), limit=5)
     assert compare_runs(few, whole, "loglikelihood")["one"].n_items == (5, 5)
 
