@@ -120,22 +120,23 @@ def scored(
 ) -> list[np.ndarray]:
     """Score all items under all coalitions, or take what was kept. Shapes: (coalitions, choices) an item."""
     file = options.scores.with_suffix(f".{part}.npz") if options.scores else None
-    found: dict[int, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     if file is not None and file.exists():
         with np.load(file) as kept:
-            found = {int(name): kept[name] for name in kept}
-    left = [index for index in range(len(items)) if index not in found]
+            found = {name: kept[name] for name in kept}
+    names = [f"{item.task} {item.id}".replace("/", "_") for item in items]
+    rest = [item for name, item in zip(names, items, strict=True) if name not in found]
+    left = [name for name in names if name not in found]
     engine, begin = Engine(model), time.perf_counter()
-    rest = [items[index] for index in left]
     print(f"{part}: {len(coalitions)} coalitions, {len(rest)} items, {engine.work(rest, coalitions) / 1e12:.1f} TMAC")
-    for tile in engine.plan_tiles(rest, coalitions):
+    for tile in engine.plan_tiles(rest, coalitions) if rest else ():
         scores = engine.score([rest[place] for place in tile], coalitions)
         found |= dict(zip([left[place] for place in tile], scores, strict=True))
         if file is not None:
-            np.savez(file, **{str(index): each for index, each in found.items()})  # pyright: ignore
+            np.savez(file, **found)  # pyright: ignore
         print(f"  {len(found)} items, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     print(f"{part}: {time.perf_counter() - begin:.0f} s, {engine.counted_applications} applications", flush=True)
-    return [found[index] for index in range(len(items))]
+    return [found[name] for name in names]
 
 
 def table_of(
