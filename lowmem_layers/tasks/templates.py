@@ -7,33 +7,25 @@ from collections.abc import Callable
 from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 from lowmem_layers.errors import TaskError
 from lowmem_layers.tasks.records import Record
+from lowmem_layers.tasks.sandbox import Sandbox
 
-_MAX_LENGTH = 1_000_000  # of a repeated text or list: a template may not fill the memory
 _BRACES = re.compile(r"\s*\{\{(?P<inside>(?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
-_FAILURES = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+_FAILURES = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox, in which repetition and powers are bounded too."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what would grow beyond all bounds."""
-        size = len(left) if hasattr(left, "__len__") else len(right) if hasattr(right, "__len__") else 0
-        times = right if hasattr(left, "__len__") else left
-        if size and isinstance(times, int) and size * times > _MAX_LENGTH:
-            raise OverflowError(f"a repetition of more than {_MAX_LENGTH} entries")
-        if operator == "**" and isinstance(right, int | float) and right > 64:
-            raise OverflowError("a power above 64")
-        return SandboxedEnvironment.call_binop(self, context, operator, left, right)
-
-
-_ENVIRONMENT = _Sandbox(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+_ENVIRONMENT = Sandbox()
 
 
 def text_template(source: str, where: str) -> Callable[[Record], str]:
@@ -76,6 +68,7 @@ def _compiled(build: Callable[[], Any], where: str) -> Any:
 
 
 def _evaluated(compute: Callable[[], Any], where: str, record: Record) -> Any:
+    _ENVIRONMENT.reset()
     try:
         return compute()
     except _FAILURES as error:

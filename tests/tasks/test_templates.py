@@ -73,5 +73,70 @@ def test_records_are_not_changed_by_templates():
     assert RECORD.fields["choices"] == {"text": ["a", "b"]}
 
 
+DOUBLED = "{% set s = namespace(x='x' * 1000) %}{% for i in range(40) %}STEP{% endfor %}{{ s.x | length }}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
+        "{% for i in cycler('a').next | batch(2) %}{% endfor %}",
+        DOUBLED.replace("STEP", "{% set s.x = s.x ~ s.x %}"),
+        DOUBLED.replace("STEP", "{% set s.x = s.x + s.x %}"),
+        DOUBLED.replace("STEP", "{% set s.x = [s.x, s.x] | join %}"),
+        DOUBLED.replace("STEP", "{% set s.x = ''.join([s.x, s.x]) %}"),
+        DOUBLED.replace("STEP", "{% set s.x = s.x | replace('x', 'xx') %}"),
+        DOUBLED.replace("STEP", "{% set both %}{{ s.x }}{{ s.x }}{% endset %}{% set s.x = both %}"),
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{{ q | center(10000000000) }}",
+        "{{ q.ljust(10000000000) }}",
+        "{{ '%10000000000d' | format(1) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '%*d' % (10000000000, 1) }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ '{:>{w}}'.format(1, w=10000000000) }}",
+        "{{ lipsum(n=100000) }}",
+        "{{ q.translate({87: 'x' * 99999}) }}",
+    ],
+)
+def test_what_would_run_for_ever_or_fill_the_memory_is_refused(source):
+    with pytest.raises(TaskError, match="cannot be rendered"):
+        text_template(source, "w")(RECORD)
+
+
+def test_an_expression_is_metered_too():
+    for source in ("('x' * 9999999) ~ ('x' * 9999999)", "q.ljust(10000000000)"):
+        with pytest.raises(TaskError, match="cannot be rendered"):
+            expression(source, "w")(RECORD)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% for t in choices.text %}{{ loop.index }}{{ t }}{{ ', ' if not loop.last }}{% endfor %}", "1a, 2b"),
+        ("{% for k, v in choices.items() %}{{ k }}={{ v | join('/') }}{% endfor %}", "text=a/b"),
+        (
+            "{{ q ~ '-' ~ n }} {{ 'a' + 'b' }} {{ '%05.2f' % n }} {{ '{:,}'.format(7000000) }}",
+            "Why-2 ab 02.00 7,000,000",
+        ),
+        ("{{ q | replace('W', 'w') | upper }}{{ ['a', 'b'] | map('upper') | join('+') }}", "WHYA+B"),
+        (
+            "{% macro f(x) %}<{{ x }}>{% endmacro %}{{ f(q) }}{{ q | truncate(2, True, '', 0) }}{{ q | center(5) }}",
+            "<Why>Wh Why ",
+        ),
+    ],
+)
+def test_ordinary_templates_are_not_in_the_meters_way(source, text):
+    render = text_template(source, "w")
+    for _ in range(3):
+        assert render(RECORD) == text
+
+
+def test_every_record_has_a_meter_of_its_own():
+    render = text_template("{% for i in range(90000) %}{% endfor %}{{ q }}", "w")
+    assert [render(RECORD) for _ in range(5)] == ["Why"] * 5
+
+
 def test_small_repetitions_are_fine():
     assert text_template("{{ '-' * n }}{{ n * n }}{{ n ** 3 }}", "w")(RECORD) == "--48"
