@@ -19,6 +19,8 @@ from typing import Any
 
 from lowmem_layers.tasks import BENCHMARKS
 
+CHUNK = 400  # requests fed and kept at once
+
 
 def locate(model: str | None) -> tuple[str, str | None]:
     """Split a model into the folder and GGUF file that transformers wants."""
@@ -111,17 +113,26 @@ class HarnessSide:
         return (1 << 20) if self.options.tokens_only else int(self.harness.max_length)
 
     def answer(self, name: str, requests: Sequence[Any]) -> list[Answer]:
-        """Give the answers to one task's requests, and keep them before anything else is done."""
-        if name not in self.known:
-            values = self.harness.loglikelihood(list(requests), disable_tqdm=True)
-            scored = [None if self.options.tokens_only else round(value, 6) for value, _ in values]
-            fed = [((c + s)[-(self.max_length + 1) :], len(s)) for c, s in self.harness.recorded]
-            self.known[name] = [Answer(tokens_hash(t), n, v) for (t, n), v in zip(fed, scored, strict=True)]
+        """Give the answers to one task's requests; they are kept as they come, so that nothing is done twice."""
+        known = self.known.setdefault(name, [])
+        while len(known) < len(requests):
+            known += self._found(requests[len(known) : len(known) + CHUNK])
+            self._keep()
+        return known
+
+    def _found(self, requests: Sequence[Any]) -> list[Answer]:
+        values = self.harness.loglikelihood(list(requests), disable_tqdm=True)
+        scored = [None if self.options.tokens_only else round(value, 6) for value, _ in values]
+        fed = [((c + s)[-(self.max_length + 1) :], len(s)) for c, s in self.harness.recorded]
+        return [Answer(tokens_hash(t), n, v) for (t, n), v in zip(fed, scored, strict=True)]
+
+    def _keep(self) -> None:
         if self.options.reference:
             answers = {name: [asdict(one) for one in several] for name, several in self.known.items()}
-            document = {"setting": self.setting, **answers}
-            self.options.reference.write_text(json.dumps(document, indent=1) + "\n")
-        return self.known[name]
+            text = json.dumps({"setting": self.setting, **answers}, indent=1) + "\n"
+            scratch = self.options.reference.with_suffix(".part")
+            scratch.write_text(text)
+            scratch.replace(self.options.reference)
 
 
 def setting_of(options: argparse.Namespace) -> dict[str, Any]:
