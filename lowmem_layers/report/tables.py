@@ -31,7 +31,7 @@ def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out as GitHub reads it."""
-    lines = [list(header), ["---"] + ["---:"] * (len(header) - 1), *map(list, rows)]
+    lines = [list(header), ["---" if left else "---:" for left in _names(header, rows)], *map(list, rows)]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
@@ -39,7 +39,7 @@ def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out with booktabs."""
     body = [" & ".join(map(tex, row)) + r" \\" for row in rows]
     lines = [
-        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in _names(header, rows))}}}",
         r"\toprule",
         " & ".join(map(tex, header)) + r" \\",
         r"\midrule",
@@ -48,6 +48,12 @@ def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         r"\end{tabular}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Tell columns of names (to the left) from columns of numbers: the first, and those with words in every row."""
+    words = [all(cell[:1].isalpha() for cell in column) for column in zip(*rows, strict=True)] or [False] * len(header)
+    return [True, *words[1:]]
 
 
 def tex(text: str) -> str:

@@ -90,6 +90,9 @@ def _table1(found: PaperTables) -> list[dict[str, object]]:
             "top_share": 100 * row.top_share,
             "others_share": 100 * row.others_share,
             "published_top_share": _per_cent(row.published_top_share),
+            "published_others_share": _per_cent(
+                None if row.published_top_share is None else 1 - row.published_top_share
+            ),
         }
         for row in found.table1
     ]

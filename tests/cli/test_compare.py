@@ -66,7 +66,7 @@ def test_levels_and_corrections(capfd, finished, other):
 
 def test_tables_for_papers(capfd, finished, tmp_path):
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 4, "--format", "markdown")
-    assert out.splitlines()[:2] == ["| task | model | drop | published |", "| --- | ---: | ---: | ---: |"]
+    assert out.splitlines()[:2] == ["| task | model | drop | published |", "| --- | --- | ---: | ---: |"]
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 2, "--format", "latex")
     assert r"\begin{tabular}" in out
     assert out.count("&") == 6
