@@ -58,7 +58,10 @@ def write_model(folder: Path, shape: dict[str, Any]) -> int:
     config.save_pretrained(folder)
     write_tokenizer(folder)
     shards: dict[str, dict[str, torch.Size]] = {}
-    for name, value in build_skeleton(config, torch.bfloat16).state_dict().items():
+    model: Any = build_skeleton(config, torch.bfloat16)
+    for name, value in model.state_dict().items():
+        if name in (model.all_tied_weights_keys or {}):
+            continue
         parts = name.split(".")
         part = parts[2] if parts[1] == "layers" else "rest"
         shards.setdefault(f"model-{part}.safetensors", {})[name] = value.shape
@@ -171,9 +174,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a toy size, to see that the script works")
     parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--write", type=Path, help="write the model there, and measure nothing")
     parser.add_argument("--part", choices=["disk", "cpu", *THEIRS], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part in THEIRS:
+    if options.write:
+        print(f"{write_model(options.write, TINY if options.tiny else SHAPE):,} bytes in {options.write}")
+    elif options.part in THEIRS:
         print(json.dumps(theirs(options.folder, options, **THEIRS[options.part])))
     elif options.part:
         limit = parse_bytes(options.limit) if options.part == "disk" else None

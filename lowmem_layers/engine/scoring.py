@@ -68,7 +68,7 @@ class Head:
     def loglikelihoods(self, states: torch.Tensor, pairs: Pairs) -> torch.Tensor:
         """Sum the log-probabilities of every choice's tokens.
 
-        Shapes: `states` (C, S, D) → (C, number of choices), float64 nats.
+        Shapes: `states` (C, S, D) → (C, number of choices), float64 nats, in host memory.
         """
         n_states, n_scored, width = states.shape
         flat = states.reshape(-1, width)
@@ -76,9 +76,9 @@ class Head:
         logits = own_logits(self._model.module, self._model.anatomy.layers, enough)[: len(flat)]
         rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()
         tokens = np.tile(pairs.tokens, n_states)
-        logprobs = self._logprobs(logits, rows, tokens).view(n_states, -1)
-        sums = torch.zeros(n_states, len(pairs.owners), dtype=torch.float64, device=states.device)
-        return sums.index_add_(1, torch.from_numpy(pairs.choices).to(states.device), logprobs)
+        logprobs = self._logprobs(logits, rows, tokens).view(n_states, -1).cpu()  # a GPU would add in any order
+        sums = torch.zeros(n_states, len(pairs.owners), dtype=torch.float64)
+        return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
 
     def _logprobs(self, logits: torch.Tensor, rows: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
         """Read log-probabilities at (row, token), rows ascending. Shapes: `logits` (R, V) → (number of pairs,)."""

@@ -29,6 +29,21 @@ def test_four_bit_equals_bitsandbytes(quant_type: str, double_quant: bool, dtype
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_own_nf4_chooses_bitsandbytes_codes(dtype: torch.dtype) -> None:
+    """Also for zeros, for numbers midway between two of the table, and over the seams of pieces."""
+    exact = weight(700, 192, dtype=dtype)
+    exact[:3] = 0
+    table = quantize_4bit(exact, quant_type="nf4")[1].code
+    exact[4, :15] = ((table[1:] + table[:-1]) / 2).to(dtype)
+    exact[4, 15] = 1
+    codes, state = quantize_4bit(exact, blocksize=64, quant_type="nf4")
+    packed = four_bit.pack(exact)
+    assert torch.equal(packed.parts["weight"], codes)
+    assert torch.equal(packed.parts["absmax"], state.absmax)
+    assert torch.equal(packed.parts["quant_map"], state.code)
+
+
 @pytest.mark.parametrize("columns", [128, 96, 30])  # rows that are whole blocks, and two kinds that are not
 def test_four_bit_is_a_table_look_up_times_the_blocks_maximum(columns: int) -> None:
     exact = weight(32, columns, dtype=torch.float32)

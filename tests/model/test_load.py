@@ -102,6 +102,19 @@ def test_shards_are_read_as_one_model(llama_folder: Path) -> None:
         assert torch.equal(logits_of(loaded), exact(token_ids()).logits)
 
 
+def test_a_second_copy_of_a_tied_weight_is_left_out(tmp_path: Path) -> None:
+    """Some checkpoints store the head that their config ties to the embedding; nothing of it is read."""
+    from safetensors.torch import load_file, save_file
+
+    exact = save_model(tmp_path, "llama", tie_word_embeddings=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = torch.full_like(tensors["model.embed_tokens.weight"], float("nan"))
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = load_model(ModelSpec(str(tmp_path), dtype="bfloat16", device="cpu", cache=False))
+    with torch.inference_mode():
+        assert torch.equal(logits_of(loaded), exact(token_ids()).logits)
+
+
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 def test_a_bitsandbytes_four_bit_checkpoint_keeps_its_packing(

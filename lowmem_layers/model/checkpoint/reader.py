@@ -120,6 +120,7 @@ class SafetensorsReader:
         Raises:
             CheckpointError: a tensor is damaged, missing, of the wrong shape, or not finite.
         """
+        self._leave_out_tied()
         self._fill(RESIDENT, {})
         self._model.tie_weights()
         for name, tensor in self._model.state_dict(keep_vars=True).items():
@@ -145,6 +146,13 @@ class SafetensorsReader:
             set_tensor(self._model, place.key, torch.empty(place.shape, dtype=weight.dtype, device="meta"))
         self._check_small(layer, packed)
         return packed
+
+    def _leave_out_tied(self) -> None:
+        """Drop the second copy that some checkpoints have of a weight which the model ties to another."""
+        tied: dict[str, str] = dict(getattr(self._model, "all_tied_weights_keys", None) or {})
+        there = {self._converter.target(self._converter.familiar(e.name))[0]: e for e in self._plain[RESIDENT]}
+        second = {id(entry) for name, entry in there.items() if tied.get(name) in there}
+        self._plain[RESIDENT] = [entry for entry in self._plain[RESIDENT] if id(entry) not in second]
 
     def _fill(self, layer: int, kept: dict[str, Packed]) -> None:
         """Read a layer's tensors; those the recipe keeps packed go into `kept`, all others into the model."""
