@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     machine = {"threads": threads}
     described = model.describe()
     engine = Engine(model, budget_bytes=_left_for_states(spec, described))
-    return Prepared(model.players, tuple(tasks), tuple(encoded), engine, described, machine)
+    without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
+    return Prepared(model.players, without_texts, tuple(encoded), engine, described, machine)
 
 
 def _left_for_states(spec: StudySpec, described: Mapping[str, Any]) -> int | None:
