@@ -169,11 +169,12 @@ def _of_one_task(place: _Place, table: ValueTable) -> list[Picture]:
     single, full = coalition_means(table, singles), coalition_means(table, [()])
     chance = place.run.chance(task) if side.value in ("acc", "acc_norm") else None
     unit = "%" if side.scale == 100.0 else side.unit
+    who = "sublayer" if place.run.manifest.game.grouping is None else "player"
     scatter = ablation_scatter(
-        table.players, single, full, side.scale, f"{words}\n({unit})", f"{task}: one sublayer removed", chance
+        table.players, single, full, side.scale, f"{words}\n({unit})", f"{task}: one {who} removed", chance
     )
     return [
-        place.draw("ablation", scatter, f"The {words} on {task} with one sublayer removed; lines: 95 % intervals."),
+        place.draw("ablation", scatter, f"The {words} on {task} with one {who} removed; lines: 95 % intervals."),
         place.draw(
             "windows",
             window_map(table, side.scale, side.unit, f"{task}: what removing a window costs"),
