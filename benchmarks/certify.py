@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--statements", default="top=1,top=2,top=3")
     parser.add_argument("--step", type=int, default=5, help="items between looks")
+    parser.add_argument("--estimator", default="neighbourhood", help="or ablation, which any run allows")
     options = parser.parse_args()
     run = open_run(options.run)
     taken = items_in_order(run)
@@ -73,11 +74,12 @@ def first_proof(
     """Find the smallest number of items after which the statement holds; None where it never does."""
     start, decision = time.perf_counter(), None
     for n_items in [*range(options.step, len(taken), options.step), len(taken)]:
-        known = set(taken[:n_items])
-        parts = [part_of(table, known) for table in tables]
+        names = set(taken[:n_items])
+        parts = [part_of(table, names) for table in tables]
         if any(part is None for part in parts):
             continue
-        decision = decide([part for part in parts if part is not None], statement)
+        known = [part for part in parts if part is not None]
+        decision = decide(known, statement, estimator=options.estimator)
         if decision.holds:
             return {"items": n_items, "share": n_items / run.manifest.n_items, "text": decision.text}
     return {"items": None, "share": None, "text": missing(decision), "seconds": time.perf_counter() - start}

@@ -102,7 +102,10 @@ def test_skewness_corrections_invert_and_never_embolden():
     assert (cautious_t(t, skewness) <= t).all()
     target = np.array([0.5, 1.0, 2.0, 4.0])
     np.testing.assert_allclose(cautious_t(incautious_t(target, skewness), skewness), target, atol=1e-4)
-    assert np.isinf(incautious_t(np.array([5.0]), np.array([-1.0])))[0]
+    strong = cautious_t(np.array([20.0]), np.array([-0.5]))
+    assert strong[0] == 20.0, "twenty standard errors are no accident of skewed items"
+    assert cautious_t(np.array([4.0]), np.array([-0.5]))[0] < 2.0
+    assert incautious_t(np.array([5.0]), np.array([-1.0]))[0] > 5.0
 
 
 def test_the_rule_is_that_process_for_two_players():
