@@ -37,9 +37,10 @@ def loaded(home: str, options: argparse.Namespace) -> DecoderModel:
 def dense(model: DecoderModel) -> DecoderModel:
     """Keep every visit's weights in the modules."""
     kept: dict[Any, torch.Tensor] = {}
+    layers = model.anatomy.layers  # examined before the sweep: that is a sweep too
     visits = [Visit(layer, frozenset({"attn", "ffn"})) for layer in range(len(model.players) // 2)]
     for visit in model.store.sweep(visits):
-        kept |= {weight: weight.data.clone() for weight in model.anatomy.layers[visit.layer].layer.parameters()}
+        kept |= {weight: weight.data.clone() for weight in layers[visit.layer].layer.parameters()}
     for weight, data in kept.items():
         weight.data = data
     return DecoderModel(model.module, model.tokenizer, ResidentStore())

@@ -148,6 +148,8 @@ def _remembered(spec: StudySpec) -> Tokens:
 
 def _read(spec: StudySpec, dtype: Any) -> tuple[ModelShape, Any, Any, str]:
     """Read shape, config and tokenizer; a shipped shape has none of its own, so the embedded model's counts tokens."""
+    import lowmem_layers.study.run  # noqa: F401  # so that this process is as large as that of a run
+    from lowmem_layers.engine import Engine  # noqa: F401
     from lowmem_layers.model.load import outline_of, resolve
     from lowmem_layers.model.memory import resident_bytes
     from lowmem_layers.model.shape import shape_from, shape_of, shipped_config
@@ -157,10 +159,12 @@ def _read(spec: StudySpec, dtype: Any) -> tuple[ModelShape, Any, Any, str]:
     request = model_spec(spec)
     if request.model in SHIPPED and not Path(request.model).exists():
         embedded = replace(request, model=EMBEDDED_MODEL)
+        tokenizer = read_tokenizer(find_source(embedded), embedded)
         config, target = shipped_config(request.model), _TARGETS[request.quant]
         shape = shape_of(config, target, dtype, process_bytes=resident_bytes())
-        return shape, config, read_tokenizer(find_source(embedded), embedded), EMBEDDED_MODEL
+        return shape, config, tokenizer, EMBEDDED_MODEL
     plan = resolve(request)
+    tokenizer = read_tokenizer(plan.source, request)  # before the process is measured, as on loading
     outline = outline_of(plan)
     shape = shape_from(outline.model, outline.anatomy, outline.places, outline.sizes)
-    return shape, plan.config, read_tokenizer(plan.source, request), plan.source.name
+    return shape, plan.config, tokenizer, plan.source.name

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bitsandbytes.functional import quantize_4bit
 
-from lowmem_layers.errors import ModelError
+from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.store import Visit
 from tests.model.conftest import four_bit_exact, save_model, tiny_model
@@ -103,16 +103,21 @@ def test_shards_are_read_as_one_model(llama_folder: Path) -> None:
 
 
 def test_a_second_copy_of_a_tied_weight_is_left_out(tmp_path: Path) -> None:
-    """Some checkpoints store the head that their config ties to the embedding; nothing of it is read."""
+    """Some checkpoints store the head that their config ties to the embedding; another one than that is refused."""
     from safetensors.torch import load_file, save_file
 
     exact = save_model(tmp_path, "llama", tie_word_embeddings=True)
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["lm_head.weight"] = torch.full_like(tensors["model.embed_tokens.weight"], float("nan"))
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    loaded = load_model(ModelSpec(str(tmp_path), dtype="bfloat16", device="cpu", cache=False))
+    spec = ModelSpec(str(tmp_path), dtype="bfloat16", device="cpu", cache=False)
     with torch.inference_mode():
-        assert torch.equal(logits_of(loaded), exact(token_ids()).logits)
+        assert torch.equal(logits_of(load_model(spec)), exact(token_ids()).logits)
+    tensors["lm_head.weight"][3, 4] += 1
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is not model\.embed_tokens\.weight") as caught:
+        load_model(spec)
+    assert "tie_word_embeddings" in caught.value.hint
 
 
 @pytest.mark.parametrize("double_quant", [False, True])

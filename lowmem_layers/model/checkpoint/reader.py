@@ -14,7 +14,7 @@ import torch
 from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model.checkpoint.conversion import Converter, Joint
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
-from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_table, read_tensor
+from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_table, read_tensor, same_numbers
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.formats import Packed, four_bit, gptq, int8, joined, unpack
 from lowmem_layers.model.memory import all_finite
@@ -148,11 +148,22 @@ class SafetensorsReader:
         return packed
 
     def _leave_out_tied(self) -> None:
-        """Drop the second copy that some checkpoints have of a weight which the model ties to another."""
+        """Drop the second copy that some checkpoints have of a weight which the model ties to another.
+
+        Raises:
+            CheckpointError: the two are different (transformers then does not tie them).
+        """
         tied: dict[str, str] = dict(getattr(self._model, "all_tied_weights_keys", None) or {})
         there = {self._converter.target(self._converter.familiar(e.name))[0]: e for e in self._plain[RESIDENT]}
-        second = {id(entry) for name, entry in there.items() if tied.get(name) in there}
-        self._plain[RESIDENT] = [entry for entry in self._plain[RESIDENT] if id(entry) not in second]
+        second = {name: there[tied[name]] for name in there if tied.get(name) in there}
+        for name, first in second.items():
+            if not same_numbers(there[name], first):
+                raise CheckpointError(
+                    f"{there[name].file.name}: {name} is not {first.name}, though config.json ties them",
+                    'write "tie_word_embeddings": false into config.json if both are meant',
+                )
+        dropped = [there[name] for name in second]
+        self._plain[RESIDENT] = [entry for entry in self._plain[RESIDENT] if entry not in dropped]
 
     def _fill(self, layer: int, kept: dict[str, Packed]) -> None:
         """Read a layer's tensors; those the recipe keeps packed go into `kept`, all others into the model."""

@@ -36,6 +36,7 @@ _DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 _MAX_HEADER_BYTES = 100_000_000
+_PIECE_BYTES = 4 << 20
 _AGAIN = "download or save the checkpoint again"
 
 
@@ -68,6 +69,22 @@ def read_tensor(entry: TensorEntry) -> torch.Tensor:
                 raise CheckpointError(f"{entry.file.name} ends inside the tensor {entry.name}", _AGAIN)
             done += got
     return buffer.view(entry.dtype).view(entry.shape)
+
+
+def same_numbers(first: TensorEntry, second: TensorEntry) -> bool:
+    """Compare two stored tensors piece by piece."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    with first.file.open("rb") as one, second.file.open("rb") as other:
+        one.seek(first.start)
+        other.seek(second.start)
+        left = first.n_bytes
+        while left:
+            piece = min(left, _PIECE_BYTES)
+            if one.read(piece) != other.read(piece):
+                return False
+            left -= piece
+    return True
 
 
 def read_table(folder: Path) -> dict[str, TensorEntry]:
