@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from lowmem_layers.report.style import QUIET, colour, new_figure, paper_style, save
 
-UNITS = {"loglikelihood": "nats", "probability": "gold answer's probability", "metric": "accuracy"}
+UNITS = {"loglikelihood": "nats", "probability": "probability", "metric": "accuracy"}
 SHOWN = ("loglikelihood", "probability")
 LINES = {
     "shapley": ("#222222", "exact Shapley value", "o"),
@@ -29,23 +29,34 @@ def draw_bias(results: dict[str, Any], folder: Path) -> None:
         for column, value in enumerate(SHOWN):
             _scatter(axes[0, column], results[value]["sublayers"], value)
             _groups(axes[1, column], results[value]["groups"], value)
+        figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(LINES))
         save(figure, folder, "bias", ("svg", "png"))
 
 
 def _scatter(axes: Axes, found: dict[str, Any], value: str) -> None:
-    """Draw each sublayer: random windows along x, neighbours along y, both with 95 % intervals."""
+    """Draw each sublayer: random windows along x, neighbours along y, both with 95 % intervals (cut at the edges)."""
     x, y = (np.array(found["value"][name]) for name in ("random windows", "neighbourhood"))
     low, high = found["low"], found["high"]
-    axes.hlines(y, low["random windows"], high["random windows"], color="#bbbbbb", linewidth=0.5, zorder=1)
-    axes.vlines(x, low["neighbourhood"], high["neighbourhood"], color="#bbbbbb", linewidth=0.5, zorder=1)
+    axes.hlines(y, low["random windows"], high["random windows"], color="#dddddd", linewidth=0.5, zorder=1)
+    axes.vlines(x, low["neighbourhood"], high["neighbourhood"], color="#dddddd", linewidth=0.5, zorder=1)
     axes.scatter(x, y, s=12, c=[colour(name) for name in found["players"]], linewidths=0, zorder=2)
-    for index in sorted(set(np.argsort(-y)[:4]) | set(np.argsort(-x)[:3])):
-        axes.annotate(found["players"][index], (x[index], y[index]), xytext=(4, 3), textcoords="offset points")
+    span = [min(x.min(), y.min()), max(x.max(), y.max())]
+    room = 0.12 * (span[1] - span[0])
+    for place, index in enumerate(np.argsort(-y)[:3]):
+        axes.annotate(
+            found["players"][index],
+            (x[index], y[index]),
+            xytext=(5, (4, -9, 4)[place]) if place else (-6, 4),
+            ha="left" if place else "right",
+            textcoords="offset points",
+        )
     axes.axline((0, 0), slope=1, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)))
+    axes.set_xlim(span[0] - room, span[1] + room)
+    axes.set_ylim(span[0] - room, span[1] + room)
     rho, least, most = found["agreement"]["neighbourhood / random windows"]["spearman"]
-    axes.set_title(f"60 sublayers: Spearman {rho:.2f} [{least:.2f}, {most:.2f}]")
-    axes.set_xlabel(f"any four removed ({UNITS[value]})")
-    axes.set_ylabel("neighbours removed")
+    axes.set_title(f"60 sublayers: Spearman {rho:.2f} [{least:.2f}, {most:.2f}]", fontsize=8)
+    axes.set_xlabel(f"any sets of up to four removed ({UNITS[value]})")
+    axes.set_ylabel("only neighbours removed")
 
 
 def _groups(axes: Axes, found: dict[str, Any], value: str) -> None:
@@ -53,7 +64,11 @@ def _groups(axes: Axes, found: dict[str, Any], value: str) -> None:
     x = np.arange(len(found["players"]))
     for name, (line, words, marker) in LINES.items():
         axes.plot(x, found["value"][name], color=line, marker=marker, markersize=3.5, linewidth=0.9, label=words)
-    axes.fill_between(x, found["low"]["shapley"], found["high"]["shapley"], color="#222222", alpha=0.12, linewidth=0)
+    drawn = np.array([found["value"][name] for name in LINES])
+    low, high = np.array(found["low"]["shapley"]), np.array(found["high"]["shapley"])
+    room = 0.15 * (drawn.max() - drawn.min())
+    low, high = np.maximum(low, drawn.min() - room), np.minimum(high, drawn.max() + room)
+    axes.fill_between(x, low, high, color="#222222", alpha=0.12, linewidth=0)
     axes.axhline(0, color=QUIET, linewidth=0.6)
     if value == "loglikelihood":
         axes.set_yscale("symlog", linthresh=1.0)
@@ -61,5 +76,4 @@ def _groups(axes: Axes, found: dict[str, Any], value: str) -> None:
     axes.set_xlabel("group of five consecutive sublayers")
     axes.set_ylabel(UNITS[value])
     whole, part = (found["agreement"][f"neighbourhood / {name}"]["spearman"][0] for name in ("shapley", "up to four"))
-    axes.set_title(f"12 groups: Spearman to exact {whole:.2f}, up to four {part:.2f}")
-    axes.legend()
+    axes.set_title(f"12 groups: Spearman {whole:.2f} (up to four: {part:.2f})", fontsize=8)

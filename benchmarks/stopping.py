@@ -1,7 +1,8 @@
 """Measure stopping early: how often a statement made at any time of looking is wrong, and how many items it takes.
 
-    python -m benchmarks.stopping [--runs 1000] [--items 400]          games with known values
-    python -m benchmarks.stopping --record RUN [--runs 200]            a finished run's items as the population
+    python -m benchmarks.stopping [--runs 1000] [--items 400]            games with known values
+    python -m benchmarks.stopping --single [--runs 2000] [--items 1000]  one comparison without a gap, skewed items
+    python -m benchmarks.stopping --record RUN [--runs 200]              a finished run's items as the population
 
 Items arrive one at a time in random order and the rule looks after every `--step` of them (it refuses to state anything
 before the 30th of a task); the first statement counts, at whatever look it is made. "tie" has no gap between the third
@@ -22,7 +23,8 @@ import numpy as np
 from benchmarks.record_population import populations
 from lowmem_layers.game import ValueTable, single_removals
 from lowmem_layers.game.influence import estimate_influence, mean_over_tasks
-from lowmem_layers.game.stopping import decide, parse_statement
+from lowmem_layers.game.skewness import cautious_t
+from lowmem_layers.game.stopping import MIN_CLUSTERS, decide, log_evidence, parse_statement
 from lowmem_layers.game.weights import estimator_weights
 
 EFFECTS = {
@@ -42,6 +44,16 @@ ASKED = [  # (game, statement); widths are for accuracies, and twice as wide for
     *((game, "rank") for game in ("steps", "tied steps", "duel")),
     *((game, "ci=0.12") for game in ("clear", "all tied", "rare")),
 ]
+NULLS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "normal": lambda rng, size: rng.normal(size=size),
+    "t(3)": lambda rng, size: rng.standard_t(3, size),
+    "gamma(0.5)": lambda rng, size: rng.gamma(0.5, 2.0, size) - 1.0,
+    "gamma(0.2)": lambda rng, size: rng.gamma(0.2, 5.0, size) - 1.0,
+    "log-normal(1)": lambda rng, size: rng.lognormal(0.0, 1.0, size) - np.exp(0.5),
+    "log-normal(1.5)": lambda rng, size: rng.lognormal(0.0, 1.5, size) - np.exp(1.125),
+    "rare changes": lambda rng, size: (rng.random(size) < 0.03) * 1.0 - (rng.random(size) < 0.03),
+    "rare losses": lambda rng, size: (rng.random(size) < 0.02) * 1.0 - 0.02,
+}
 KINDS = ("accuracy", "log-likelihood", "one skewed")
 Draw = Callable[[np.random.Generator], list[ValueTable]]
 
@@ -124,6 +136,26 @@ def of_games(options: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def of_nulls(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Compare two players without a gap, looking after every item from the 30th on: any order stated is wrong."""
+    rows, n = [], np.arange(1, options.items + 1)
+    for name, noise in NULLS.items():
+        rng, wrong = np.random.default_rng(0), {"skewness corrected": 0, "uncorrected": 0}
+        for start in range(0, options.runs, 500):
+            gaps = noise(rng, (min(500, options.runs - start), options.items))
+            first, second, third = (np.cumsum(gaps**power, axis=1) / n for power in (1, 2, 3))
+            variance = np.maximum(second - first**2, 1e-12)
+            skewness = (third - 3 * first * second + 2 * first**3) / variance**1.5 / np.sqrt(n)
+            t = np.where(variance > 1e-9, first / np.sqrt(variance / np.maximum(n - 1, 1)), 0.0)
+            cautious = cautious_t(np.abs(t), np.sign(t) * skewness)
+            for kind, each in (("skewness corrected", cautious), ("uncorrected", np.abs(t))):
+                evidence = log_evidence(each[:, MIN_CLUSTERS - 1 :], n[MIN_CLUSTERS - 1 :] - 1.0)
+                wrong[kind] += int((evidence > np.log(20.0)).any(axis=1).sum())
+        rows.append({"items": name, "runs": options.runs} | {k: count / options.runs for k, count in wrong.items()})
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def of_record(options: argparse.Namespace) -> list[dict[str, object]]:
     """Measure statements about a finished run's own items, drawn anew each time."""
     rows = []
@@ -158,10 +190,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--step", type=int, default=5)
+    parser.add_argument("--single", action="store_true", help="one comparison without a gap, many item distributions")
     parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
     parser.add_argument("--statements", default="top=1,top=2,top=3", help="of --record")
     options = parser.parse_args()
-    rows = of_record(options) if options.record else of_games(options)
+    rows = of_nulls(options) if options.single else of_record(options) if options.record else of_games(options)
     asked = {name: value for name, value in vars(options).items() if name != "record"}
     print(json.dumps({"rows": rows, "options": asked, "numpy": np.__version__, "python": platform.python_version()}))
 
