@@ -34,7 +34,7 @@ def cautious_t(t: FloatArray, skewness: FloatArray) -> FloatArray:
 
     A t that is large for its skewness (from 9/|a| on) is left as it is: items that hide a truth of 0 do not give one.
     Holding it down instead, at the correction's flat part (t = 3/|a|), makes wrong statements no rarer, and hides
-    differences of twenty standard errors (benchmarks/README.md).
+    differences of 19 standard errors (benchmarks/README.md).
     Shapes: any, the same; `t` ≥ 0.
     """
     a = np.minimum(CAUTION * skewness, -_SMALL)
