@@ -84,14 +84,14 @@ def _power_of_two(n_bytes: int) -> int:
 
 
 def place(
-    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, reserve: int = 0
+    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, share: int = 0
 ) -> Placement:
     """Choose the fastest home that fits: the computing device, then RAM, then disk.
 
     A mixture's experts are brought in one at a time only where no home leaves room for a slot that holds all of them:
     this unpacks an expert again for every batch of tokens, while streaming hides behind the computation.
 
-    Units: bytes. `reserve` is kept free for residual states on the computing device.
+    Units: bytes. One part in `share` of the computing device's memory is kept free for residual states (0: nothing is).
 
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
@@ -101,9 +101,9 @@ def place(
     ways = (False, True) if sizes.expert_slots is not None else (False,)
     tried = [needed(sizes, home, on_gpu=on_gpu, one_expert=way) for way in ways for home in homes]
     for placement in tried:
-        if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, reserve):
+        if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, share):
             return placement
-    raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), reserve=reserve)
+    raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), share=share)
 
 
 def place_with_states(
@@ -114,17 +114,15 @@ def place_with_states(
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
-    limit = gpu_limit if on_gpu and gpu_limit else cpu_limit
-    reserve = (limit or 0) // _RESERVED_SHARE
-    return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, reserve=reserve)
+    return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, share=_RESERVED_SHARE)
 
 
 def _lacking(
-    placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, reserve: int
+    placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, share: int
 ) -> dict[str, tuple[int, int]]:
     """List the limits that are broken: option name to bytes needed and given."""
-    gpu = placement.gpu_bytes + (reserve if on_gpu else 0)
-    cpu = max(placement.loading_bytes, placement.cpu_bytes + (0 if on_gpu else reserve))
+    gpu = _with_states(placement.gpu_bytes, share)
+    cpu = max(placement.loading_bytes, placement.cpu_bytes if on_gpu else _with_states(placement.cpu_bytes, share))
     broken = {}
     if on_gpu and gpu_limit is not None and gpu > gpu_limit:
         broken["--max-gpu-memory"] = (gpu, gpu_limit)
@@ -133,17 +131,22 @@ def _lacking(
     return broken
 
 
+def _with_states(n_bytes: int, share: int) -> int:
+    """Give the least memory of which so many bytes leave one part in `share` free."""
+    return n_bytes if not share else -(-n_bytes * share // (share - 1))
+
+
 def _refusal(
     closest: Placement, sizes: ModelBytes, offload: Offload, *, on_gpu: bool, limits: tuple[int | None, int | None],
-    reserve: int,
+    share: int,
 ) -> BudgetError:  # fmt: skip
-    broken = _lacking(closest, on_gpu, *limits, reserve)
+    broken = _lacking(closest, on_gpu, *limits, share)
     what = "; ".join(
         f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()
     )
     message = f"the model does not fit with its packed weights on {closest.home}: {what}"
     other = needed(sizes, "disk", on_gpu=on_gpu, one_expert=closest.one_expert)
-    if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, reserve):
+    if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, share):
         return BudgetError(message, "use --offload disk (or auto), which fits")
     if closest.home == "disk" and broken and sizes.layer_packed * 2 > sizes.slots:
         suffix = " (or a narrower --quant, whose layers are smaller)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,26 @@ def test_a_refused_home_names_one_that_fits() -> None:
     assert caught.value.hint == "use --offload disk (or auto), which fits"
 
 
-def test_a_reserve_counts_beside_what_runs_and_loading_on_its_own() -> None:
+def test_loading_counts_on_its_own() -> None:
     alone = needed(SIZES, "cpu", on_gpu=False)
     limit = max(alone.cpu_bytes, alone.loading_bytes)
-    spare = limit - alone.cpu_bytes
-    assert spare > 0  # of these sizes, loading is the peak
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit, reserve=spare).home == "cpu"
+    assert alone.loading_bytes == limit  # of these sizes, loading is the peak
+    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit).home == "cpu"
     assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit - 1).home == "disk"
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit, reserve=spare + 1).home == "disk"
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_change_that_is_suggested_fits(on_gpu: bool) -> None:
+    limits = {"gpu_limit": GIB, "cpu_limit": 64 * GIB} if on_gpu else {"gpu_limit": None, "cpu_limit": GIB}
+    with pytest.raises(BudgetError) as caught:
+        place_with_states(SIZES, "auto", on_gpu=on_gpu, **limits)
+    found = re.search(r"--max-([gc]pu)-memory (\d+)MiB", caught.value.hint or "")
+    assert found is not None
+    limits[f"{found[1]}_limit"] = int(found[2]) << 20
+    assert place_with_states(SIZES, "auto", on_gpu=on_gpu, **limits).home == ("cpu" if on_gpu else "disk")
+    limits[f"{found[1]}_limit"] = (int(found[2]) - 64) << 20
+    with pytest.raises(BudgetError):
+        place_with_states(SIZES, "auto", on_gpu=on_gpu, **limits)
 
 
 def test_an_eighth_is_left_for_states() -> None:

@@ -14,7 +14,7 @@ import transformers
 
 from lowmem_layers.model import ModelSpec, load, load_model
 from lowmem_layers.model.anatomy import dissect
-from lowmem_layers.model.budget import ModelBytes, Placement, place
+from lowmem_layers.model.budget import ModelBytes, Placement, place, place_with_states
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.decoder import DecoderModel
 from lowmem_layers.model.experts import slot_numbers
@@ -129,9 +129,9 @@ def test_a_loaded_mixture_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     together = load_model(spec)
 
     def cramped(*args: Any, **kwargs: Any) -> Placement:
-        return replace(place(*args, **kwargs), one_expert=True)
+        return replace(place_with_states(*args, **kwargs), one_expert=True)
 
-    monkeypatch.setattr(load, "place", cramped)
+    monkeypatch.setattr(load, "place_with_states", cramped)
     lines: list[str] = []
     alone = load_model(spec, lines.append)
     assert "they are brought in one at a time" in lines[-1]
