@@ -141,10 +141,7 @@ def _compared(
     first, second, difference = both.first, both.second, both.difference
     low, high = mean_interval(difference, level)
     p_adjusted = adjusted(two_sided_p(difference), correction)
-    one, two = mean_interval(first, level), mean_interval(second, level)
-    agreed = agreement(
-        first.value, second.value, first.pieces, second.pieces, both.dof, level=level, top_k=top_k, seed=seed
-    )
+    (low_a, high_a), (low_b, high_b) = mean_interval(first, level), mean_interval(second, level)
     return Comparison(
         players=players,
         estimator=estimator,
@@ -153,10 +150,10 @@ def _compared(
         n_given=both.n_given,
         value_a=first.value,
         value_b=second.value,
-        low_a=one[0],
-        high_a=one[1],
-        low_b=two[0],
-        high_b=two[1],
+        low_a=low_a,
+        high_a=high_a,
+        low_b=low_b,
+        high_b=high_b,
         difference=difference.value,
         ci_low=low,
         ci_high=high,
@@ -164,8 +161,13 @@ def _compared(
         significant=p_adjusted < 1.0 - level,
         correction=correction,
         level=level,
-        agreement=agreed,
+        agreement=_agreement(both, level, top_k, seed),
     )
+
+
+def _agreement(both: _Sides, level: float, top_k: int, seed: int) -> Agreement:
+    values, pieces = (both.first.value, both.second.value), (both.first.pieces, both.second.pieces)
+    return agreement(*values, *pieces, both.dof, level=level, top_k=top_k, seed=seed)
 
 
 def _mean_of(parts: Sequence[_Sides]) -> _Sides:
