@@ -1,9 +1,9 @@
 """Compare two runs of the same players: 4-bit against bf16, one model against another, one task against another.
 
-With the same items of the same task on both sides the differences are paired item by item, which removes the items' own
-difficulty; otherwise the two errors are independent. Where only some items are the same, those alone are compared if
-they are at least half of the smaller run; else all items of both, as if none were the same (which errs on the wide
-side). Signs: A minus B.
+With the same items (by name, of one task) on both sides the differences are paired item by item, which removes the
+items' own difficulty; otherwise the two errors are independent. Where only some items are the same, those alone are
+compared if they are at least half of the smaller run; else all of both, as if none were the same (on the wide side).
+Signs: A minus B.
 """
 
 from __future__ import annotations
@@ -76,8 +76,6 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     """Compare two tables, by an estimator, or by the permutation estimate where the runs' `walks` are given.
-
-    Items are the same where both tables are of one task and name them alike; they are then matched by name.
 
     Raises:
         UsageError: different players, different largest windows, items named twice, or a missing coalition.
@@ -166,8 +164,8 @@ def _compared(
 
 
 def _agreement(both: _Sides, level: float, top_k: int, seed: int) -> Agreement:
-    values, pieces = (both.first.value, both.second.value), (both.first.pieces, both.second.pieces)
-    return agreement(*values, *pieces, both.dof, level=level, top_k=top_k, seed=seed)
+    one, two = both.first, both.second
+    return agreement(one.value, two.value, one.pieces, two.pieces, both.dof, level=level, top_k=top_k, seed=seed)
 
 
 def _mean_of(parts: Sequence[_Sides]) -> _Sides:
@@ -176,11 +174,12 @@ def _mean_of(parts: Sequence[_Sides]) -> _Sides:
         return parts[0]
     first, second = _mean([part.first for part in parts]), _mean([part.second for part in parts])
     dof = _welch(np.array([part.difference.variance for part in parts]), np.array([part.dof for part in parts]))
-    n_items, n_given = (
-        (sum(count[0] for count in counts), sum(count[1] for count in counts))
-        for counts in ([part.n_items for part in parts], [part.n_given for part in parts])
-    )
+    n_items, n_given = _added([part.n_items for part in parts]), _added([part.n_given for part in parts])
     return _Sides(first, second, dof, n_items, n_given, all(part.paired for part in parts))
+
+
+def _added(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(first for first, _ in counts), sum(second for _, second in counts)
 
 
 def _mean(parts: Sequence[Influence]) -> Influence:
@@ -265,9 +264,8 @@ def _side_by_side(
 def _refuse_different_players(a: ValueTable, b: ValueTable) -> None:
     if a.players == b.players:
         return
-    if len(a.players) != len(b.players):
-        what = f"A has {len(a.players)} players, B {len(b.players)}"
-    else:
+    what = f"A has {len(a.players)} players, B {len(b.players)}"
+    if len(a.players) == len(b.players):
         first = next(i for i, pair in enumerate(zip(a.players, b.players, strict=True)) if pair[0] != pair[1])
         what = f"player {first} is {a.players[first]} in A and {b.players[first]} in B"
     raise UsageError(f"the runs play different games: {what}", "compare runs of models with the same sublayers")
