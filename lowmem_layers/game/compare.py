@@ -137,8 +137,7 @@ def _compared(
     check_level(level)
     both = _mean_of(parts)
     first, second, difference = both.first, both.second, both.difference
-    low, high = mean_interval(difference, level)
-    p_adjusted = adjusted(two_sided_p(difference), correction)
+    (low, high), p_adjusted = mean_interval(difference, level), adjusted(two_sided_p(difference), correction)
     (low_a, high_a), (low_b, high_b) = mean_interval(first, level), mean_interval(second, level)
     return Comparison(
         players=players,
