@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ FORMAT_VERSION = 2
 
 _MAGIC = b"LOWMEMW1"
 _PAGE_BYTES = 4096
+_ABANDONED_S = 600.0
 
 
 class DiskFullError(BudgetError):
@@ -58,6 +60,7 @@ class PackedFileWriter:
         try:
             with _explained(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                _clear_abandoned(self._path)
                 self._file = self._partial.open("wb", buffering=0)  # so that closing has nothing left to write
         except OSError as error:
             raise UnwritableError(
@@ -99,6 +102,17 @@ class PackedFileWriter:
             self._write(table + len(table).to_bytes(8, "little") + _MAGIC)
             os.fsync(self._file.fileno())
         self._partial.replace(self._path)
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Delete what killed processes left of this file: nobody has written there for ten minutes, nor is there a writer.
+
+    (The time, since a cache may be shared with machines whose processes are not seen here.)
+    """
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        writer = partial.name.split(".")[-2]
+        if time.time() - partial.stat().st_mtime > _ABANDONED_S and not Path("/proc", writer).exists():
+            partial.unlink(missing_ok=True)
 
 
 class PackedFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,21 @@ def test_the_second_start_reads_the_cache(llama_folder: Path, folder: Path) -> N
     assert torch.equal(logits_of(first), logits_of(second))
     assert clear_cache() == entry.n_bytes
     assert list_cache() == []
+
+
+def test_what_a_killed_process_left_is_deleted_once_it_is_old(llama_folder: Path, folder: Path) -> None:
+    load_model(spec(llama_folder))
+    path = list_cache()[0].path
+    path.unlink()
+    names = {"old": "999999999", "fresh": "999999998"}  # no process has these numbers
+    partial = {what: path.with_name(f"{path.name}.{pid}.partial") for what, pid in names.items()}
+    for file in partial.values():
+        file.write_bytes(b"half")
+    os.utime(partial["old"], (0, 0))
+    load_model(spec(llama_folder))
+    assert not partial["old"].exists()
+    assert partial["fresh"].exists()  # another machine's, perhaps
+    assert path.exists()
 
 
 def test_no_cache_writes_nothing(llama_folder: Path, folder: Path) -> None:
