@@ -19,7 +19,7 @@ from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.formats import Packed, dense
 from lowmem_layers.model.homes import DiskHome, Home, MemoryHome
 from lowmem_layers.model.memory import release_freed_memory
-from lowmem_layers.model.packed_file import DiskFullError, PackedFile, PackedFileWriter, UnwritableError
+from lowmem_layers.model.packed_file import OtherVersionError, PackedFile, PackedFileWriter, UnwritableError
 from lowmem_layers.model.store import SLOT_KINDS, GroupKey, Place
 
 Announce = Callable[[str], None]
@@ -45,12 +45,15 @@ def furnish(task: Furniture, open_reader: Callable[[], LayerReader], announce: A
 
     Raises:
         CheckpointError: the checkpoint is damaged or contradicts its config.
-        DiskFullError: the home is on disk, and the disk is full.
+        OtherVersionError: the cache's file was kept by another version of this package.
+        DiskFullError: the disk is full, for the cache or for a home on disk.
         UnwritableError: the home is on disk, in a folder that cannot be written to.
     """
     if task.path is not None and task.path.is_file():
         try:
             home = _from_cache(task, task.path)
+        except OtherVersionError:
+            raise
         except CheckpointError as error:
             announce(f"{error.message}; it is made again")
             task.path.unlink(missing_ok=True)
@@ -59,7 +62,7 @@ def furnish(task: Furniture, open_reader: Callable[[], LayerReader], announce: A
             return home
     try:
         return _from_checkpoint(task, open_reader(), task.path or _private_path(task))
-    except (DiskFullError, UnwritableError) as error:
+    except UnwritableError as error:
         if task.home_device is None:
             raise
         announce(f"{error.message}; going on without the cache")

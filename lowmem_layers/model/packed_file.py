@@ -38,6 +38,10 @@ class DiskFullError(BudgetError):
     """The packed weights do not fit on the disk."""
 
 
+class OtherVersionError(CheckpointError):
+    """The packed weights were kept by another version of this package."""
+
+
 class UnwritableError(UsageError):
     """The packed weights' folder cannot be written to."""
 
@@ -119,7 +123,8 @@ class PackedFile:
     """Read groups of a complete file.
 
     Raises:
-        CheckpointError: the file is damaged, truncated or from another version.
+        CheckpointError: the file is damaged or truncated.
+        OtherVersionError: it is from another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,7 +171,8 @@ def read_table(path: Path) -> dict[str, Any]:
     """Read the table at the end of a file.
 
     Raises:
-        CheckpointError: the file is damaged, truncated or from another version.
+        CheckpointError: the file is damaged or truncated.
+        OtherVersionError: it is from another version.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -181,7 +187,10 @@ def read_table(path: Path) -> dict[str, Any]:
         except ValueError as error:
             raise damaged(path, "its table cannot be read") from error
     if table.get("version") != FORMAT_VERSION:
-        raise damaged(path, f"it is of version {table.get('version')}, this is version {FORMAT_VERSION}")
+        raise OtherVersionError(
+            f"the packed weights in {path} are of version {table.get('version')}, this is version {FORMAT_VERSION}",
+            "lowmem-layers models --clear-cache deletes what was kept, --no-cache goes without it",
+        )
     return table
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model import ModelSpec, load_model, packed_file
 from lowmem_layers.model.cache import cache_folder, clear_cache, fingerprint_files, list_cache
-from lowmem_layers.model.packed_file import DiskFullError, PackedFileWriter
+from lowmem_layers.model.packed_file import DiskFullError, OtherVersionError, PackedFileWriter
 from tests.model.test_load import logits_of
 
 
@@ -84,20 +84,33 @@ def test_another_checkpoint_has_another_entry(llama_folder: Path, folder: Path, 
     assert fingerprint_files(files) == before
 
 
-def test_a_full_disk_goes_on_without_the_cache(
+def test_a_full_disk_is_refused_and_nothing_is_left(
     llama_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: PackedFileWriter, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(PackedFileWriter, "_write", full)
-    lines: list[str] = []
-    assert torch.isfinite(logits_of(load_model(spec(llama_folder), lines.append))).all()
-    assert "the disk is full" in lines[-1]
-    assert "going on without the cache" in lines[-1]
-    with pytest.raises(DiskFullError):
-        load_model(spec(llama_folder, offload="disk"))
-    assert not list(folder.iterdir())
+    for offload in ("auto", "disk"):
+        with pytest.raises(DiskFullError, match="the disk is full") as caught:
+            load_model(spec(llama_folder, offload=offload))
+        assert "--no-cache" in caught.value.hint
+        assert not list(folder.iterdir())
+    assert torch.isfinite(logits_of(load_model(spec(llama_folder, cache=False)))).all()
+
+
+def test_a_cache_of_another_version_is_refused(
+    llama_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model(spec(llama_folder))
+    kept = list_cache()[0].path
+    before = kept.read_bytes()
+    monkeypatch.setattr(packed_file, "FORMAT_VERSION", packed_file.FORMAT_VERSION + 1)
+    with pytest.raises(OtherVersionError, match="are of version") as caught:
+        load_model(spec(llama_folder))
+    assert str(kept) in caught.value.message
+    assert "--clear-cache" in caught.value.hint
+    assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [before]
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
