@@ -126,7 +126,7 @@ def _download(name: str, revision: str | None) -> Path:
     except GatedRepoError as error:
         raise ModelError(
             f"{name} is gated: its owner gives access on request",
-            f"accept its terms at huggingface.co/{name}, then run `hf auth login`",
+            f"accept the terms on the page of {name} on the hub, then run `hf auth login`",
         ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{name} has no revision {revision!r}", "leave --revision out for its main one") from error
