@@ -188,7 +188,8 @@ def read_table(path: Path) -> dict[str, Any]:
             raise damaged(path, "its table cannot be read") from error
     if table.get("version") != FORMAT_VERSION:
         raise OtherVersionError(
-            f"the packed weights in {path} are of version {table.get('version')}, this is version {FORMAT_VERSION}",
+            f"the packed weights in {path} cannot be used: it is of version {table.get('version')}, "
+            f"this is version {FORMAT_VERSION}",
             "lowmem-layers models --clear-cache deletes what was kept, --no-cache goes without it",
         )
     return table

@@ -106,7 +106,7 @@ def test_a_cache_of_another_version_is_refused(
     kept = list_cache()[0].path
     before = kept.read_bytes()
     monkeypatch.setattr(packed_file, "FORMAT_VERSION", packed_file.FORMAT_VERSION + 1)
-    with pytest.raises(OtherVersionError, match="are of version") as caught:
+    with pytest.raises(OtherVersionError, match="it is of version") as caught:
         load_model(spec(llama_folder))
     assert str(kept) in caught.value.message
     assert "--clear-cache" in caught.value.hint
