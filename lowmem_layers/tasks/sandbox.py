@@ -74,9 +74,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Count calls, and refuse methods of texts that would make too much."""
         self._step()
-        owner = getattr(function, "__self__", None)
+        method = getattr(function, "__wrapped__", function)  # Jinja wraps a text's `format`
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            self._check_call(getattr(function, "__name__", ""), owner, args, kwargs)
+            self._check_call(getattr(method, "__name__", ""), owner, args, kwargs)
         return super().call(context, function, *args, **kwargs)
 
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from lowmem_layers.errors import TaskError
@@ -103,6 +105,28 @@ DOUBLED = "{% set s = namespace(x='x' * 1000) %}{% for i in range(40) %}STEP{% e
 def test_what_would_run_for_ever_or_fill_the_memory_is_refused(source):
     with pytest.raises(TaskError, match="cannot be rendered"):
         text_template(source, "w")(RECORD)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ q | center(10000000000) }}",
+        "{{ q.ljust(10000000000) }}",
+        "{{ '%10000000000d' | format(1) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{{ '{:>{w}}'.format(1, w=10000000000) }}",
+        "{{ '{a:>10000000000}'.format_map({'a': 1}) }}",
+    ],
+)
+def test_it_is_refused_before_the_memory_is_taken(source):
+    tracemalloc.start()
+    try:
+        with pytest.raises(TaskError, match="cannot be rendered"):
+            text_template(source, "w")(RECORD)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_expression_is_metered_too():
