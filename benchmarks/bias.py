@@ -1,6 +1,6 @@
 """How biased is neighbourhood sampling? The study's own limitation section asks.
 
-    python -m benchmarks.bias --data-dir FOLDER [--tasks …] [--items 4] [--orders 20] [--shuffles 10] [--scores FILE]
+    python -m benchmarks.bias --data-dir FOLDER [--tasks …] [--items 4] [--orders 2] [--shuffles 1] [--scores FILE]
                               [--figure DIR]
 
 The neighbourhood estimate departs from the Shapley value in two ways: at most four sublayers are ever removed, and
@@ -8,11 +8,13 @@ those removed are neighbours. On SmolLM2-135M with real items, estimates from th
 other so that the two are told apart:
 
     sublayers   all 60: the neighbourhood estimate against *random windows* (sets of up to four that need not be
-                neighbours: a shuffled model's neighbourhoods, in antithetic pairs) and against whole removal orders
-                (unbiased for the Shapley value, never cut, in antithetic pairs)
+                neighbours: a shuffled model's neighbourhoods) and against whole removal orders (unbiased for the
+                Shapley value, never cut), both in antithetic pairs
     groups      12 players, each five consecutive sublayers, all 4,096 coalitions: every estimator against the exact
                 Shapley value, and against the exact mean over all sets of at most four removed
 
+Each item draws its own orders and shuffles (from its name and the seed), so that a mean over items averages over them
+too, and one piece an item carries both kinds of noise: the estimates compared are paired item by item.
 All coalitions go through the same prefix-sharing sweep. Values: gold answer's log-likelihood (unbounded below, so that
 removing nearly everything weighs most), its probability among the choices, and each task's own metric. The last line
 is one JSON document.
@@ -23,7 +25,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -36,9 +40,10 @@ from benchmarks.setting import finish, parser, start
 from lowmem_layers.engine import Engine
 from lowmem_layers.game.coalitions import Removed, all_coalitions, chain, chain_coalitions, permutations, windows
 from lowmem_layers.game.groups import Grouping, grouped_table
-from lowmem_layers.game.influence import Influence, estimate_influence, influence_of
+from lowmem_layers.game.influence import Influence, contributions, influence_of
 from lowmem_layers.game.intervals import mean_interval
-from lowmem_layers.game.permutation import Order, permutation_influence
+from lowmem_layers.game.multiplicity import adjusted, two_sided_p
+from lowmem_layers.game.permutation import Order
 from lowmem_layers.game.rank_correlation import agreement
 from lowmem_layers.game.table import ValueTable
 from lowmem_layers.game.terms import Term
@@ -51,6 +56,19 @@ N_GROUPS = 12
 LARGEST = 4
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What one item is measured with besides all windows: whole removal orders and shuffled models."""
+
+    orders: list[Order]
+    shuffles: list[Order]
+
+    def coalitions(self, n_players: int) -> list[Removed]:
+        """List the windows, the shuffled models' windows and the orders' walks, each once."""
+        random = [r for shuffle in self.shuffles for block in blocks_of(shuffle) for r in chain_coalitions(block)]
+        return list(dict.fromkeys([*windows(n_players, LARGEST), *random, *chain_coalitions(self.orders)]))
+
+
 def main() -> None:
     """Score both sets of coalitions, compare the estimators and print one JSON document."""
     options = options_of()
@@ -59,31 +77,28 @@ def main() -> None:
     encoded = [i for t in tasks for i in encode_task(t, model.tokenizer, bos="none", max_length=model.max_length)]
     names = tuple(player.name for player in model.players)
     grouping = twelve_groups(names)
-    orders = permutations(len(names), options.orders, options.seed)
-    few = permutations(N_GROUPS, options.orders, options.seed)
-    shuffles = permutations(len(names), options.shuffles, options.seed + 1)
-    random = [removed for shuffle in shuffles for block in blocks_of(shuffle) for removed in chain_coalitions(block)]
-    wanted = {
-        "sublayers": list(dict.fromkeys([*windows(len(names), LARGEST), *random, *chain_coalitions(orders)])),
-        "groups": grouping.expand_all(all_coalitions(N_GROUPS)),
-    }
-    each = options.group_items or options.items
-    items = {
-        "sublayers": [(task, item) for task in tasks for item in task.items],
-        "groups": [(task, item) for task in tasks for item in task.items[:each]],
-    }
+    each = options.items if options.group_items is None else options.group_items
+    items = [(task, item) for task in tasks for item in task.items]
+    of_groups = [(task, item) for task in tasks for item in task.items[:each]]
+    draws = [draws_of(f"{task.name} {item.id}", len(names), options) for task, item in items]
+    wanted = [each.coalitions(len(names)) for each in draws]
+    whole = grouping.expand_all(all_coalitions(N_GROUPS))
     place = {(item.task, item.id): item for item in encoded}
-    scores = {
-        part: scored(part, model, [place[task.name, item.id] for task, item in items[part]], coalitions, options)
-        for part, coalitions in wanted.items()
-    }
+    own = [place[task.name, item.id] for task, item in items]
+    scores = scored("sublayers", model, own, wanted, options)
+    own = [place[task.name, item.id] for task, item in of_groups]
+    group_scores = scored("groups", model, own, [whole] * len(own), options)
     results: dict[str, Any] = {}
     for value in VALUES:
-        whole = table_of(names, wanted["sublayers"], items["sublayers"], scores["sublayers"], value)
-        of_each = table_of(names, wanted["groups"], items["groups"], scores["groups"], value)
-        groups = grouped_table(of_each, grouping)
-        results[value] = {"sublayers": of_sublayers(whole, orders, shuffles), "groups": of_groups(groups, few)}
-        report(value, results[value])
+        rows = [table_of(names, *row, value) for row in zip(wanted, items, scores, strict=True)]
+        found = {"sublayers": over_sublayers(rows, draws)}
+        if of_groups:
+            rows = [table_of(names, whole, *row, value) for row in zip(of_groups, group_scores, strict=True)]
+            table = grouped_table(ValueTable(names, tuple(whole), np.concatenate([r.values for r in rows])), grouping)
+            few = [draws_of(f"{task.name} {item.id}", N_GROUPS, options).orders for task, item in of_groups]
+            found["groups"] = over_groups(table, few)
+        results[value] = found
+        report(value, found)
     if options.figure:
         draw_bias(results, options.figure)
     finish({"benchmark": "bias", "results": results}, options)
@@ -95,11 +110,11 @@ def options_of() -> argparse.Namespace:
     options.set_defaults(items=4)
     options.add_argument("--tasks", default="arc_easy,piqa,winogrande,openbookqa")
     options.add_argument("--group-items", type=int, help="items of each benchmark for the groups. [default: --items]")
-    options.add_argument("--orders", type=int, default=20, help="whole removal orders, in antithetic pairs")
-    options.add_argument("--shuffles", type=int, default=10, help="shuffled models cut into windows of four")
+    options.add_argument("--orders", type=int, default=2, help="whole removal orders an item, in antithetic pairs")
+    options.add_argument("--shuffles", type=int, default=1, help="shuffled models an item, cut into windows of four")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument(
-        "--scores", type=Path, help="keep log-likelihoods in this .npz, tile by tile, and go on from it"
+        "--scores", type=Path, help="keep log-likelihoods in this .npz, item by item, and go on from it"
     )
     options.add_argument("--figure", type=Path, help="folder for the figure")
     return options.parse_args()
@@ -111,48 +126,51 @@ def twelve_groups(names: Sequence[str]) -> Grouping:
     return Grouping(tuple(f"{names[m[0]]}…{names[m[-1]]}" for m in members), tuple(members))
 
 
+def draws_of(item: str, n_players: int, options: argparse.Namespace) -> Draws:
+    """Draw an item's own orders and shuffles: the same whenever its name and the seed are."""
+    seed = zlib.crc32(f"{options.seed} {item}".encode())
+    return Draws(
+        permutations(n_players, options.orders, seed), permutations(n_players, 2 * options.shuffles, seed + 1)[::2]
+    )
+
+
 def scored(
     part: str,
     model: DecoderModel,
     items: list[EncodedItem],
-    coalitions: list[Removed],
+    wanted: list[list[Removed]],
     options: argparse.Namespace,
 ) -> list[np.ndarray]:
-    """Score all items under all coalitions, or take what was kept. Shapes: (coalitions, choices) an item."""
+    """Score each item under its coalitions, or take what was kept. Shapes: (coalitions, choices) an item."""
     file = options.scores.with_suffix(f".{part}.npz") if options.scores else None
     found: dict[str, np.ndarray] = {}
     if file is not None and file.exists():
         with np.load(file) as kept:
             found = {name: kept[name] for name in kept}
-    names = [f"{item.task} {item.id}".replace("/", "_") for item in items]
-    rest = [item for name, item in zip(names, items, strict=True) if name not in found]
-    left = [name for name in names if name not in found]
+    drawn = f"{options.orders} {options.shuffles} {options.seed}" if part == "sublayers" else ""
+    names = [f"{item.task} {item.id} {drawn}".replace("/", "_") for item in items]
+    rest = [place for place, name in enumerate(names) if name not in found]
     engine, begin = Engine(model), time.perf_counter()
-    print(f"{part}: {len(coalitions)} coalitions, {len(rest)} items, {engine.work(rest, coalitions) / 1e12:.1f} TMAC")
-    for tile in engine.plan_tiles(rest, coalitions) if rest else ():
-        scores = engine.score([rest[place] for place in tile], coalitions)
-        found |= dict(zip([left[place] for place in tile], scores, strict=True))
-        if file is not None:
+    work = sum(engine.work([items[place]], wanted[place]) for place in rest)
+    print(f"{part}: {len(rest)} items, {work / 1e12:.1f} TMAC", flush=True)
+    for done, place in enumerate(rest, 1):
+        found[names[place]] = engine.score([items[place]], wanted[place])[0]
+        if file is not None and (done % 10 == 0 or done == len(rest)):
             np.savez(file, **found)  # pyright: ignore
-        print(f"  {len(found)} items, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+        print(f"  {done} items, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     print(f"{part}: {time.perf_counter() - begin:.0f} s, {engine.counted_applications} applications", flush=True)
     return [found[name] for name in names]
 
 
 def table_of(
-    names: tuple[str, ...],
-    coalitions: Sequence[Removed],
-    items: Sequence[tuple[Task, Item]],
-    scores: Sequence[np.ndarray],
-    value: str,
+    names: tuple[str, ...], coalitions: Sequence[Removed], given: tuple[Task, Item], found: np.ndarray, value: str
 ) -> ValueTable:
-    """Turn log-likelihoods into one value an item and coalition; tasks have equal numbers of items."""
-    rows = []
-    for (task, item), found in zip(items, scores, strict=True):
-        chars, sizes = np.array([item.choice_chars]), np.array([item.choice_bytes])
-        name = task.metric if value == "metric" else value
-        rows.append(item_values(found[None], np.array([item.gold]), chars, sizes, name)[0])
-    return ValueTable(names, tuple(coalitions), np.stack(rows))
+    """Turn an item's log-likelihoods into its value under each coalition: a table of one row."""
+    task, item = given
+    chars, sizes = np.array([item.choice_chars]), np.array([item.choice_bytes])
+    name = task.metric if value == "metric" else value
+    row = item_values(found[None], np.array([item.gold]), chars, sizes, name)
+    return ValueTable(names, tuple(coalitions), row)
 
 
 def blocks_of(shuffle: Sequence[int]) -> list[list[Order]]:
@@ -161,22 +179,22 @@ def blocks_of(shuffle: Sequence[int]) -> list[list[Order]]:
     return [[block, block[::-1]] for block in blocks]
 
 
-def random_windows(table: ValueTable, shuffles: Sequence[Order]) -> Influence:
-    """Average the marginal contributions within random windows: every player once or twice a shuffle, at any depth.
+def marginals(table: ValueTable, orders: Sequence[Order]) -> np.ndarray:
+    """Average the marginal contributions of one row along walks that take each player equally often."""
+    total, times = np.zeros(table.n_players), np.zeros(table.n_players)
+    for order in orders:
+        column = np.array([table.column(removed)[0] for removed in chain(order)])
+        total[list(order)] += column[:-1] - column[1:]
+        times[list(order)] += 1
+    return total / times
 
-    Unbiased for the mean over sizes 0..3 of the removed others, which may be any. The error has a piece for each item
-    and one for each shuffle.
+
+def random_windows(row: ValueTable, draws: Draws) -> np.ndarray:
+    """Average one item's marginal contributions within random windows: every player twice a shuffle, at any depth.
+
+    Unbiased for the mean over sizes 0..3 of the removed others, which may be any.
     """
-    per_item = np.zeros((table.n_items, table.n_players))
-    per_shuffle = np.zeros((len(shuffles), table.n_players))
-    for row, shuffle in enumerate(shuffles):
-        for order in [order for pair in blocks_of(shuffle) for order in pair]:
-            columns = np.stack([table.column(removed) for removed in chain(order)], axis=1)
-            steps = columns[:, :-1] - columns[:, 1:]
-            per_item[:, list(order)] += steps / (2 * len(shuffles))
-            per_shuffle[row, list(order)] += steps.mean(axis=0) / 2
-    items, draws = influence_of(per_item, table.cluster_codes), influence_of(per_shuffle, np.arange(len(shuffles)))
-    return Influence(items.value, np.concatenate([items.pieces, draws.pieces]), np.minimum(items.dof, draws.dof))
+    return marginals(row, [order for shuffle in draws.shuffles for pair in blocks_of(shuffle) for order in pair])
 
 
 def truncated_terms(player: int, n_players: int) -> list[Term]:
@@ -189,34 +207,60 @@ def truncated_terms(player: int, n_players: int) -> list[Term]:
     ]
 
 
-def linear(table: ValueTable) -> dict[str, Influence]:
+def linear(table: ValueTable, weights: np.ndarray) -> Influence:
+    """Estimate with fixed weights. The pieces of error are the items', then for accuracies the coin-flip item's: one
+    for each coalition of the table, so that estimates from one table stay side by side."""
+    found = influence_of(contributions(table, weights), table.cluster_codes)
+    if not table.is_binary:
+        return found
+    return Influence(found.value, np.concatenate([found.pieces, 0.5 / table.n_items * weights.T]), found.dof, True)
+
+
+def from_windows(table: ValueTable) -> dict[str, Influence]:
     """Compute the estimators that windows allow."""
     found = {}
     for name in ("neighbourhood", "stratified", "ablation"):
         largest = None if name == "ablation" else LARGEST
-        found[name] = estimate_influence(table, estimator_weights(name, table.coalitions, table.players, largest))
+        found[name] = linear(table, estimator_weights(name, table.coalitions, table.players, largest))
     return found
 
 
-def of_sublayers(table: ValueTable, orders: Sequence[Order], shuffles: Sequence[Order]) -> dict[str, Any]:
+def per_item(rows: Sequence[np.ndarray]) -> Influence:
+    """Average what each item gave by itself."""
+    return influence_of(np.stack(rows), np.arange(len(rows)))
+
+
+def over_sublayers(rows: Sequence[ValueTable], draws: Sequence[Draws]) -> dict[str, Any]:
     """Hold the windows' estimators against random windows and against whole orders."""
-    truths = {"random windows": random_windows(table, shuffles), "permutation": permutation_influence(table, orders)}
-    return described(table, linear(table), truths)
+    n_players = rows[0].n_players
+    shared = tuple(windows(n_players, LARGEST))
+    values = np.stack([[row.column(removed)[0] for removed in shared] for row in rows])
+    table = ValueTable(rows[0].players, shared, values)
+    truths = {
+        "random windows": per_item([random_windows(row, own) for row, own in zip(rows, draws, strict=True)]),
+        "permutation": per_item([marginals(row, own.orders) for row, own in zip(rows, draws, strict=True)]),
+    }
+    total = np.mean([row.column(())[0] - row.column(tuple(range(n_players)))[0] for row in rows])
+    return described(table, from_windows(table), truths, float(total))
 
 
-def of_groups(table: ValueTable, orders: Sequence[Order]) -> dict[str, Any]:
+def over_groups(table: ValueTable, orders: Sequence[Sequence[Order]]) -> dict[str, Any]:
     """Hold every estimator against exact values, whole and of at most four removed."""
     terms = [truncated_terms(player, table.n_players) for player in range(table.n_players)]
     truths = {
-        "up to four": estimate_influence(table, weight_matrix(terms, table.coalitions, table.players)),
-        "shapley": estimate_influence(table, estimator_weights("shapley", table.coalitions, table.players)),
+        "up to four": linear(table, weight_matrix(terms, table.coalitions, table.players)),
+        "shapley": linear(table, estimator_weights("shapley", table.coalitions, table.players)),
     }
-    return described(table, {**linear(table), "permutation": permutation_influence(table, orders)}, truths)
-
-
-def described(table: ValueTable, found: dict[str, Influence], truths: dict[str, Influence]) -> dict[str, Any]:
-    """Compare each estimate with each truth, and the truths with each other."""
+    rows = [ValueTable(table.players, table.coalitions, row[None]) for row in table.values]
+    walked = per_item([marginals(row, own) for row, own in zip(rows, orders, strict=True)])
     total = float(table.mean(()) - table.mean(tuple(range(table.n_players))))
+    return described(table, {**from_windows(table), "permutation": walked}, truths, total)
+
+
+def described(
+    table: ValueTable, found: dict[str, Influence], truths: dict[str, Influence], total: float
+) -> dict[str, Any]:
+    """Compare each estimate with each truth, and the truths with each other."""
     everything = {**found, **truths}
     bounds = {name: mean_interval(each, 0.95) for name, each in everything.items()}
     return {
@@ -236,18 +280,20 @@ def described(table: ValueTable, found: dict[str, Influence], truths: dict[str, 
 
 
 def compared(one: Influence, truth: Influence, total: float) -> dict[str, Any]:
-    """Compare one estimate with the truth. Both rest on the same items; only one may rest on drawn orders too."""
-    rows = max(len(one.pieces), len(truth.pieces))
-    padded = [np.pad(each.pieces, ((0, rows - len(each.pieces)), (0, 0))) for each in (one, truth)]
-    found = agreement(one.value, truth.value, padded[0], padded[1], np.minimum(one.dof, truth.dof))
-    (low_a, high_a), (low_b, high_b) = mean_interval(one, 0.95), mean_interval(truth, 0.95)
+    """Compare two estimates from the same items, item by item; `differ` counts the players whose difference is
+    significant (Holm, 95 %)."""
+    rows = max(len(one.pieces), len(truth.pieces))  # only the coin-flip item's rows, which come last, can be missing
+    first, second = (np.pad(each.pieces, ((0, rows - len(each.pieces)), (0, 0))) for each in (one, truth))
+    found = agreement(one.value, truth.value, first, second, np.minimum(one.dof, truth.dof))
+    gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof))
     return {
         "spearman": [found.spearman, found.spearman_low, found.spearman_high],
         "kendall": [found.kendall, found.kendall_low, found.kendall_high],
         "top3": [found.overlap, found.overlap_low, found.overlap_high],
-        "intervals_that_meet": float(np.mean((low_a <= high_b) & (low_b <= high_a))),
-        "sum_over_total": float(one.value.sum() / total) if total else float("nan"),
-        "truth_sum_over_total": float(truth.value.sum() / total) if total else float("nan"),
+        "resolved": found.resolved,
+        "differ": int((adjusted(two_sided_p(gap), "holm") < 0.05).sum()),
+        "sum_over_total": float(one.value.sum() / total) if total else None,
+        "truth_sum_over_total": float(truth.value.sum() / total) if total else None,
     }
 
 
@@ -255,10 +301,12 @@ def report(value: str, result: dict[str, Any]) -> None:
     """Print one line a comparison."""
     for part, found in result.items():
         for name, row in found["agreement"].items():
-            (rho, low, high), (tau, *_), (top, *_) = row["spearman"], row["kendall"], row["top3"]
+            (rho, low, high), (tau, *_), (top, least, most) = row["spearman"], row["kendall"], row["top3"]
+            part_of_total = row["sum_over_total"]  # none where removing everything costs nothing on these items
+            covers = "" if part_of_total is None else f"  sum {part_of_total:.2f} of v(N) − v(∅)"
             print(
                 f"{value:14s} {part:10s} {name:32s} Spearman {rho:.2f} [{low:.2f}, {high:.2f}]  Kendall {tau:.2f}  "
-                f"top 3: {top}  sum {row['sum_over_total']:.2f} of v(N) − v(∅)"
+                f"top 3: {top} [{least:.0f}, {most:.0f}]  differ: {row['differ']} of {len(found['players'])}{covers}"
             )
 
 
