@@ -33,14 +33,14 @@ EFFECTS = {
     "tie": [0.45, 0.35, 0.15, 0.15, 0.15, 0.15, 0.02, 0.01, 0.0, 0.0, 0.0, 0.0],
     "all tied": [0.05] * 12,
     "duel": [0.3, 0.3],
-    "duel, rare": [0.03, 0.03],
+    "rare duel": [0.03, 0.03],
     "rare": [0.06, 0.06, 0.06, 0.06, 0.004, 0.004, 0.004, 0.004, 0.0, 0.0, 0.0, 0.0],
     "steps": [0.6, 0.35, 0.1],
     "tied steps": [0.6, 0.2, 0.2],
 }
 ASKED = [  # (game, statement); widths are for accuracies, and twice as wide for log-likelihoods
     *((game, "top=3") for game in ("clear", "close", "tie", "all tied", "rare")),
-    *((game, "top=1") for game in ("duel", "duel, rare")),
+    *((game, "top=1") for game in ("duel", "rare duel")),
     *((game, "rank") for game in ("steps", "tied steps", "duel")),
     *((game, "ci=0.12") for game in ("clear", "all tied", "rare")),
 ]
@@ -120,9 +120,12 @@ def of_games(options: argparse.Namespace) -> list[dict[str, object]]:
     """Measure every game, kind and statement."""
     rows = []
     looks = range(options.step, options.items + 1, options.step)
+    wanted = options.games.split(",") if options.games else list(EFFECTS)
     for game, statement in ASKED:
+        if game not in wanted:
+            continue
         for kind in KINDS:
-            if kind == "one skewed" and not game.startswith("duel"):
+            if kind == "one skewed" and "duel" not in game:
                 continue
             asked = "ci=0.24" if statement.startswith("ci") and kind != "accuracy" else statement
             truth = np.array(EFFECTS[game]) * (0.7 if kind == "accuracy" else 1.0)
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--step", type=int, default=5)
+    parser.add_argument("--games", help=f"only these, joined by commas: {', '.join(EFFECTS)}")
     parser.add_argument("--single", action="store_true", help="one comparison without a gap, many item distributions")
     parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
     parser.add_argument("--statements", default="top=1,top=2,top=3", help="of --record")

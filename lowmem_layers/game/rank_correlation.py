@@ -25,7 +25,8 @@ class Agreement:
 
     nan where a ranking is all ties, holds a nan, or has fewer than 2 players; intervals nan with fewer than 2 clusters.
     `overlap_low` and `overlap_high` are bootstrap percentiles of the count, `resolved` the share of pairs of
-    players whose order is certain (each at `level`) in both runs.
+    players whose order is certain (each at `level`) in both runs, `opposite` the share of those that are in opposite
+    orders (nan where none is certain).
     """
 
     kendall: float
@@ -39,6 +40,7 @@ class Agreement:
     overlap_low: float
     overlap_high: float
     resolved: float
+    opposite: float
 
 
 def kendall_tau(a: FloatArray, b: FloatArray) -> float:
@@ -112,18 +114,23 @@ def agreement(
     tail = 100.0 * (1.0 - level) / 2
     drawn = _draw(a, b, np.concatenate([pieces_a, pieces_b], axis=1), top_k, draws, seed)
     order_a, order_b = (_certain_order(x, p, dof, level) for x, p in ((a, pieces_a), (b, pieces_b)))
-    resolved = float(((order_a != 0) & (order_b != 0)).sum() / (len(a) * (len(a) - 1)))
+    certain = (order_a != 0) & (order_b != 0)
+    resolved = float(certain.sum() / (len(a) * (len(a) - 1)))
+    opposite = float((order_a != order_b)[certain].mean()) if certain.any() else float("nan")
     slack = 2.0 * (1.0 - level) * (1.0 - resolved)  # of nearly tied pairs, 1 − level are taken for certain by mistake
     tau_low, tau_high = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b), slack)
     rho_low, rho_high = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b), slack)
     overlaps = np.percentile(drawn[2], [tail, 100 - tail])
     bounds = (float(overlaps[0]), float(overlaps[1]))
-    return Agreement(kendall, tau_low, tau_high, spearman, rho_low, rho_high, top_k, overlap, *bounds, resolved)
+    return Agreement(
+        kendall, tau_low, tau_high, spearman, rho_low, rho_high, top_k, overlap, *bounds, resolved, opposite
+    )
 
 
 def _without_intervals(kendall: float, spearman: float, top_k: int, overlap: int) -> Agreement:
     unknown = float("nan")
-    return Agreement(kendall, unknown, unknown, spearman, unknown, unknown, top_k, overlap, unknown, unknown, unknown)
+    nothing = [unknown] * 4
+    return Agreement(kendall, unknown, unknown, spearman, unknown, unknown, top_k, overlap, *nothing)
 
 
 def _span(

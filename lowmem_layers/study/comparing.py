@@ -11,6 +11,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.compare import Comparison, Walks, compare, compare_mean
 from lowmem_layers.game.interactions import interactions
 from lowmem_layers.game.multiplicity import Correction
+from lowmem_layers.game.rank_correlation import Agreement
 from lowmem_layers.game.table import ValueTable
 from lowmem_layers.game.weights import Estimator
 from lowmem_layers.study.importance import ESTIMATORS
@@ -105,6 +106,7 @@ def agreement_table(found: dict[str, Comparison]) -> pa.Table:
             "spearman_low": one.agreement.spearman_low,
             "spearman_high": one.agreement.spearman_high,
             "resolved": one.agreement.resolved,
+            "opposite": one.agreement.opposite,
             "top": one.agreement.top_k,
             "overlap": one.agreement.overlap,
             "overlap_low": one.agreement.overlap_low,
@@ -128,11 +130,18 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
             f"{task} ({_items(one)}): "
             f"Spearman {_bounded(same.spearman, same.spearman_low, same.spearman_high)}, "
             f"Kendall {_bounded(same.kendall, same.kendall_low, same.kendall_high)}; "
+            f"{_certain_pairs(same)}; "
             f"{same.overlap} of the top {same.top_k} are the same [{same.overlap_low:.0f}, {same.overlap_high:.0f}]; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
             f"({CORRECTIONS[one.correction]}, {one.level:.0%}){': ' + changed if changed else ''}"
         )
     return lines
+
+
+def _certain_pairs(same: Agreement) -> str:
+    if not same.resolved > 0:
+        return "no pair's order is certain in both"
+    return f"the order of {same.resolved:.0%} of pairs is certain in both, {same.opposite:.0%} of these opposite"
 
 
 def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -> pa.Table:

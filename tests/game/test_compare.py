@@ -185,6 +185,22 @@ def test_agreement_covers_the_truth():
     assert np.mean(hits) >= 0.93
 
 
+def test_pairs_whose_order_is_certain_are_counted_and_those_turned_round_named():
+    """Six players far apart; B swaps the first two: one of 15 pairs is certainly in the opposite order."""
+    a, _ = runs(2000, 0)
+    swapped = a.values.copy()
+    swapped[:, [1, 2]] = swapped[:, [2, 1]]
+    b = replace(a, values=swapped)
+    found, itself = compare(a, b).agreement, compare(a, a).agreement
+    assert found.resolved == itself.resolved == 1.0
+    assert itself.opposite == 0.0
+    assert found.opposite == pytest.approx(1 / 15)
+    assert found.kendall == pytest.approx(13 / 15)
+    nothing = compare(*runs(30, 0, noise=50.0), level=0.9999).agreement
+    assert nothing.resolved == 0.0
+    assert np.isnan(nothing.opposite)
+
+
 def test_noise_makes_the_interval_wide_not_wrong():
     """Forty players that are nearly tied, in an order that the runs share: noise hides it, the interval says so."""
     rng = np.random.default_rng(0)
