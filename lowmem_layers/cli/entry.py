@@ -36,6 +36,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return complain("interrupted", str(stopped), INTERRUPTED, word="note")
     except (KeyboardInterrupt, click.Abort):
         return complain("interrupted", "", INTERRUPTED, word="note")
+    except PermissionError as error:
+        hint = "change its permissions, or those of a folder above it, or name another place"
+        return complain(f"permission denied: {error.filename or error}", hint, 2)
     except MemoryError:
         return complain("out of memory", "give fewer bytes with --max-cpu-memory, or close other programs", 1)
     except (BrokenPipeError, SystemExit):

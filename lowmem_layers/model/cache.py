@@ -102,6 +102,8 @@ def _entry(path: Path) -> CacheEntry:
         about = read_table(path)["about"]
     except CheckpointError as error:
         return CacheEntry("", "", n_bytes, error.message, path)
+    except PermissionError as error:
+        return CacheEntry("", "", n_bytes, f"cannot be read: {error.strerror}", path)
     packing = " ".join(filter(None, (about.get("packing"), about.get("dtype"))))
     return CacheEntry(about.get("model", ""), packing, n_bytes, "ready", path)
 
@@ -113,6 +115,6 @@ def _texts_entry(folder: Path) -> CacheEntry:
     about = folder / ABOUT
     try:
         model = str(json.loads(about.read_text())["model"]) if about.is_file() else ""
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, PermissionError):
         model = ""
     return CacheEntry(model, "config and tokenizer", n_bytes, "ready", folder)

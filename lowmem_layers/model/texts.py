@@ -56,6 +56,8 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
         return AutoTokenizer.from_pretrained(
             source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
         )
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"{source.name} has no tokenizer that can be read: {_first_line(error)}",

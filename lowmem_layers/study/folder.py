@@ -64,7 +64,9 @@ def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
         RecordError: there are scores that are no tile of this run.
     """
     expected = {tile_file(folder, tile): tile for tile in range(n_tiles)}
-    found = sorted((folder / SCORES_FOLDER).glob("*.parquet"))
+    scores = folder / SCORES_FOLDER
+    there = scores.iterdir() if scores.exists() else ()  # glob would take a closed folder for an empty one
+    found = sorted(path for path in there if path.suffix == ".parquet")
     strange = [path for path in found if path not in expected]
     if strange:
         raise RecordError(

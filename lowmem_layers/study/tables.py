@@ -79,7 +79,9 @@ def read_table(path: Path, hint: str = _HINT) -> pa.Table:
     """
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read()
-    except (FileNotFoundError, PermissionError) as error:
+    except PermissionError as error:
+        raise RecordError(f"cannot read {path}: permission denied", "change its permissions") from error
+    except FileNotFoundError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or error}", hint) from error
     except (pa.ArrowException, OSError, EOFError) as error:
         raise RecordError(f"{path} is damaged: {str(error).splitlines()[0]}", hint) from error

@@ -68,6 +68,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    open_data(path).close()
     try:
         table = datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
         yield from _numbered(table, path.name)
@@ -176,6 +177,8 @@ def _saved_records(folder: Path, split: str) -> Iterator[Record]:
 
     try:
         saved = datasets.load_from_disk(str(folder))
+    except PermissionError:
+        raise
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise TaskError(f"{folder} is not a readable saved data set ({_reason(error)})", "save it again") from error
     if isinstance(saved, datasets.DatasetDict):
