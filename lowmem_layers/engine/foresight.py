@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from lowmem_layers.engine.budget import ItemCost, Widths, plan_tiles, sizes_for, states_bytes, tile_work_for
+from lowmem_layers.engine.trie import trie_rows
 from lowmem_layers.game.tree import PrefixTree
 from lowmem_layers.model.budget import Placement, place_with_states
 from lowmem_layers.model.machine import Machine
 from lowmem_layers.model.memory import available_host_bytes
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.model.spec import Offload
+from lowmem_layers.tasks.items import EncodedItem
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def foresee_memory(
     """
     widths = Widths(shape.macs, shape.hidden, shape.widest, shape.vocabulary, itemsize)
     costs = [widths.count(t, s, t * t, tree) for t, s in zip(trunk, scored, strict=True)]
-    placed = _placed(shape, limits, machine)
     kind = torch.device("cuda" if machine.is_gpu else "cpu")
+    placed = _placed(shape, limits, machine, least_room(shape, kind, itemsize, tree, max(trunk, default=0)))
     sizes = sizes_for(kind, shape.vocabulary)
     room = _room(placed, limits, machine) - widths.chunk_bytes(sizes)
     tiles = plan_tiles(costs, range(len(costs)), room, tile_work_for(kind))
@@ -78,12 +80,32 @@ def foresee_memory(
     return _added_up(placed, machine, costs, tiles, widths.chunk_bytes(filled), tile_tokens)
 
 
-def _placed(shape: ModelShape, limits: Limits, machine: Machine) -> Placement:
+def least_room(shape: ModelShape, device: torch.device, itemsize: int, tree: PrefixTree, longest: int) -> int:
+    """Count the least that is needed besides the weights: an item's states under all coalitions of a tree, and a chunk.
+
+    Units: bytes; `itemsize` in bytes a number of the states, `longest` tokens of the longest item's trie.
+    """
+    widths = Widths(shape.macs, shape.hidden, shape.widest, shape.vocabulary, itemsize)
+    item = widths.count(longest, 0, longest**2, tree)
+    return item.n_bytes + widths.chunk_bytes(sizes_for(device, shape.vocabulary))
+
+
+def longest_item(items: Sequence[EncodedItem]) -> int:
+    """Count the tokens of the longest item's trie."""
+    bounds = sorted(((sum(len(choice.tokens) for choice in item.choices), i) for i, item in enumerate(items)))
+    longest = 0
+    while bounds and bounds[-1][0] > longest:  # a trie has at most the tokens of its choices
+        _, index = bounds.pop()
+        longest = max(longest, sum(map(len, trie_rows([items[index]], float))))
+    return longest
+
+
+def _placed(shape: ModelShape, limits: Limits, machine: Machine, room: int) -> Placement:
     """Choose the home; a machine with a named card is taken to have host memory enough."""
     here = shape.n_bytes.process + available_host_bytes() if machine.measured else None
     gpu = (limits.gpu or machine.memory_bytes) if machine.is_gpu else None
     return place_with_states(
-        shape.n_bytes, limits.offload, on_gpu=machine.is_gpu, gpu_limit=gpu, cpu_limit=limits.cpu or here
+        shape.n_bytes, limits.offload, on_gpu=machine.is_gpu, gpu_limit=gpu, cpu_limit=limits.cpu or here, room=room
     )
 
 

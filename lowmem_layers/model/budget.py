@@ -62,6 +62,31 @@ class Placement:
     one_expert: bool = False
 
 
+@dataclass(frozen=True)
+class Spare:
+    """What of the computing device's memory is kept free for residual states: one part in `share`, and at least `room`.
+
+    Units: bytes; a share of 0 keeps none.
+    """
+
+    share: int = 0
+    room: int = 0
+
+    def beside(self, n_bytes: int) -> int:
+        """Give the least memory of which so many bytes leave enough free."""
+        return max(self._by_share(n_bytes), n_bytes + self.room)
+
+    def by_room(self, n_bytes: int) -> bool:
+        """Tell whether the room decides, and not the share."""
+        return n_bytes + self.room > self._by_share(n_bytes)
+
+    def _by_share(self, n_bytes: int) -> int:
+        return n_bytes if not self.share else -(-n_bytes * self.share // (self.share - 1))
+
+
+NO_SPARE = Spare()
+
+
 def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool = False) -> Placement:
     """Add up what a home costs on GPU and host."""
     slots = sizes.expert_slots if one_expert and sizes.expert_slots is not None else sizes.slots
@@ -84,14 +109,15 @@ def _power_of_two(n_bytes: int) -> int:
 
 
 def place(
-    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, share: int = 0
-) -> Placement:
+    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None,
+    spare: Spare = NO_SPARE,
+) -> Placement:  # fmt: skip
     """Choose the fastest home that fits: the computing device, then RAM, then disk.
 
     A mixture's experts are brought in one at a time only where no home leaves room for a slot that holds all of them:
     this unpacks an expert again for every batch of tokens, while streaming hides behind the computation.
 
-    Units: bytes. One part in `share` of the computing device's memory is kept free for residual states (0: nothing is).
+    Units: bytes.
 
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
@@ -101,28 +127,31 @@ def place(
     ways = (False, True) if sizes.expert_slots is not None else (False,)
     tried = [needed(sizes, home, on_gpu=on_gpu, one_expert=way) for way in ways for home in homes]
     for placement in tried:
-        if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, share):
+        if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, spare):
             return placement
-    raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), share=share)
+    raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), spare=spare)
 
 
 def place_with_states(
-    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None
+    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, room: int = 0
 ) -> Placement:
-    """Choose a home that leaves an eighth of the computing device's memory for residual states.
+    """Choose a home that leaves an eighth of the computing device's memory for residual states, or more where needed.
+
+    Units: bytes; `room` is the least that the states of an item and what is computed of them at once take.
 
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
-    return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, share=_RESERVED_SHARE)
+    spare = Spare(_RESERVED_SHARE, room)
+    return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, spare=spare)
 
 
 def _lacking(
-    placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, share: int
+    placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, spare: Spare
 ) -> dict[str, tuple[int, int]]:
     """List the limits that are broken: option name to bytes needed and given."""
-    gpu = _with_states(placement.gpu_bytes, share)
-    cpu = max(placement.loading_bytes, placement.cpu_bytes if on_gpu else _with_states(placement.cpu_bytes, share))
+    gpu = spare.beside(placement.gpu_bytes)
+    cpu = max(placement.loading_bytes, placement.cpu_bytes if on_gpu else spare.beside(placement.cpu_bytes))
     broken = {}
     if on_gpu and gpu_limit is not None and gpu > gpu_limit:
         broken["--max-gpu-memory"] = (gpu, gpu_limit)
@@ -131,27 +160,27 @@ def _lacking(
     return broken
 
 
-def _with_states(n_bytes: int, share: int) -> int:
-    """Give the least memory of which so many bytes leave one part in `share` free."""
-    return n_bytes if not share else -(-n_bytes * share // (share - 1))
-
-
 def _refusal(
     closest: Placement, sizes: ModelBytes, offload: Offload, *, on_gpu: bool, limits: tuple[int | None, int | None],
-    share: int,
+    spare: Spare,
 ) -> BudgetError:  # fmt: skip
-    broken = _lacking(closest, on_gpu, *limits, share)
+    broken = _lacking(closest, on_gpu, *limits, spare)
     what = "; ".join(
         f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()
     )
     message = f"the model does not fit with its packed weights on {closest.home}: {what}"
+    for_states = spare.by_room(closest.gpu_bytes if on_gpu else closest.cpu_bytes)
+    if for_states:
+        message += f" ({format_bytes(spare.room)} of them for the states of the longest item, and to compute with)"
     other = needed(sizes, "disk", on_gpu=on_gpu, one_expert=closest.one_expert)
-    if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, share):
+    if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, spare):
         return BudgetError(message, "use --offload disk (or auto), which fits")
     if closest.home == "disk" and broken and sizes.layer_packed * 2 > sizes.slots:
         suffix = " (or a narrower --quant, whose layers are smaller)"
     else:
         suffix = ""
+    if for_states:
+        suffix += "; or fewer sublayers removed at once (--max-removed), or no very long items"
     changes = " and ".join(f"{name} {_rounded(need)}" for name, (need, _) in broken.items())
     return BudgetError(message, f"the smallest change that fits: {changes}{suffix}")
 

@@ -18,6 +18,19 @@ from lowmem_layers.model.removal import without
 from lowmem_layers.model.store import LayerStore, ResidentStore, Visit
 
 
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Count the tokens that a model can take at once, by the rule of lm-evaluation-harness.
+
+    The first of these config fields that is set, else the tokenizer's own limit, else 2,048.
+    """
+    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = getattr(tokenizer, "model_max_length", None)
+    return limit if isinstance(limit, int) and 0 < limit < 10**9 else 2048
+
+
 class DecoderModel:
     """transformers' own modules, the store that brings their weights in, and what was found out about them.
 
@@ -62,16 +75,8 @@ class DecoderModel:
 
     @property
     def max_length(self) -> int:
-        """Count the tokens that the model can take at once, by the rule of lm-evaluation-harness.
-
-        The first of these config fields that is set, else the tokenizer's own limit, else 2,048.
-        """
-        for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
-            value = getattr(self.config, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-        limit = getattr(self.tokenizer, "model_max_length", None)
-        return limit if isinstance(limit, int) and 0 < limit < 10**9 else 2048
+        """Count the tokens that the model can take at once."""
+        return longest_input(self.config, self.tokenizer)
 
     @cached_property
     def programs(self) -> tuple[LayerProgram, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.model.anatomy import Anatomy, dissect
+from lowmem_layers.model.anatomy import Anatomy, dissect, text_config
 from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place_with_states
 from lowmem_layers.model.cache import cache_path, fingerprint_files
 from lowmem_layers.model.checkpoint.conversion import Converter
@@ -17,13 +17,14 @@ from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_archite
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe, choose_recipe, own_packing
 from lowmem_layers.model.checkpoint.reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.model.decoder import DecoderModel, longest_input
 from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
 from lowmem_layers.model.formats import four_bit
 from lowmem_layers.model.furnish import Furniture, furnish
 from lowmem_layers.model.homes import Home, MemoryHome, largest_layer_bytes
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
 from lowmem_layers.model.places import streamed_places
+from lowmem_layers.model.shape import ModelShape, shape_from
 from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.model.source import Source, find_source
 from lowmem_layers.model.spec import ModelSpec
@@ -62,8 +63,27 @@ class Outline:
     sizes: ModelBytes
 
 
-def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
+@dataclass(frozen=True)
+class Prospect:
+    """What is known of a model before a weight is read. Units: `max_length` in tokens."""
+
+    tokenizer: Any
+    max_length: int
+    shape: ModelShape
+    device: torch.device
+    dtype: torch.dtype
+
+
+def no_room(_prospect: Prospect) -> int:
+    """Need no memory besides the model's."""
+    return 0
+
+
+def load_model(spec: ModelSpec, announce: Announce = silent, room: Callable[[Prospect], int] = no_room) -> DecoderModel:
     """Load the model that `spec` asks for, its decoder layers packed and ready to be visited.
+
+    Units: `room` says how many bytes the work will need besides the weights, and may refuse the model; a home is
+        chosen that leaves them, before a weight is read.
 
     Raises:
         ModelError: the model cannot be found or read, or is not a decoder-only language model.
@@ -76,7 +96,9 @@ def load_model(spec: ModelSpec, announce: Announce = silent) -> DecoderModel:
         tokenizer = read_tokenizer(plan.source, spec)  # before hours of packing, should there be none
         outline = outline_of(plan)
         model, places, sizes = outline.model, outline.places, outline.sizes
-        placement = _place(plan, sizes)
+        shape = shape_from(model, outline.anatomy, places, sizes)
+        longest = longest_input(text_config(model), tokenizer)
+        placement = _place(plan, sizes, room(Prospect(tokenizer, longest, shape, plan.device, plan.dtype)))
         fingerprint = fingerprint_files(plan.source.weight_files)
         task = _furniture(plan, model, places, len(outline.anatomy.layers), placement.home, fingerprint)
         home = furnish(task, lambda: _reader(plan, model, outline.prefix, places), announce)
@@ -122,12 +144,12 @@ def outline_of(plan: Plan) -> Outline:
     return Outline(model, anatomy, prefix, places, model_bytes(plan, model, places, prefix))
 
 
-def _place(plan: Plan, sizes: ModelBytes) -> Placement:
+def _place(plan: Plan, sizes: ModelBytes, room: int) -> Placement:
     """Choose the home, from shapes and headers alone."""
     spec, on_gpu = plan.spec, plan.device.type == "cuda"
     gpu_limit = spec.max_gpu_memory or (available_device_bytes(plan.device) if on_gpu else None)
     cpu_limit = spec.max_cpu_memory or sizes.process + available_host_bytes()
-    return place_with_states(sizes, spec.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit)
+    return place_with_states(sizes, spec.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, room=room)
 
 
 def model_bytes(plan: Plan, model: Any, places: list[Place], prefix: str) -> ModelBytes:

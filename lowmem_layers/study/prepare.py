@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, StageStarted
 from lowmem_layers.study.game import plan_game
 from lowmem_layers.study.spec import StudySpec
-from lowmem_layers.tasks.items import Task
+from lowmem_layers.tasks.items import EncodedItem, Task
+
+if TYPE_CHECKING:
+    from lowmem_layers.model.load import Prospect
 
 
 def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
-    """Read the tasks, load the model, encode the items.
+    """Read the tasks, look at the model, encode the items, see that all of it will fit, and load the model.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
     """
-    from lowmem_layers.tasks import encode_task
-
     announce(StageStarted("reading the tasks"))
     tasks = read_tasks(spec)
     announce(StageStarted("importing torch"))
@@ -31,18 +32,40 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     from lowmem_layers.model.devices import use_threads
 
     threads = use_threads(spec.threads)
-    model = load_model(model_spec(spec), announce=lambda line: announce(StageStarted(line)))
-    plan_game(spec, model.players)
-    announce(StageStarted("encoding the items"))
-    bos = spec.bos or "auto"
-    encoded = [
-        item for task in tasks for item in encode_task(task, model.tokenizer, bos=bos, max_length=model.max_length)
-    ]
+    encoded: list[EncodedItem] = []
+
+    def room(prospect: Prospect) -> int:
+        announce(StageStarted("encoding the items"))
+        encoded.extend(_encoded(spec, tasks, prospect))
+        return _least_room(spec, encoded, prospect)
+
+    model = load_model(model_spec(spec), lambda line: announce(StageStarted(line)), room)
     machine = {"threads": threads}
     described = model.describe()
     engine = Engine(model, budget_bytes=_left_for_states(spec, described))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, tuple(encoded), engine, described, machine)
+
+
+def _encoded(spec: StudySpec, tasks: Sequence[Task], prospect: Prospect) -> Iterator[EncodedItem]:
+    from lowmem_layers.tasks import encode_task
+
+    for task in tasks:
+        yield from encode_task(task, prospect.tokenizer, bos=spec.bos or "auto", max_length=prospect.max_length)
+
+
+def _least_room(spec: StudySpec, encoded: Sequence[EncodedItem], prospect: Prospect) -> int:
+    """Count what the longest item needs besides the weights; removal orders may yet be cut, to single removals.
+
+    Raises:
+        UsageError: the model's players do not allow the game that the options ask for.
+    """
+    from lowmem_layers.engine.foresight import least_room, longest_item
+    from lowmem_layers.game.tree import prefix_tree
+
+    game = plan_game(spec, prospect.shape.players)
+    tree = prefix_tree(game.cut([0] * len(game.orders)).removed, len(prospect.shape.players))
+    return least_room(prospect.shape, prospect.device, prospect.dtype.itemsize, tree, longest_item(encoded))
 
 
 def _left_for_states(spec: StudySpec, described: Mapping[str, Any]) -> int | None:

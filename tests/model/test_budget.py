@@ -77,6 +77,19 @@ def test_an_eighth_is_left_for_states() -> None:
     assert place_with_states(SIZES, "auto", cpu_limit=enough - 64, **given).home == "disk"  # type: ignore[arg-type]
 
 
+def test_more_is_left_for_states_where_an_item_needs_more() -> None:
+    alone = needed(SIZES, "cpu", on_gpu=False)
+    room = 9 * GIB
+    limit = alone.cpu_bytes + room
+    assert limit > alone.cpu_bytes * 8 // 7
+    given = {"on_gpu": False, "gpu_limit": None, "room": room}
+    assert place_with_states(SIZES, "auto", cpu_limit=limit, **given).home == "cpu"  # type: ignore[arg-type]
+    assert place_with_states(SIZES, "auto", cpu_limit=limit - 1, **given).home == "disk"  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"9\.0 GiB of them for the states of the longest item") as caught:
+        place_with_states(SIZES, "cpu", cpu_limit=9 * GIB, **given)  # type: ignore[arg-type]
+    assert "--max-removed" in caught.value.hint
+
+
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(llama_folder: Path) -> None:
     with pytest.raises(BudgetError, match=r"--max-cpu-memory gives 50\.0 MiB"):
         load_model(ModelSpec(str(llama_folder), device="cpu", max_cpu_memory=50 << 20, cache=False))

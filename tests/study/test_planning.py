@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lowmem_layers.errors import BudgetError, UsageError
 from lowmem_layers.study import planning
 from lowmem_layers.study.game import plan_game
 from lowmem_layers.study.planning import plan_study
@@ -61,3 +64,38 @@ def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pyt
         planning.count_tokens(StudySpec(tasks=("boolq", "lm_eval:x")).resolved(), None, "")
     with pytest.raises(TaskError):
         planning.count_tokens(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved(), None, "")
+
+
+def test_too_little_for_a_chunk_is_refused_before_a_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits of a large vocabulary take more than the eighth of the memory that is left for states."""
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
+    save_model(tmp_path / "model", "llama", vocab_size=262_144)
+    for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):
+        monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
+    spec = StudySpec(model=str(tmp_path / "model"), limit=2, max_removed=1, device="cpu", dtype="float32").resolved()
+
+    def refusals(limit: int) -> set[str]:
+        found = set()
+        for refuse in (lambda s: prepare_study(s, lambda event: None), plan_study):
+            with pytest.raises(BudgetError, match=r"for the states of the longest item, and to compute with") as caught:
+                refuse(replace(spec, max_cpu_memory=limit))
+            found.add(f"{caught.value.message}; {caught.value.hint}")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+        (said,) = refusals(600 << 20)
+        enough = int(re.findall(r"--max-cpu-memory (\d+)MiB", said)[0]) << 20
+        assert refusals(enough - (64 << 20))
+    prepared = prepare_study(replace(spec, max_cpu_memory=enough), lambda event: None)
+    assert prepared.engine.plan_tiles(prepared.encoded, plan_game(spec, prepared.players).removed)
+
+
+def test_what_is_no_game_of_this_model_is_refused_before_a_weight_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(UsageError, match="--max-removed 9 is more than"):
+        prepare_study(StudySpec(model=str(folder), limit=2, max_removed=9).resolved(), lambda event: None)
