@@ -48,11 +48,14 @@ class Widths:
         return self.count(sum(lengths), scored, sum(length**2 for length in lengths), tree)
 
     def count(self, nodes: int, scored: int, squares: int, tree: PrefixTree) -> ItemCost:
-        """Count what so many tokens take, of which `scored` are; `squares` adds up the rows' squared lengths."""
-        live = [len(step.advanced) for step in tree.steps]
+        """Count what so many tokens take, of which `scored` are; `squares` adds up the rows' squared lengths.
+
+        The last feed-forward and the head are computed for scored tokens alone.
+        """
+        each = [len(step.advanced) * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
-        work = nodes * sum(k * m for k, m in zip(live, self.macs, strict=True)) + head
+        work = nodes * sum(each[:-1]) + scored * each[-1] + head
         return ItemCost((states + 2 * squares) * self.itemsize, work)
 
     def chunk_bytes(self, sizes: Sizes) -> int:

@@ -90,7 +90,7 @@ class Engine:
         return plan_tiles(costs, order, self.budget_bytes - self._chunk_bytes(), self.tile_work)
 
     def work(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> int:
-        """Estimate the multiply-adds of a tile: what `on_work` adds up to, but for the last feed-forward's savings."""
+        """Count the multiply-adds of a tile: what `on_work` adds up to, but for beginnings that items share."""
         return sum(self._cost(self._rows([item]), self._tree(coalitions)).work for item in items)
 
     @torch.inference_mode()
@@ -106,7 +106,7 @@ class Engine:
         call.
         """
         tree = self._tree(coalitions)
-        batches = make_batches(self._rows(items), self.sizes.chunk_tokens // min(_STATES_A_CHUNK, tree.n_slots))
+        batches = self._batches(items, tree)
         sweep = self._sweep(tree, self._inputs, on_work or (lambda _: None))
         scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
         for owners, values in sweep.run(batches):
@@ -114,6 +114,18 @@ class Engine:
                 scores[item][:, choice] = values[:, column].cpu().numpy()
         self.counted_applications += sweep.counter.applications
         return scores
+
+    @torch.inference_mode()
+    def time_layers(
+        self, items: Sequence[EncodedItem], coalitions: Sequence[Removed], clock: Callable[[], float]
+    ) -> tuple[int, float]:
+        """Give the multiply-adds of the decoder layers alone on one tile, and the seconds they take by a clock."""
+        tree = self._tree(coalitions)
+        sweep = self._sweep(tree, self._inputs, lambda _: None)
+        live = sweep.start(self._batches(items, tree))
+        start = clock()
+        sweep.visit_layers(live)
+        return sweep.counter.work, clock() - start
 
     def describe(self) -> dict[str, Any]:
         """Say with which sizes and in which layout this engine computes, for the run's record."""
@@ -135,6 +147,9 @@ class Engine:
         deep = {i for i, item in enumerate(items) if max(len(c.tokens) for c in item.choices) - 1 > deepest}
         shallow = [i for i in range(len(items)) if i not in deep]
         return trie_rows(items, self._row_cost, shallow) + plain_rows(items, sorted(deep))
+
+    def _batches(self, items: Sequence[EncodedItem], tree: PrefixTree) -> list[Batch]:
+        return make_batches(self._rows(items), self.sizes.chunk_tokens // min(_STATES_A_CHUNK, tree.n_slots))
 
     def _row_cost(self, n_nodes: int) -> float:
         """Weigh a row of T nodes: its weights' multiply-adds, and attention's, which are slower and grow with T²."""

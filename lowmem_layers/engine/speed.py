@@ -8,7 +8,7 @@ weights, of the model's own class and widths, is swept here by the engine itself
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -57,16 +57,27 @@ def measure_speed(
     engine = Engine(model, layout="rows")
     n_states = max(2, 2 * engine.sizes.chunk_tokens // n_tokens)
     items = [_item(n_tokens, number) for number in range(max(1, n_states // 4))]
-    coalitions: list[Removed] = [(), (0,), (1,), (0, 1)]
-    work = engine.work(items, coalitions)
-    layer = work / _seconds(lambda: engine.score(items, coalitions), device, seconds)
+    layer = _layer_macs_s(engine, items, device, seconds)
     head = _head_macs_s(text, device, dtype, seconds)
     return Speed(layer, head, _unpacked_s(target, device, dtype, seconds / 2))
 
 
 def _item(n_tokens: int, number: int) -> EncodedItem:
+    """Make a row that is scored everywhere: where it is not, the last feed-forward (here the only one) is left out."""
     tokens = tuple((number + 7 * place) % (_VOCABULARY - 1) for place in range(n_tokens + 1))
-    return EncodedItem("speed", str(number), (EncodedChoice(tokens, 1),), 0, str(number))
+    return EncodedItem("speed", str(number), (EncodedChoice(tokens, n_tokens),), 0, str(number))
+
+
+def _layer_macs_s(engine: Engine, items: Sequence[EncodedItem], device: torch.device, seconds: float) -> float:
+    """Time the layer, without what comes before the first and behind the last one of a real model."""
+    coalitions: list[Removed] = [(), (0,), (1,), (0, 1)]
+    engine.time_layers(items, coalitions, time.perf_counter)
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while not rates or time.perf_counter() < end:
+        work, took = engine.time_layers(items, coalitions, lambda: _now(device))
+        rates.append(work / took)
+    return sorted(rates)[len(rates) // 2]
 
 
 def _head_macs_s(text: Any, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
@@ -102,14 +113,14 @@ def _seconds(step: Callable[[], object], device: torch.device, seconds: float) -
     step()
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        _synchronise(device)
-        start = time.perf_counter()
+        start = _now(device)
         step()
-        _synchronise(device)
-        times.append(time.perf_counter() - start)
+        times.append(_now(device) - start)
     return sorted(times)[len(times) // 2]
 
 
-def _synchronise(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
+    """Read the clock when the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

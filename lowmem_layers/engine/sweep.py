@@ -93,15 +93,27 @@ class Sweep:
         Raises:
             EngineError: the sublayer applications counted are not those of the prefix tree.
         """
-        live = [self._start(batch) for batch in batches]
+        live = self.start(batches)
+        self.visit_layers(live)
+        while live:
+            yield self._finish(live.pop(0))
+
+    def start(self, batches: Sequence[Batch]) -> list[Live]:
+        """Compute what comes before the first layer."""
+        return [self._start(batch) for batch in batches]
+
+    def visit_layers(self, live: Sequence[Live]) -> None:
+        """Visit every layer once with all live states.
+
+        Raises:
+            EngineError: the sublayer applications counted are not those of the prefix tree.
+        """
         before = self.counter.applications
         for visit in self.model.store.sweep(list(self._visits())):
             program = self.model.programs[visit.layer]
             for each in live:
                 self._visit(program, visit.layer, each)
-        self._check(self.counter.applications - before, len(batches))
-        while live:
-            yield self._finish(live.pop(0))
+        self._check(self.counter.applications - before, len(live))
 
     def _visits(self) -> Iterator[Visit]:
         """Ask for the sublayers that at least one state is advanced by."""

@@ -109,7 +109,8 @@ def rates_of(machine: Machine, home: str) -> Rates:
 
 def plan_work(shape: ModelShape, work: Workload, rates: Rates, *, itemsize: int) -> WorkPlan:
     """Put numbers to a run. Units: `itemsize` in bytes a number of the residual states."""
-    layers = sum(live * own for live, own in zip(work.live, shape.macs, strict=True)) * work.trunk_tokens
+    each = [live * own for live, own in zip(work.live, shape.macs, strict=True)]
+    layers = sum(each[:-1]) * work.trunk_tokens + each[-1] * work.scored_tokens  # behind the last attention: only these
     head = work.n_coalitions * shape.head_macs * work.scored_tokens
     return WorkPlan(
         n_players=len(shape.players),
