@@ -40,30 +40,33 @@ _SHARE_OF_PCIE = 0.8  # of the bus' nominal speed that copies from pinned memory
 
 # Dense bfloat16 TFLOP/s with float32 accumulation, GiB of memory, nominal GB/s of the bus in one direction. Sources:
 # NVIDIA's whitepapers on GA102, Ada and RTX Blackwell (tables of the last pages), and the data sheets of A10, A100,
-# H100, H200, L4, L40S and T4 (which has no bfloat16: its float16). Laptop cards at their highest power.
+# H100 (SXM), H200, L4, L40S and T4 (which has no bfloat16: its float16). GeForce cards do twice their float32 rate at
+# boost clock; laptop cards at their highest power. Memory of the data centre's cards is what the driver reports, error
+# correction on, which takes a sixteenth of GDDR6.
 _PCIE3, _PCIE4_X8, _PCIE4, _PCIE5 = 15.8, 15.8, 31.5, 63.0
 _SHEETS = {
     "rtx-3060": (25.5, 12, _PCIE4),
     "rtx-3070": (40.6, 8, _PCIE4),
     "rtx-3080": (59.5, 10, _PCIE4),
-    "rtx-3090": (71.0, 24, _PCIE4),
+    "rtx-3090": (71.2, 24, _PCIE4),
     "rtx-4060": (30.2, 8, _PCIE4_X8),
-    "rtx-4060-laptop": (29.0, 8, _PCIE4_X8),
-    "rtx-4060-ti": (44.1, 16, _PCIE4_X8),
-    "rtx-4070": (58.0, 12, _PCIE4),
+    "rtx-4060-laptop": (29.1, 8, _PCIE4_X8),
+    "rtx-4060-ti": (44.1, 8, _PCIE4_X8),
+    "rtx-4060-ti-16gb": (44.1, 16, _PCIE4_X8),
+    "rtx-4070": (58.3, 12, _PCIE4),
     "rtx-4070-ti": (80.2, 12, _PCIE4),
     "rtx-4080": (97.5, 16, _PCIE4),
-    "rtx-4090": (165.0, 24, _PCIE4),
+    "rtx-4090": (165.2, 24, _PCIE4),
     "rtx-5070": (61.7, 12, _PCIE5),
     "rtx-5080": (112.6, 16, _PCIE5),
     "rtx-5090": (209.5, 32, _PCIE5),
-    "t4": (65.0, 16, _PCIE3),
-    "l4": (121.0, 24, _PCIE4),
-    "l40s": (362.0, 48, _PCIE4),
-    "a10": (125.0, 24, _PCIE4),
+    "t4": (65.0, 15, _PCIE3),
+    "l4": (121.0, 22.4, _PCIE4),
+    "l40s": (362.0, 44.9, _PCIE4),
+    "a10": (125.0, 22.4, _PCIE4),
     "a100-40gb": (312.0, 40, _PCIE4),
     "a100": (312.0, 80, _PCIE4),
-    "h100": (989.0, 80, _PCIE5),
+    "h100": (989.0, 79.6, _PCIE5),
     "h200": (989.0, 141, _PCIE5),
 }
 
@@ -73,7 +76,7 @@ CARDS = {
         macs_s=tflops * 1e12 / 2 * _SHARE_OF_PEAK,
         host_to_device_bytes_s=bus * 1e9 * _SHARE_OF_PCIE,
         disk_bytes_s=_DISK_BYTES_S,
-        memory_bytes=memory_gib << 30,
+        memory_bytes=int(memory_gib * 2**30),
         measured=False,
         is_gpu=True,
     )
