@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.influence import Influence, contributions, influence_of, with_coin_flip_item
+from lowmem_layers.game.influence import (
+    Influence,
+    contributions,
+    influence_of,
+    mean_over_tasks,
+    with_coin_flip_item,
+)
 from lowmem_layers.game.intervals import check_level, mean_interval
 from lowmem_layers.game.multiplicity import Correction, adjusted, two_sided_p
 from lowmem_layers.game.permutation import Order, permutation_influence, permutation_pieces
@@ -80,8 +86,16 @@ def compare(
     Raises:
         UsageError: different players, different largest windows, items named twice, or a missing coalition.
     """
-    sides = [_sides(a, b, estimator, walks, max_removed)]
-    return _compared(a.players, estimator if walks is None else "permutation", sides, level, correction, top_k, seed)
+    return compare_mean(
+        [(a, b)],
+        estimator,
+        walks=walks,
+        max_removed=max_removed,
+        level=level,
+        correction=correction,
+        top_k=top_k,
+        seed=seed,
+    )
 
 
 def compare_mean(
@@ -95,7 +109,9 @@ def compare_mean(
     top_k: int = 3,
     seed: int = 0,
 ) -> Comparison:
-    """Compare the means over several tasks, given as pairs of tables of one task each; tasks are independent.
+    """Compare the means over several tasks, given as pairs of tables of one task each.
+
+    Tasks' items are independent; removal orders are the same in all tasks of a run, and so is their noise.
 
     Raises:
         UsageError: no pairs, or as in `compare`.
@@ -122,7 +138,7 @@ class _Sides:
     def difference(self) -> Influence:
         binary = self.first.is_binary and self.second.is_binary
         pieces = self.first.pieces - self.second.pieces
-        return Influence(self.first.value - self.second.value, pieces, self.dof, binary)
+        return Influence(self.first.value - self.second.value, pieces, self.dof, binary, self.first.n_shared)
 
 
 def _compared(
@@ -168,23 +184,16 @@ def _agreement(both: _Sides, level: float, top_k: int, seed: int) -> Agreement:
 
 
 def _mean_of(parts: Sequence[_Sides]) -> _Sides:
-    """Average over tasks; the degrees of freedom are Welch and Satterthwaite's."""
     if len(parts) == 1:
         return parts[0]
-    first, second = _mean([part.first for part in parts]), _mean([part.second for part in parts])
-    dof = _welch(np.array([part.difference.variance for part in parts]), np.array([part.dof for part in parts]))
+    first, second = mean_over_tasks([part.first for part in parts]), mean_over_tasks([part.second for part in parts])
+    dof = mean_over_tasks([part.difference for part in parts]).dof
     n_items, n_given = _added([part.n_items for part in parts]), _added([part.n_given for part in parts])
     return _Sides(first, second, dof, n_items, n_given, all(part.paired for part in parts))
 
 
 def _added(counts: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return sum(first for first, _ in counts), sum(second for _, second in counts)
-
-
-def _mean(parts: Sequence[Influence]) -> Influence:
-    dof = _welch(np.array([part.variance for part in parts]), np.array([part.dof for part in parts]))
-    pieces = np.concatenate([part.pieces for part in parts]) / len(parts)
-    return Influence(np.mean([p.value for p in parts], axis=0), pieces, dof, all(p.is_binary for p in parts))
 
 
 def _sides(
@@ -243,7 +252,9 @@ def _by_orders(
     (one, items_a, flips_a, orders_a), (two, items_b, flips_b, orders_b) = parts
     same = walks[0].orders == walks[1].orders
     blocks = [(items_a.pieces, items_b.pieces, paired), (flips_a, flips_b, False)]
-    return _side_by_side(one, two, [*blocks, (orders_a.pieces, orders_b.pieces, same)], paired)
+    first, second, dof = _side_by_side(one, two, [*blocks, (orders_a.pieces, orders_b.pieces, same)], paired)
+    n_shared = len(orders_a.pieces) if same else len(orders_a.pieces) + len(orders_b.pieces)
+    return replace(first, n_shared=n_shared), replace(second, n_shared=n_shared), dof
 
 
 def _side_by_side(

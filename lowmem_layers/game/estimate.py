@@ -116,6 +116,7 @@ def estimate_permutations(
 ) -> Importance:
     """Estimate Shapley values from sampled removal orders; intervals hold the noise of items and of orders.
 
+    Several tasks share their orders, so that averaging over tasks makes the items' noise smaller, not the orders'.
     `chance` (one for all tasks, or one each) cuts a walk where it has reached chance within noise; None never cuts.
     `cuts` are walks' lengths settled before, one an order.
     Ablation drops are nan where the table lacks a single removal.

@@ -22,12 +22,14 @@ class Influence:
     Shapes: `value` (players,); `pieces` (clusters, players), summing to zero: the variance is Σ pieces², a covariance
     Σ pieces · pieces; `dof` (players,), the degrees of freedom of the variances, nan for fewer than 2 clusters.
     `is_binary`: the values were 0 or 1 and the pieces hold the coin-flip item (`with_coin_flip_item`).
+    `n_shared`: so many of the last pieces are of errors that tasks share (their removal orders), row by row.
     """
 
     value: FloatArray
     pieces: FloatArray
     dof: FloatArray
     is_binary: bool = False
+    n_shared: int = 0
 
     @property
     def variance(self) -> FloatArray:
@@ -150,7 +152,9 @@ def _satterthwaite(share: FloatArray, scaled: FloatArray, noise: FloatArray) -> 
 
 
 def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
-    """Average independent tasks; the degrees of freedom are Welch and Satterthwaite's.
+    """Average tasks whose items are independent; the degrees of freedom are Welch and Satterthwaite's.
+
+    Where tasks share errors (`n_shared`), the degrees of freedom are the fewest of any task, on the wide side.
 
     Raises:
         UsageError: no tasks, or different numbers of players.
@@ -165,7 +169,30 @@ def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
     with np.errstate(invalid="ignore", divide="ignore"):
         dof = variances.sum(axis=0) ** 2 / (variances**2 / np.array([part.dof for part in parts])).sum(axis=0)
     smallest = np.min([part.dof for part in parts], axis=0)
-    dof = np.where(variances.sum(axis=0) == 0, smallest, dof)
-    pieces = np.concatenate([part.pieces for part in parts]) / n_tasks
+    n_shared = shared_pieces(parts)
+    dof = np.where((variances.sum(axis=0) == 0) | (n_shared > 0 and n_tasks > 1), smallest, dof)
+    pieces = joined_pieces([part.pieces for part in parts], n_shared) / n_tasks
     binary = all(part.is_binary for part in parts)
-    return Influence(np.mean([part.value for part in parts], axis=0), pieces, dof, binary)
+    return Influence(np.mean([part.value for part in parts], axis=0), pieces, dof, binary, n_shared)
+
+
+def shared_pieces(parts: Sequence[Influence]) -> int:
+    """Count the last pieces that all tasks share.
+
+    Raises:
+        UsageError: tasks share different numbers of them.
+    """
+    counts = {part.n_shared for part in parts}
+    if len(counts) != 1:
+        raise UsageError(f"tasks share {sorted(counts)} pieces of error", "average tasks of the same removal orders")
+    return counts.pop()
+
+
+def joined_pieces(pieces: Sequence[FloatArray], n_shared: int) -> FloatArray:
+    """Take the pieces of a sum over tasks: each task's own one below the other, those that are shared added up.
+
+    Shapes: (pieces, players) each; returns (own pieces of all + n_shared, players).
+    """
+    if n_shared == 0:
+        return np.concatenate(pieces)
+    return np.concatenate([*(each[:-n_shared] for each in pieces), sum(each[-n_shared:] for each in pieces)])

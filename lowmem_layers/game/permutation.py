@@ -130,14 +130,16 @@ def permutation_influence(
     wide side by at most its size. Fewer than 2 pairs, or 2 item clusters, leave the error unknown (nan), and
     so do walks that never reach a player: its 0 is then no measurement.
     A cut makes the estimate biased by what lies below chance; without one it is unbiased.
-    Shapes: the result's pieces are (item clusters + coalitions used (accuracies only) + pairs, players).
+    Shapes: the result's pieces are (item clusters + coalitions used (accuracies only) + pairs, players); the pairs are
+    what tasks walked by the same orders share.
 
     Raises:
         UsageError: no orders, or as in `marginal_contributions`.
     """
     of_items, flips, of_orders = permutation_pieces(table, orders, chance, level, cuts)
     both = _sum_of_errors(of_items, of_orders)
-    return replace(both, pieces=np.concatenate([of_items.pieces, flips, of_orders.pieces]), is_binary=table.is_binary)
+    pieces = np.concatenate([of_items.pieces, flips, of_orders.pieces])
+    return replace(both, pieces=pieces, is_binary=table.is_binary, n_shared=len(of_orders.pieces))
 
 
 def permutation_pieces(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowmem_layers.game.deconvolution import expected_clipping_bias
-from lowmem_layers.game.influence import Influence, skewness_of
+from lowmem_layers.game.influence import Influence, joined_pieces, shared_pieces, skewness_of
 from lowmem_layers.game.intervals import skewed_radii
 from lowmem_layers.game.quantiles import normal_cdf, normal_density, normal_quantile, student_quantile
 from lowmem_layers.game.table import FloatArray
@@ -47,8 +47,8 @@ def share_intervals(parts: Sequence[Influence], level: float) -> tuple[FloatArra
         return np.full(n_players, np.nan), np.full(n_players, np.nan)
     quantile = student_quantile(0.5 + level / 2, dof)
     ends = [_ends(part, quantile) for part in parts]
-    first, first_error, first_skew = _average([pair[0] for pair in ends])
-    second, second_error, second_skew = _average([pair[1] for pair in ends])
+    first, first_error, first_skew = _average([pair[0] for pair in ends], shared_pieces(parts))
+    second, second_error, second_skew = _average([pair[1] for pair in ends], shared_pieces(parts))
     swap = first > second
     low, high = np.where(swap, second, first), np.where(swap, first, second)
     low_error, high_error = np.where(swap, second_error, first_error), np.where(swap, first_error, second_error)
@@ -90,9 +90,9 @@ def _end(part: Influence, total: float, slope: FloatArray, quantile: float, unkn
     return _End(ratio, (part.pieces - np.outer(total_pieces, ratio)) / total)
 
 
-def _average(ends: Sequence[_End]) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _average(ends: Sequence[_End], n_shared: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     # The mean over tasks with its standard error and its error's skewness.
-    pieces = np.concatenate([end.pieces for end in ends]) / len(ends)
+    pieces = joined_pieces([end.pieces for end in ends], n_shared) / len(ends)
     return np.mean([end.ratio for end in ends], axis=0), np.sqrt((pieces**2).sum(axis=0)), skewness_of(pieces)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations as all_orders
 
 import numpy as np
@@ -12,11 +13,15 @@ from lowmem_layers.game import (
     ValueTable,
     all_coalitions,
     chain_coalitions,
+    combine,
+    compare,
     estimate,
     estimate_permutations,
     permutations,
 )
+from lowmem_layers.game.compare import Walks, compare_mean
 from lowmem_layers.game.games import airport_game, gloves_game
+from lowmem_layers.game.influence import mean_over_tasks
 from lowmem_layers.game.intervals import mean_interval
 from lowmem_layers.game.permutation import at_chance, first_cut, next_coalitions, permutation_influence
 
@@ -186,3 +191,33 @@ def test_accuracies_that_never_change_are_not_certainly_worth_nothing():
     assert (found.ci_low < 0).all()
     assert (found.ci_high > 0).all()
     assert found.ci_high.max() < 0.1
+
+
+def test_tasks_share_the_noise_of_their_orders():
+    rng = np.random.default_rng(0)
+    game = airport_game([1.0, 2.0, 3.0, 5.0, 8.0])
+    table = game.table(all_coalitions(5))
+    tasks = [replace(table, values=table.values + 0.05 * rng.normal(size=(200, 32)), task=str(k)) for k in range(4)]
+    orders = permutations(5, 12, seed=0)
+    one, four = estimate_permutations(tasks[0], orders), estimate_permutations(tasks, orders)
+    width_one, width_four = one.ci_high - one.ci_low, four.ci_high - four.ci_low
+    np.testing.assert_allclose(width_four, width_one, rtol=0.15)
+    assert ((four.share_ci_high - four.share_ci_low) > 0.8 * (one.share_ci_high - one.share_ci_low)).all()
+    without = estimate(tasks[0], "shapley"), combine(tasks, "shapley")
+    narrower = (without[1].ci_high - without[1].ci_low) / (without[0].ci_high - without[0].ci_low)
+    np.testing.assert_allclose(narrower, 0.5, rtol=0.15)
+    with pytest.raises(UsageError, match="share"):
+        mean_over_tasks([permutation_influence(tasks[0], orders), permutation_influence(tasks[1], orders[:6])])
+
+
+def test_compared_tasks_share_the_noise_of_their_orders():
+    rng = np.random.default_rng(0)
+    values = [airport_game(costs).table(all_coalitions(4)) for costs in ([1.0, 2.0, 3.0, 5.0], [5.0, 2.0, 4.0, 1.0])]
+    pairs = [
+        tuple(replace(v, values=v.values + 0.05 * rng.normal(size=(200, 16)), task=str(task)) for v in values)
+        for task in range(4)
+    ]
+    for seeds in ((0, 0), (0, 1)):
+        walks = tuple(Walks(tuple(permutations(4, 12, seed))) for seed in seeds)
+        one, four = compare(*pairs[0], walks=walks), compare_mean(pairs, walks=walks)
+        np.testing.assert_allclose(four.ci_high - four.ci_low, one.ci_high - one.ci_low, rtol=0.15)
