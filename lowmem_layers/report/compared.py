@@ -13,7 +13,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.compare import Comparison
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import FORMATS, MARKERS, QUIET, colour, new_figure, paper_style, save
-from lowmem_layers.study.comparing import CORRECTIONS
+from lowmem_layers.study.comparing import CORRECTIONS, packing_of
 from lowmem_layers.study.files import cannot_write, make_folder
 from lowmem_layers.study.findings import METRIC_WORDS, scale_and_unit
 from lowmem_layers.study.opened import Run
@@ -105,12 +105,13 @@ def _sample(name: str, *, filled: bool) -> Line2D:
 
 
 def _names(a: Run, b: Run) -> tuple[str, str]:
-    """Name the runs by what tells them apart: model, quantisation, dtype, tasks; else A and B."""
+    """Name the runs by what tells them apart: model, packing (unpacked: dtype), tasks; else A and B."""
     sides = []
     for run in (a, b):
-        quant = run.manifest.resolved.get("quant")
-        width = run.manifest.model.get("dtype") if quant in (None, "none") else quant
-        sides.append((str(run.manifest.model.get("id")), str(width), ", ".join(run.tasks)))
+        model = run.manifest.model
+        packing = packing_of(run)
+        width = model.get("dtype") if packing == "none" else packing
+        sides.append((str(model.get("id")), str(width), ", ".join(run.tasks)))
     told = [place for place in range(len(sides[0])) if sides[0][place] != sides[1][place]]
     first, second = (" ".join(side[place] for place in told) for side in sides)
     return f"A {first}".strip(), f"B {second}".strip()

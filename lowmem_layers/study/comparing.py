@@ -20,7 +20,7 @@ from lowmem_layers.study.opened import Run
 from lowmem_layers.study.spec import one_of
 
 _PROTOCOL = (
-    "quant", "dtype", "limit", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window",
+    "quant", "limit", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window",
     "stride", "revision", "requantize", "until", "seed",
 )  # fmt: skip
 CORRECTIONS = {"holm": "Holm", "bh": "Benjamini–Hochberg"}
@@ -70,6 +70,13 @@ def compare_runs(
     return found
 
 
+def packing_of(run: Run) -> str:
+    """Name the packing that a run's weights had, as `run.json` says it (`GGUF Q4_1`, `nf4`); else what was asked."""
+    recorded = run.manifest.model.get("quantisation")
+    used = recorded.get("used") if isinstance(recorded, dict) else None
+    return str(used or run.manifest.resolved.get("quant") or "none")
+
+
 def differences(a: Run, b: Run) -> list[str]:
     """Name what is not the same in two runs' models, options and tasks."""
     found = []
@@ -81,6 +88,10 @@ def differences(a: Run, b: Run) -> list[str]:
         one, two = a.manifest.resolved.get(option), b.manifest.resolved.get(option)
         if one != two:
             found.append(f"{option} ({_said(one)} / {_said(two)})")
+    dtypes, packings = [run.manifest.model.get("dtype") for run in (a, b)], [packing_of(run) for run in (a, b)]
+    for name, (one, two) in (("dtype", dtypes), ("packing", packings)):
+        if one != two:
+            found.append(f"{name} ({one} / {two})")
     if a.tasks != b.tasks:
         found.append(f"tasks ({', '.join(a.tasks)} / {', '.join(b.tasks)})")
     return found

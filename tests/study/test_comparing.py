@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.report.compared import _names
 from lowmem_layers.study import StudySpec, run_study
 from lowmem_layers.study.comparing import (
     agreement_lines,
@@ -16,6 +17,7 @@ from lowmem_layers.study.comparing import (
     comparison_table,
     differences,
     interaction_table,
+    packing_of,
 )
 from lowmem_layers.study.paper import paper_table, tables_of
 
@@ -122,6 +124,17 @@ def test_what_differs_is_named(tmp_path, bench):
     found = "; ".join(differences(one, other))
     for words in ("model (tiny / other)", "quant (none / 4bit)", "max_removed (2 / 1)", "bos"):
         assert words in found
+
+
+def test_runs_of_one_width_are_told_apart_by_their_packing(tmp_path, bench):
+    one = make(tmp_path, bench, "a", tasks=("one",), quant="4bit")
+    model = {**one.manifest.model, "quantisation": {"asked": "4bit", "used": "GGUF Q4_1"}, "dtype": "float32"}
+    given = dataclasses.replace(one, manifest=dataclasses.replace(one.manifest, model=model))
+    model = {**model, "quantisation": {"asked": "4bit", "used": "nf4"}, "dtype": "bfloat16"}
+    other = dataclasses.replace(one, manifest=dataclasses.replace(one.manifest, model=model))
+    assert differences(given, other) == ["dtype (float32 / bfloat16)", "packing (GGUF Q4_1 / nf4)"]
+    assert packing_of(one) == "4bit"  # what was asked, where the record says no more
+    assert _names(given, other) == ("A GGUF Q4_1", "B nf4")
 
 
 def test_interactions_of_the_mean_over_tasks(tmp_path, bench):
