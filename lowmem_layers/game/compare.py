@@ -15,19 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.influence import (
-    Influence,
-    contributions,
-    influence_of,
-    mean_over_tasks,
-    with_coin_flip_item,
-)
+from lowmem_layers.game.influence import Influence, contributions, influence_of, mean_over_tasks, with_coin_flip_item
 from lowmem_layers.game.intervals import check_level, mean_interval
+from lowmem_layers.game.matching import matching_rows, refuse_different_players, refuse_different_windows
 from lowmem_layers.game.multiplicity import Correction, adjusted, two_sided_p
 from lowmem_layers.game.permutation import Order, permutation_influence, permutation_pieces
 from lowmem_layers.game.rank_correlation import Agreement, agreement
 from lowmem_layers.game.table import FloatArray, ValueTable
-from lowmem_layers.game.weights import Estimator, estimator_weights, largest_window
+from lowmem_layers.game.weights import Estimator, estimator_weights
 
 
 @dataclass(frozen=True)
@@ -204,10 +199,10 @@ def _sides(
     max_removed: int | None,
 ) -> _Sides:
     """Estimate both tables, with error pieces that stand side by side: item by item where they are matched."""
-    _refuse_different_players(a, b)
+    refuse_different_players(a, b)
     if walks is None:
-        _refuse_different_windows(a, b, estimator, max_removed)
-    rows, given = _matching_rows(a, b), (a.n_items, b.n_items)
+        refuse_different_windows(a, b, estimator, max_removed)
+    rows, given = matching_rows(a, b), (a.n_items, b.n_items)
     if rows is not None:
         a, b = a.take_items(rows[0]), b.take_items(rows[1])
     paired = rows is not None
@@ -269,38 +264,6 @@ def _side_by_side(
     each = np.array([one.dof, two.dof])
     dof = each.min(axis=0) if paired else _welch(np.array([one.variance, two.variance]), each)
     return replace(one, pieces=np.concatenate(rows_a)), replace(two, pieces=np.concatenate(rows_b)), dof
-
-
-def _refuse_different_players(a: ValueTable, b: ValueTable) -> None:
-    if a.players == b.players:
-        return
-    what = f"A has {len(a.players)} players, B {len(b.players)}"
-    if len(a.players) == len(b.players):
-        first = next(i for i, pair in enumerate(zip(a.players, b.players, strict=True)) if pair[0] != pair[1])
-        what = f"player {first} is {a.players[first]} in A and {b.players[first]} in B"
-    raise UsageError(f"the runs play different games: {what}", "compare runs of models with the same sublayers")
-
-
-def _refuse_different_windows(a: ValueTable, b: ValueTable, estimator: Estimator, max_removed: int | None) -> None:
-    sizes = largest_window(a.coalitions, a.n_players), largest_window(b.coalitions, b.n_players)
-    if estimator in ("neighbourhood", "stratified") and max_removed is None and sizes[0] != sizes[1]:
-        raise UsageError(
-            f"A has windows of up to {sizes[0]} sublayers, B of up to {sizes[1]}",
-            f"compare both with --max-removed {min(sizes)}" if min(sizes) else "remove windows in both runs",
-        )
-
-
-def _matching_rows(a: ValueTable, b: ValueTable) -> tuple[list[int], list[int]] | None:
-    """Find the rows of the items that are the same, in A's order; None where too few are."""
-    if a.items is None or b.items is None or a.task != b.task:
-        return None
-    if len(set(a.items)) != len(a.items) or len(set(b.items)) != len(b.items):
-        raise UsageError("an item occurs twice in a run", "give every item its own name")
-    row = {item: place for place, item in enumerate(b.items)}
-    common = [(place, row[item]) for place, item in enumerate(a.items) if item in row]
-    if 2 * len(common) < min(a.n_items, b.n_items):
-        return None
-    return [first for first, _ in common], [second for _, second in common]
 
 
 def _welch(variances: FloatArray, each: FloatArray) -> FloatArray:
