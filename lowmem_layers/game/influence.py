@@ -14,6 +14,8 @@ import numpy as np
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.table import FloatArray, IntArray, ValueTable
 
+_ROUNDING = 1e-12  # of the largest contribution: what is no farther apart differs by the order of additions only
+
 
 @dataclass(frozen=True, eq=False)
 class Influence:
@@ -79,13 +81,29 @@ def influence_of(per_item: FloatArray, clusters: IntArray) -> Influence:
     """
     n_items, n_players = per_item.shape
     sizes = np.bincount(clusters).astype(np.float64)
-    value = per_item.mean(axis=0)
+    value = tied(per_item.mean(axis=0), np.abs(per_item).max(initial=0.0, where=np.isfinite(per_item)))
     if len(sizes) < 2:
         return Influence(value, np.zeros((len(sizes), n_players)), np.full(n_players, np.nan))
     residual_sums = sum_by(per_item - value, clusters, len(sizes))
     leverage = sizes / n_items
     pieces = residual_sums / (n_items * np.sqrt(1.0 - leverage))[:, None]
     return Influence(value, pieces, np.full(n_players, degrees_of_freedom(sizes)))
+
+
+def tied(value: FloatArray, scale: float) -> FloatArray:
+    """Make values equal that differ by rounding only: to the one nearest 0 among them.
+
+    Sevenths of accuracies add up to the same number in one order and to its neighbour in another; ranks and signs must
+    not hang on that. `scale` is the size of what was added up. Shapes: (players,) → the same; nan stays nan.
+    """
+    order = np.argsort(value, kind="stable")  # nan last
+    with np.errstate(invalid="ignore"):
+        gap = np.diff(value[order])
+    result = value.copy()
+    if ((gap > 0) & (gap <= _ROUNDING * scale)).any():
+        for group in np.split(order, np.flatnonzero(~(gap <= _ROUNDING * scale)) + 1):
+            result[group] = value[group][np.abs(value[group]).argmin()]
+    return result
 
 
 def with_coin_flip_item(
@@ -173,7 +191,9 @@ def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
     dof = np.where((variances.sum(axis=0) == 0) | (n_shared > 0 and n_tasks > 1), smallest, dof)
     pieces = joined_pieces([part.pieces for part in parts], n_shared) / n_tasks
     binary = all(part.is_binary for part in parts)
-    return Influence(np.mean([part.value for part in parts], axis=0), pieces, dof, binary, n_shared)
+    values = np.array([part.value for part in parts])
+    value = tied(values.mean(axis=0), np.abs(values).max(initial=0.0, where=np.isfinite(values)))
+    return Influence(value, pieces, dof, binary, n_shared)
 
 
 def shared_pieces(parts: Sequence[Influence]) -> int:

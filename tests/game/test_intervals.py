@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, combine, estimate, shares, windows
-from lowmem_layers.game.influence import degrees_of_freedom, influence_of, mean_over_tasks
+from lowmem_layers.game.influence import degrees_of_freedom, influence_of, mean_over_tasks, tied
 from lowmem_layers.game.intervals import mean_interval
 from lowmem_layers.game.quantiles import normal_cdf, student_cdf, student_quantile, student_quantiles
 
@@ -203,6 +205,40 @@ def test_a_non_finite_value_spoils_only_what_it_touches():
     assert (result.rank_ci_high[:4] - estimate(table).rank_ci_high[:4] >= 0).all()
     assert result.rank_ci_high[0] >= 3  # two unknown players might stand above
     assert list(result.order())[-2:] == [4, 5]
+
+
+def test_rounding_breaks_no_tie():
+    """Accuracies' estimates are whole numbers over 7 × items: ranks are those of the whole numbers."""
+    n, items = 20, 40
+    values = (np.random.default_rng(0).random((items, 1 + 4 * n - 6)) < 0.5).astype(float)
+    coalitions = tuple(windows(n, 4))
+    table = ValueTable(tuple(f"p{i}" for i in range(n)), coalitions, values)
+    column = dict(zip(coalitions, values.sum(axis=0), strict=True))
+    whole: list[int] = []
+    for i in range(n):
+        first = [tuple(range(i, i + k)) for k in range(1, 5) if i + k <= n]
+        last = [tuple(range(i - k + 1, i + 1)) for k in range(2, 5) if i - k + 1 >= 0]
+        terms = [column[w[1:]] - column[w] for w in first] + [column[w[:-1]] - column[w] for w in last]
+        whole.append(420 * int(sum(terms)) // len(terms))
+    found = estimate(table)
+    np.testing.assert_array_equal(found.rank, [1 + sum(other > mine for other in whole) for mine in whole])
+    assert len(set(whole)) < n, "some are tied"
+    three = [replace(table, values=np.roll(values, k, axis=1), task=str(k)) for k in range(3)]
+    mean, other = combine(three).value, combine(three[::-1]).value
+    np.testing.assert_array_equal(mean[:, None] > mean, other[:, None] > other)
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        ([0.3, 0.1 + 0.2, 0.1], [0.3, 0.3, 0.1]),
+        ([-1e-17, 0.0, 1.0], [0.0, 0.0, 1.0]),
+        ([np.nan, 1.0, np.inf, 1.0 + 1e-15], [np.nan, 1.0, np.inf, 1.0]),
+        ([1.0, 1.0 + 1e-9], [1.0, 1.0 + 1e-9]),
+    ],
+)
+def test_rounding_is_taken_for_what_it_is(value, result):
+    np.testing.assert_array_equal(tied(np.array(value), 1.0), result)
 
 
 def test_ties_share_the_best_rank():
