@@ -90,8 +90,13 @@ def _for_paper(table: pa.Table, form: str, decimals: int) -> str:
     from lowmem_layers.report.tables import as_latex, as_markdown
 
     header = [name.replace("_", " ") for name in table.column_names]
-    rows = zip(*([_cell(value, decimals) for value in column.to_pylist()] for column in table.columns), strict=True)
+    rows = zip(*([_dashed(value, decimals) for value in column.to_pylist()] for column in table.columns), strict=True)
     return (as_markdown if form == "markdown" else as_latex)(header, list(rows))
+
+
+def _dashed(value: Any, decimals: int) -> str:
+    """Write a cell for readers of a paper: what is no number is missing."""
+    return "–" if isinstance(value, float) and math.isnan(value) else _cell(value, decimals)
 
 
 def _write_csv(table: pa.Table, file: BinaryIO) -> None:

@@ -64,11 +64,15 @@ class Row1:
 
 @dataclass(frozen=True)
 class Row2:
-    """Table 2: the cornerstone sublayers; `source` says where the list comes from."""
+    """Table 2: the cornerstone sublayers that all tables use (`source` says whose list), and this run's own top 3.
+
+    `largest`: the three largest mean shares, in execution order; none where a share is unknown.
+    """
 
     model: str
     cornerstones: tuple[str, ...]
     source: str
+    largest: tuple[str, ...]
     published: tuple[str, ...] | None
 
 
@@ -111,7 +115,8 @@ def paper_tables(
     """Compute tables 1–4 for models → tasks → tables of values.
 
     Each model's list of cornerstones is the one given, else the published one of that model (`published_model`), else
-    its own three largest mean shares.
+    its own three largest mean shares. Where a task has no share (no positive value, or one that is not finite), there
+    is no such list: what needs one is nan.
 
     Raises:
         UsageError: a model without tasks, tasks with different players, or a listed cornerstone that is no player.
@@ -121,17 +126,19 @@ def paper_tables(
     for model, tasks in runs.items():
         players, known = _players(model, tasks), published_model(model) or ""
         share = paper_shares(list(tasks.values()), max_removed)
-        listed, source = _cornerstones(model, players, share, given)
+        largest = _largest(players, share)
+        listed, source = _cornerstones(model, players, largest, given)
         top = np.array([name in listed for name in players])
-        top_share = float(share[top].sum())
-        rows1.append(Row1(model, top_share, float(share[~top].sum()), PUBLISHED_TOP_SHARE.get(known)))
-        rows2.append(Row2(model, listed, source, PUBLISHED_CORNERSTONES.get(known)))
+        others = ~top if listed else top
+        both = (float(share[top].sum()), float(share[others].sum())) if listed else (float("nan"), float("nan"))
+        rows1.append(Row1(model, *both, PUBLISHED_TOP_SHARE.get(known)))
+        rows2.append(Row2(model, listed, source, largest, PUBLISHED_CORNERSTONES.get(known)))
         drops = {task: clipped_drops(table) for task, table in tasks.items()}
-        inside, outside = (_mean_of_means(list(drops.values()), kept) for kept in (top, ~top))
+        inside, outside = (_mean_of_means(list(drops.values()), kept) for kept in (top, others))
         rows3.append(Row3(model, inside, outside, PUBLISHED_DROPS.get(known)))
         for task, drop in drops.items():
             published = PUBLISHED_OTHER_DROPS.get(task, {}).get(known)
-            rows4.append(Row4(task, model, _mean_of_means([drop], ~top), published))
+            rows4.append(Row4(task, model, _mean_of_means([drop], others), published))
     return PaperTables(tuple(rows1), tuple(rows2), tuple(rows3), tuple(rows4))
 
 
@@ -172,16 +179,22 @@ def _players(model: str, tasks: Mapping[str, ValueTable]) -> tuple[str, ...]:
     return kinds.pop()
 
 
+def _largest(players: tuple[str, ...], share: FloatArray) -> tuple[str, ...]:
+    # Rounded, so that of sublayers that are tied the first in execution order is taken.
+    if np.isnan(share).any():
+        return ()
+    return tuple(players[p] for p in sorted(np.argsort(-np.round(share, 12), kind="stable")[:3].tolist()))
+
+
 def _cornerstones(
-    model: str, players: tuple[str, ...], share: FloatArray, given: Mapping[str, Sequence[str]]
+    model: str, players: tuple[str, ...], largest: tuple[str, ...], given: Mapping[str, Sequence[str]]
 ) -> tuple[tuple[str, ...], str]:
     if model in given:
         listed, source = tuple(given[model]), "given"
     elif (known := published_model(model)) is not None:
         listed, source = PUBLISHED_CORNERSTONES[known], "published"
     else:
-        top = sorted(int(p) for p in np.argsort(-share, kind="stable")[:3])
-        listed, source = tuple(players[p] for p in top), "three largest mean shares"
+        listed, source = largest, "three largest mean shares" if largest else "none: no share is known"
     unknown = [name for name in listed if name not in players]
     if unknown:
         raise UsageError(f"{unknown[0]} is no sublayer of {model}", f"its sublayers are {players[0]} to {players[-1]}")

@@ -29,7 +29,7 @@ from lowmem_layers.study.paper import paper_table, tables_of
 PAGE = "index.html"
 PAPER_WORDS = {
     1: "share of the top 3 sublayers' estimates in the sum (%, clipped at 0), and the other sublayers'",
-    2: "cornerstone sublayers",
+    2: "cornerstone sublayers of tables 1, 3 and 4, whose list that is, and the three largest mean shares here",
     3: "mean drop after removing one sublayer (points, clipped at 0): cornerstones, others",
     4: "mean drop after removing one sublayer that is no cornerstone (points), task by task",
 }

@@ -105,6 +105,7 @@ def _table2(found: PaperTables) -> list[dict[str, object]]:
             "cornerstones": ", ".join(row.cornerstones),
             "source": row.source,
             "published": ", ".join(row.published or ()),
+            "three_largest": ", ".join(row.largest),
         }
         for row in found.table2
     ]

@@ -69,7 +69,9 @@ def test_tables_for_papers(capfd, finished, tmp_path):
     assert out.splitlines()[:2] == ["| task | model | drop | published |", "| --- | --- | ---: | ---: |"]
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 2, "--format", "latex")
     assert r"\begin{tabular}" in out
-    assert out.count("&") == 6
+    assert out.count("&") == 8
+    _, out, _ = call(capfd, "tables", finished.folder, "--table", 1, "--format", "markdown")
+    assert out.splitlines()[1:] == ["| --- | ---: | ---: | ---: | ---: |", "| tiny | – | – | – | – |"], "no share is known"
     call(capfd, "tables", finished.folder, "--table", 1, "-o", tmp_path / "t.tex")
     assert (tmp_path / "t.tex").read_text().startswith(r"\begin{tabular}")
 

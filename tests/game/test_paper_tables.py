@@ -30,6 +30,7 @@ def test_by_hand():
     assert row1.published_top_share == 0.291
     assert row2.cornerstones == row2.published == ("attn.0", "ffn.0", "ffn.1")
     assert row2.source == "published"
+    assert row2.largest == ("attn.0", "ffn.0", "attn.1"), "what was measured stands beside the published list"
     assert row3.cornerstone_drop == pytest.approx(((0.5 + 0.4 + 0) / 3 + (0.2 + 0 + 0.00004) / 3) / 2)
     assert row3.other_drop == pytest.approx((0.2 + 0.09997) / 2)
     assert row3.published == (0.293, 0.016)
@@ -85,6 +86,22 @@ def test_non_finite_values_are_not_clipped_away():
     spoilt = table(0.8, [0.3, np.nan, 0.6, 0.9])
     np.testing.assert_array_equal(np.isnan(clipped_drops(spoilt)), [False, True, False, False])
     assert np.isnan(paper_tables({"mine": {"a": spoilt}}, cornerstones={"mine": ["ffn.0"]}).table3[0].cornerstone_drop)
+
+
+def test_without_shares_there_is_no_top_three():
+    for unknown in (table(0.5, [0.5, 0.6, 0.7, 0.5]), table(0.8, [0.3, np.nan, 0.6, 0.9])):
+        tables = paper_tables({"mine": {"a": ARC, "b": unknown}})
+        assert tables.table2[0].cornerstones == tables.table2[0].largest == ()
+        assert tables.table2[0].source == "none: no share is known"
+        (one,), (three,), four = tables.table1, tables.table3, tables.table4
+        numbers = [
+            one.top_share,
+            one.others_share,
+            three.cornerstone_drop,
+            three.other_drop,
+            *(row.drop for row in four),
+        ]
+        assert np.isnan(numbers).all()
 
 
 def test_the_published_table_is_complete():

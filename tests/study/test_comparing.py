@@ -157,6 +157,7 @@ def test_the_study_tables_join_runs_of_one_model(tmp_path, bench):
     ]
     (row,) = paper_table(tables_of([one, two]), 2).to_pylist()
     assert row["cornerstones"] == row["published"] == "attn.0, ffn.0, ffn.1"
+    assert row["three_largest"].count(",") == 2
     other = make(tmp_path, bench, "c", model="mine", tasks=("boolq",))
     assert len(paper_table(tables_of([one, two, other]), 3).to_pylist()) == 2
     with pytest.raises(UsageError, match="two runs of meta-llama/Meta-Llama-3-8B 4bit float32 hold boolq"):
