@@ -131,8 +131,8 @@ def _section(place: _Place) -> Section:
 
 def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture, Listing]]:
     """Draw and list the interactions of neighbours, where windows of two or more were removed."""
-    n_players = tables[0].n_players
-    if largest_window(tables[0].coalitions, n_players) < 2:
+    walked = place.run.manifest.game.coalitions == "permutations"  # which holds some windows by chance
+    if walked or largest_window(tables[0].coalitions, tables[0].n_players) < 2:
         return []
     side, task = place.side, place.found.task
     found = interactions(tables)

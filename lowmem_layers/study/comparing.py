@@ -159,8 +159,12 @@ def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -
     """Lay out the interactions of neighbouring sublayers, a row a task and pair, and of the mean over tasks (`all`).
 
     Raises:
-        UsageError: no windows of two or more sublayers were removed.
+        UsageError: no windows of two or more sublayers were removed, or removal orders were walked instead.
     """
+    if run.manifest.game.coalitions == "permutations":
+        raise UsageError(
+            f"{run.folder} walked removal orders, not windows of neighbours", "run it without --coalitions permutations"
+        )
     tables = run.value_tables(value)
     named: list[tuple[str, list[ValueTable]]] = [(table.task, [table]) for table in tables]
     parts = []

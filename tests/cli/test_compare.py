@@ -71,7 +71,7 @@ def test_tables_for_papers(capfd, finished, tmp_path):
     assert r"\begin{tabular}" in out
     assert out.count("&") == 8
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 1, "--format", "markdown")
-    assert out.splitlines()[1:] == ["| --- | ---: | ---: | ---: | ---: |", "| tiny | – | – | – | – |"], "no share is known"
+    assert out.splitlines()[1:] == ["| --- | ---: | ---: | ---: | ---: |", "| tiny | – | – | – | – |"]
     call(capfd, "tables", finished.folder, "--table", 1, "-o", tmp_path / "t.tex")
     assert (tmp_path / "t.tex").read_text().startswith(r"\begin{tabular}")
 

@@ -155,6 +155,15 @@ def test_a_run_of_the_full_model_only_has_a_page(tmp_path, bench):
     assert "The full model" in write_report(run, formats=("svg",)).read_text()
 
 
+def test_removal_orders_hold_windows_by_chance_only(tmp_path, bench):
+    for seed in range(4):
+        spec = StudySpec(tasks=("one",), players="decoder-layer", coalitions="permutations", permutations=2, seed=seed)
+        run = run_study(spec, tmp_path / str(seed), prepare=bench().prepare)
+        text = write_report(run, formats=("svg",)).read_text()
+        assert "importance by" in text
+        assert "interactions of neighbours" not in text
+
+
 def test_non_finite_scores_do_not_stop_a_report(tmp_path, bench, engine):
     made = bench(engine=engine(poison={"q1": float("nan"), "q4": float("-inf")}))
     run = run_study(StudySpec(tasks=("one",), max_removed=2), tmp_path / "r", prepare=made.prepare)

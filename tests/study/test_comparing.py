@@ -146,6 +146,14 @@ def test_interactions_of_the_mean_over_tasks(tmp_path, bench):
     )
 
 
+def test_removal_orders_hold_windows_by_chance_only(tmp_path, bench):
+    run = make(
+        tmp_path, bench, "p", tasks=("one", "three"), coalitions="permutations", permutations=4, max_removed=None
+    )
+    with pytest.raises(UsageError, match="walked removal orders"):
+        interaction_table(run)
+
+
 def test_the_study_tables_join_runs_of_one_model(tmp_path, bench):
     name = "meta-llama/Meta-Llama-3-8B"
     one = make(tmp_path, bench, "a", model=name, tasks=("boolq",), quant="4bit")
