@@ -15,6 +15,7 @@ from rich.text import Text
 from lowmem_layers.game.estimate import Importance
 from lowmem_layers.report.rows import interval, number
 from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines, find
+from lowmem_layers.study.stop import verdict
 
 if TYPE_CHECKING:
     from lowmem_layers.study import Run
@@ -34,8 +35,8 @@ def summarise(run: Run, page: Path, console: Console | None = None) -> None:
         if hidden > 0:
             console.print(f"and {hidden} more: lowmem-layers importance {shlex.quote(str(run.folder))}")
     console.print(task_table(run))
-    if run.manifest.stopped:
-        console.print(f"stopped early, at 95 % at any time of looking: {run.manifest.stopped}")
+    if said := verdict(run):
+        console.print(said, soft_wrap=True)
     for line in cornerstone_lines(run, findings) if findings is not None else ():
         console.print(line)
     console.print()

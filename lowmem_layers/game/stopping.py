@@ -77,9 +77,11 @@ def decide(
     level: float = 0.95,
     estimator: Estimator = "neighbourhood",
     max_removed: int | None = None,
+    n_total: int | None = None,
 ) -> StopDecision:
     """Decide whether the items so far prove the statement (about the mean over tasks, where several are given).
 
+    `n_total` is how many items there are, for the text.
     The items must come in an order that has nothing to do with their content (`item_order`), of every task alike.
     The guarantee: over all looks together, a wrong statement is made with probability at most 1 − `level`; exact for
     Gaussian contributions, measured for accuracies and log-likelihoods in benchmarks/stopping.py.
@@ -100,7 +102,10 @@ def decide(
     if min(t.n_clusters for t in listed) < MIN_CLUSTERS:
         return StopDecision(False, "nothing is certain yet", f"fewer than {MIN_CLUSTERS} items a task", n_items)
     rule = {"top": _decide_top, "rank": _decide_rank, "ci": _decide_width}[parsed.kind]
-    return rule(estimate, players, parsed, level, n_items)
+    holds, claim, detail = rule(estimate, players, parsed, level)
+    items = f"{n_items:,} items" if n_total is None else f"{n_items:,} of {n_total:,} items"
+    text = f"{claim} ({100 * level:g} % at any time of looking, {items})" if holds else "not certain yet"
+    return StopDecision(holds, text, detail, n_items)
 
 
 def log_evidence(t_statistic: FloatArray, dof: FloatArray) -> FloatArray:
@@ -145,47 +150,36 @@ def _log_evidence_of_order(estimate: Influence, above: list[int], below: list[in
     return evidence
 
 
-def _decide_top(
-    estimate: Influence, players: tuple[str, ...], statement: Statement, level: float, n_items: int
-) -> StopDecision:
+_Verdict = tuple[bool, str, str]  # whether it holds, what then holds, what decided
+
+
+def _decide_top(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
     order = [int(p) for p in np.argsort(-estimate.value, kind="stable")]
     top, rest = order[: statement.top_k], order[statement.top_k :]
     needed = float(np.log(len(top) * len(rest) / (1.0 - level)))
     evidence = _log_evidence_of_order(estimate, top, rest)
     a, b = np.unravel_index(int(np.argmin(evidence)), evidence.shape)
-    names = ", ".join(players[p] for p in top)
-    text = f"the top {len(top)} sublayers are {names} ({level:.0%} at any time of looking, {n_items} items)"
-    return _decision(evidence[a, b], needed, text, f"{players[top[a]]} over {players[rest[b]]}", n_items)
+    claim = f"the top {len(top)} are {', '.join(players[p] for p in top)}"
+    return _compared(evidence[a, b], needed, claim, f"{players[top[a]]} over {players[rest[b]]}")
 
 
-def _decide_rank(
-    estimate: Influence, players: tuple[str, ...], statement: Statement, level: float, n_items: int
-) -> StopDecision:
+def _decide_rank(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
     order = [int(p) for p in np.argsort(-estimate.value, kind="stable")]
     needed = float(np.log(len(order) * (len(order) - 1) / 2 / (1.0 - level))) if len(order) > 1 else 0.0
     steps = [float(_log_evidence_of_order(estimate, [a], [b])[0, 0]) for a, b in pairwise(order)]
     weakest = int(np.argmin(steps)) if steps else 0
-    text = f"the order is {', '.join(players[p] for p in order)} ({level:.0%} at any time, {n_items} items)"
     pair = f"{players[order[weakest]]} over {players[order[min(weakest + 1, len(order) - 1)]]}"
-    return _decision(steps[weakest] if steps else 1.0, needed, text, pair, n_items)
+    claim = f"the order is {', '.join(players[p] for p in order)}"
+    return _compared(steps[weakest] if steps else 1.0, needed, claim, pair)
 
 
-def _decide_width(
-    estimate: Influence, players: tuple[str, ...], statement: Statement, level: float, n_items: int
-) -> StopDecision:
+def _decide_width(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
     radius = anytime_radius(estimate, (1.0 - level) / len(players))
     widest = int(np.argmax(radius))
-    text = (
-        f"every sublayer's value is known to ±{statement.half_width:g} "
-        f"({level:.0%} for all of them, at any time of looking, {n_items} items)"
-    )
-    holds = bool(radius[widest] <= statement.half_width)
-    return StopDecision(
-        holds, text if holds else "not known yet", f"±{radius[widest]:.3g} at {players[widest]}", n_items
-    )
+    claim = f"all values together are known to ±{statement.half_width:g}"
+    return bool(radius[widest] <= statement.half_width), claim, f"±{radius[widest]:.3g} at {players[widest]}"
 
 
-def _decision(evidence: float, needed: float, text: str, pair: str, n_items: int) -> StopDecision:
-    holds = bool(evidence > needed)
+def _compared(evidence: float, needed: float, claim: str, pair: str) -> _Verdict:
     detail = f"weakest comparison: {pair}, log evidence {evidence:.2f} of {needed:.2f}"
-    return StopDecision(holds, text if holds else "not certain yet", detail, n_items)
+    return bool(evidence > needed), claim, detail

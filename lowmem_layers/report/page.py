@@ -12,6 +12,7 @@ from lowmem_layers.report.rows import importance_rows
 from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines
 from lowmem_layers.study.game import Game
 from lowmem_layers.study.opened import Run
+from lowmem_layers.study.stop import verdict
 
 _FRAME = """<!doctype html>
 <html lang="en">
@@ -76,7 +77,7 @@ def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> st
         f"<header><h1>{escape(title)}</h1>",
         f"<p>{escape(_in_words(run))}</p>",
         *([f"<p class=warning>{escape(_unfinished(run))}</p>"] if run.is_unfinished else []),
-        *([f"<p>Stopped early: {escape(run.manifest.stopped)}.</p>"] if run.manifest.stopped else []),
+        *([f"<p>{escape(said[0].upper() + said[1:])}.</p>"] if (said := verdict(run)) else []),
         "</header>",
         _tasks(run),
         *(_leaders(run, findings) if findings is not None else []),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.stopping import decide, parse_statement
+from lowmem_layers.game.stopping import StopDecision, decide, parse_statement
 from lowmem_layers.game.weights import Estimator
 from lowmem_layers.study.opened import Run
 
@@ -27,6 +27,24 @@ def proven(run: Run, statement: str | None, value: str | None) -> str:
     """State what the finished items prove; empty where that is not yet what is asked."""
     if statement is None or not run.every_task_begun:
         return ""
+    decision = _decided(run, statement, value)
+    return decision.text if decision.holds else ""
+
+
+def verdict(run: Run) -> str:
+    """Say how a run with a statement to stop at stands: what is proven, or what is not; empty without a statement."""
+    until, value = (run.manifest.resolved.get(name) for name in ("until", "value"))
+    if run.manifest.stopped:
+        early = run.n_items_done < run.manifest.n_items
+        return f"{'stopped early' if early else 'certain with the last items'}: {run.manifest.stopped}"
+    if until is None or not run.every_task_begun:
+        return ""
+    decision = _decided(run, until, value)
+    if decision.holds:
+        return f"certain: {decision.text}"
+    return f"{until} is not certain after {decision.n_items:,} of {run.manifest.n_items:,} items: {decision.detail}"
+
+
+def _decided(run: Run, statement: str, value: str | None) -> StopDecision:
     known: Estimator = run.manifest.game.estimator  # type: ignore[assignment]
-    decision = decide(run.value_tables(value), statement, estimator=known)
-    return f"{decision.text} ({decision.n_items:,} of {run.manifest.n_items:,} items)" if decision.holds else ""
+    return decide(run.value_tables(value), statement, estimator=known, n_total=run.manifest.n_items)

@@ -70,7 +70,7 @@ def test_plain_lines_come_now_and_then():
         display(RunFinished("r", "done", 40.0))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[0 s] loading"
-    assert lines[1] == "[8 s] 128 items × 235 coalitions of 60 sublayers, 4 tiles (1 done already)"
+    assert lines[1] == "[8 s] 128 items × 235 coalitions of 60 players, 4 tiles (1 done already)"
     assert lines[-1] == "[39 s] done"
     assert len(lines) == 3 + 3 + 1
 

@@ -9,6 +9,7 @@ import pytest
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.study import StudySpec, open_run, run_study
+from lowmem_layers.study.stop import verdict
 
 SPEC = StudySpec(tasks=("one",), max_removed=1, until="top=1", value="loglikelihood")
 
@@ -38,6 +39,8 @@ def test_the_run_stops_when_the_statement_holds(tmp_path, clear):
     assert run.manifest.status == "done"
     assert "ffn.0" in run.manifest.stopped
     assert 30 <= run.n_items_done < 200
+    assert run.manifest.stopped == f"the top 1 are ffn.0 (95 % at any time of looking, {run.n_items_done} of 200 items)"
+    assert verdict(run) == f"stopped early: {run.manifest.stopped}"
     assert not run.is_unfinished
     tiles = run.manifest.plan.tiles
     assert sorted(index for tile in tiles for index in tile) == list(range(200))
@@ -57,9 +60,19 @@ def test_resuming_stops_at_the_same_tile(tmp_path, clear):
     assert len(again.engine.scored) == done, "a stopped run stays stopped"
 
 
+def test_what_the_last_items_prove_is_not_called_early(tmp_path, clear):
+    made = clear()
+    made.n_items = 40
+    run = run_study(SPEC, tmp_path / "r", prepare=made.prepare)
+    assert run.n_items_done == 40
+    assert verdict(run) == f"certain with the last items: {run.manifest.stopped}"
+
+
 def test_what_is_never_proven_takes_all_items(tmp_path, clear):
     run = run_study(replace(SPEC, until="ci=0.0001"), tmp_path / "r", prepare=clear().prepare)
     assert (run.n_items_done, run.manifest.stopped) == (200, "")
+    assert verdict(run).startswith("ci=0.0001 is not certain after 200 of 200 items: ±0.")
+    assert verdict(run_study(replace(SPEC, until=None), tmp_path / "p", prepare=clear().prepare)) == ""
 
 
 @pytest.mark.parametrize(("until", "max_removed"), [("top=6", 1), ("top3", 0), ("soon", 1)])

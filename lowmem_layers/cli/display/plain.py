@@ -36,7 +36,7 @@ class PlainDisplay:
             self._say(event.stage, now)
         elif isinstance(event, RunPlanned):
             self._say(
-                f"{event.n_items} items × {event.n_coalitions} coalitions of {event.n_players} sublayers, "
+                f"{event.n_items} items × {event.n_coalitions} coalitions of {event.n_players} players, "
                 f"{event.n_tiles} tiles ({event.tiles_done} done already)",
                 now,
             )
