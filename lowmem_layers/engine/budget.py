@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lowmem_layers.engine.scoring import LEAST_ROWS
 from lowmem_layers.engine.sweep import Sizes
 from lowmem_layers.engine.trie import Row
 from lowmem_layers.errors import BudgetError
@@ -15,6 +16,8 @@ from lowmem_layers.game.tree import PrefixTree
 _CPU_STATES_BYTES = 2 << 30
 _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
 _LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
+_LEAST_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
+_CHUNK_SHARE = 4  # a chunk takes at most a quarter of the memory given; the rest is for states
 _TILE_WORK = {"cpu": 4 * 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
 
 
@@ -68,6 +71,34 @@ def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
     kind = "cuda" if device.type == "cuda" else "cpu"
     sizes = _SIZES[kind]
     return replace(sizes, head_rows=max(1, min(sizes.head_rows, _LOGITS_BYTES[kind] // (4 * vocabulary))))
+
+
+def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_bytes: int) -> Sizes:
+    """Halve chunks until one takes at most a quarter of the memory given, or is as small as is sensible."""
+    least = least_sizes(sizes, device)
+    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != least:
+        sizes = _halved(sizes, least)
+    return sizes
+
+
+def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
+    """Give the smallest chunks that are computed; their logits have as few rows as a product may have."""
+    least = _LEAST_CHUNK_TOKENS["cuda" if device.type == "cuda" else "cpu"]
+    return replace(sizes, chunk_tokens=min(sizes.chunk_tokens, least), head_rows=min(sizes.head_rows, LEAST_ROWS))
+
+
+def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: int) -> int:
+    """Count the least memory in which an item of so many bytes is sure to fit, beside a chunk. Units: bytes."""
+    chunk = widths.chunk_bytes(least_sizes(sizes, device))
+    return max(item_bytes + chunk, -(-item_bytes * _CHUNK_SHARE // (_CHUNK_SHARE - 1)))
+
+
+def _halved(sizes: Sizes, least: Sizes) -> Sizes:
+    return replace(
+        sizes,
+        chunk_tokens=max(least.chunk_tokens, sizes.chunk_tokens // 2),
+        head_rows=max(least.head_rows, sizes.head_rows // 2),
+    )
 
 
 def tile_work_for(device: torch.device) -> int:

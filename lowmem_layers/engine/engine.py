@@ -17,6 +17,7 @@ from lowmem_layers.engine.budget import (
     default_budget_bytes,
     plan_tiles,
     sizes_for,
+    sizes_within,
     tile_work_for,
 )
 from lowmem_layers.engine.scoring import Head
@@ -54,13 +55,21 @@ class Engine:
         layout: str = "auto",
     ) -> None:
         self.model = model
-        self.sizes = sizes or sizes_for(model.device, model.module.get_output_embeddings().weight.shape[0])
+        self._sizes = sizes or sizes_for(model.device, model.module.get_output_embeddings().weight.shape[0])
+        self._sizes_are_given = sizes is not None
         self.budget_bytes = budget_bytes or default_budget_bytes(model.device)
         self.tile_work = tile_work or tile_work_for(model.device)
         self.counted_applications = 0
         self._layout = layout
-        self._head = Head(model, self.sizes.softmax_rows)
+        self._head = Head(model, self._sizes.softmax_rows)
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Say how much is computed at once: what was given, else what suits the device and leaves room for states."""
+        if self._sizes_are_given:
+            return self._sizes
+        return sizes_within(self._sizes, self._widths, self.model.device, self.budget_bytes)
 
     @cached_property
     @torch.inference_mode()

@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lowmem_layers.engine.budget import ItemCost, Widths, plan_tiles, sizes_for, states_bytes, tile_work_for
+from lowmem_layers.engine.budget import (
+    ItemCost,
+    Widths,
+    least_room,
+    plan_tiles,
+    sizes_for,
+    sizes_within,
+    states_bytes,
+    tile_work_for,
+)
 from lowmem_layers.engine.trie import trie_rows
 from lowmem_layers.game.tree import PrefixTree
 from lowmem_layers.model.budget import Placement, place_with_states
@@ -67,10 +76,10 @@ def foresee_memory(
     widths = Widths(shape.macs, shape.hidden, shape.widest, shape.vocabulary, itemsize)
     costs = [widths.count(t, s, t * t, tree) for t, s in zip(trunk, scored, strict=True)]
     kind = torch.device("cuda" if machine.is_gpu else "cpu")
-    placed = _placed(shape, limits, machine, least_room(shape, kind, itemsize, tree, max(trunk, default=0)))
-    sizes = sizes_for(kind, shape.vocabulary)
-    room = _room(placed, limits, machine) - widths.chunk_bytes(sizes)
-    tiles = plan_tiles(costs, range(len(costs)), room, tile_work_for(kind))
+    placed = _placed(shape, limits, machine, needed_room(shape, kind, itemsize, tree, max(trunk, default=0)))
+    room = _room(placed, limits, machine)
+    sizes = sizes_within(sizes_for(kind, shape.vocabulary), widths, kind, room)
+    tiles = plan_tiles(costs, range(len(costs)), room - widths.chunk_bytes(sizes), tile_work_for(kind))
     tile_tokens = max((sum(trunk[index] for index in tile) for tile in tiles), default=0)
     filled = replace(
         sizes,
@@ -80,18 +89,18 @@ def foresee_memory(
     return _added_up(placed, machine, costs, tiles, widths.chunk_bytes(filled), tile_tokens)
 
 
-def least_room(shape: ModelShape, device: torch.device, itemsize: int, tree: PrefixTree, longest: int) -> int:
+def needed_room(shape: ModelShape, device: torch.device, itemsize: int, tree: PrefixTree, longest: int) -> int:
     """Count the least that is needed besides the weights: an item's states under all coalitions of a tree, and a chunk.
 
     Units: bytes; `itemsize` in bytes a number of the states, `longest` tokens of the longest item's trie.
     """
     widths = Widths(shape.macs, shape.hidden, shape.widest, shape.vocabulary, itemsize)
     item = widths.count(longest, 0, longest**2, tree)
-    return item.n_bytes + widths.chunk_bytes(sizes_for(device, shape.vocabulary))
+    return least_room(widths, sizes_for(device, shape.vocabulary), device, item.n_bytes)
 
 
 def longest_item(items: Sequence[EncodedItem]) -> int:
-    """Count the tokens of the longest item's trie."""
+    """Count the tokens of the longest item's trie (where a model takes none, plain rows are more)."""
     bounds = sorted(((sum(len(choice.tokens) for choice in item.choices), i) for i, item in enumerate(items)))
     longest = 0
     while bounds and bounds[-1][0] > longest:  # a trie has at most the tokens of its choices
@@ -103,7 +112,7 @@ def longest_item(items: Sequence[EncodedItem]) -> int:
 def _placed(shape: ModelShape, limits: Limits, machine: Machine, room: int) -> Placement:
     """Choose the home; a machine with a named card is taken to have host memory enough."""
     here = shape.n_bytes.process + available_host_bytes() if machine.measured else None
-    gpu = (limits.gpu or machine.memory_bytes) if machine.is_gpu else None
+    gpu = min(limits.gpu or machine.memory_bytes, machine.memory_bytes) if machine.is_gpu else None
     return place_with_states(
         shape.n_bytes, limits.offload, on_gpu=machine.is_gpu, gpu_limit=gpu, cpu_limit=limits.cpu or here, room=room
     )
@@ -112,7 +121,8 @@ def _placed(shape: ModelShape, limits: Limits, machine: Machine, room: int) -> P
 def _room(placed: Placement, limits: Limits, machine: Machine) -> int:
     """Give the states and a chunk what the model leaves. Units: bytes."""
     if machine.is_gpu:
-        return states_bytes(limits.gpu, placed.gpu_bytes, machine.memory_bytes - placed.gpu_bytes)
+        given = None if limits.gpu is None else min(limits.gpu, machine.memory_bytes)
+        return states_bytes(given, placed.gpu_bytes, machine.memory_bytes - placed.gpu_bytes)
     return states_bytes(limits.cpu, placed.cpu_bytes, None)
 
 

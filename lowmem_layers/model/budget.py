@@ -169,9 +169,10 @@ def _refusal(
         f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()
     )
     message = f"the model does not fit with its packed weights on {closest.home}: {what}"
-    for_states = spare.by_room(closest.gpu_bytes if on_gpu else closest.cpu_bytes)
+    computing, used = ("gpu", closest.gpu_bytes) if on_gpu else ("cpu", closest.cpu_bytes)
+    for_states = f"--max-{computing}-memory" in broken and spare.by_room(used)
     if for_states:
-        message += f" ({format_bytes(spare.room)} of them for the states of the longest item, and to compute with)"
+        message += f" ({format_bytes(spare.room)} for the states of the longest item, and to compute with)"
     other = needed(sizes, "disk", on_gpu=on_gpu, one_expert=closest.one_expert)
     if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, spare):
         return BudgetError(message, "use --offload disk (or auto), which fits")

@@ -68,6 +68,7 @@ def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
     """
     from lowmem_layers.engine.foresight import Limits, foresee_memory
     from lowmem_layers.game.tree import prefix_tree
+    from lowmem_layers.model.decoder import longest_input
     from lowmem_layers.model.devices import resolve_device, resolve_dtype, use_threads
     from lowmem_layers.model.machine import measure_machine, named_card
     from lowmem_layers.model.plan import Workload, plan_work, rates_of
@@ -82,7 +83,8 @@ def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
     shape, config, tokenizer, whose = _read(resolved, dtype)
     removed = tuple(plan_game(resolved, shape.players).removed)
     tree = prefix_tree(removed, len(shape.players))
-    tokens = count_tokens(resolved, tokenizer, whose)
+    longest = longest_input(config.get_text_config(decoder=True), tokenizer)
+    tokens = count_tokens(resolved, tokenizer, whose, longest)
     machine = named_card(card) if card else measure_machine(device, dtype)
     limits = Limits(resolved.offload or "auto", resolved.max_gpu_memory, resolved.max_cpu_memory)  # type: ignore[arg-type]
     memory = foresee_memory(shape, limits, machine, dtype.itemsize, tree, tokens.trunk, tokens.scored)
@@ -108,8 +110,10 @@ def _measured(rates: Rates, config: Any, target: str, tokens: Tokens, device: An
     return own, f"one decoder layer and a head of this shape, timed: {2 * own.layer_macs_s / 1e12:.3g} TFLOP/s"
 
 
-def count_tokens(spec: StudySpec, tokenizer: Any, whose: str) -> Tokens:
+def count_tokens(spec: StudySpec, tokenizer: Any, whose: str, max_length: int = _LONGEST) -> Tokens:
     """Count each item's tokens and scored positions; of a benchmark that is not at hand, take what was counted once.
+
+    Units: `max_length` in tokens, the model's longest input.
 
     Raises:
         TaskError: a task's data are unusable, or are not at hand and were never counted.
@@ -126,7 +130,7 @@ def count_tokens(spec: StudySpec, tokenizer: Any, whose: str) -> Tokens:
     from lowmem_layers.tasks import encode_task
 
     bos = spec.bos or "auto"
-    encoded = [item for task in tasks for item in encode_task(task, tokenizer, bos=bos, max_length=_LONGEST)]
+    encoded = [item for task in tasks for item in encode_task(task, tokenizer, bos=bos, max_length=max_length)]
     rows = [trie_rows([item], float) for item in encoded]
     trunk = tuple(sum(map(len, own)) for own in rows)
     scored = tuple(sum(len(row.scored_nodes) for row in own) for own in rows)

@@ -60,12 +60,12 @@ def _least_room(spec: StudySpec, encoded: Sequence[EncodedItem], prospect: Prosp
     Raises:
         UsageError: the model's players do not allow the game that the options ask for.
     """
-    from lowmem_layers.engine.foresight import least_room, longest_item
+    from lowmem_layers.engine.foresight import longest_item, needed_room
     from lowmem_layers.game.tree import prefix_tree
 
     game = plan_game(spec, prospect.shape.players)
     tree = prefix_tree(game.cut([0] * len(game.orders)).removed, len(prospect.shape.players))
-    return least_room(prospect.shape, prospect.device, prospect.dtype.itemsize, tree, longest_item(encoded))
+    return needed_room(prospect.shape, prospect.device, prospect.dtype.itemsize, tree, longest_item(encoded))
 
 
 def _left_for_states(spec: StudySpec, described: Mapping[str, Any]) -> int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_layers.engine.budget import ItemCost, plan_tiles
+from lowmem_layers.engine.budget import ItemCost, Widths, least_room, plan_tiles, sizes_for, sizes_within
 from lowmem_layers.errors import BudgetError
 
 costs = st.lists(st.builds(ItemCost, st.integers(1, 100), st.integers(1, 1000)), min_size=1, max_size=40)
@@ -26,3 +27,21 @@ def test_an_item_that_cannot_fit_is_refused_with_both_numbers():
     with pytest.raises(BudgetError, match="3 MiB; 2 MiB") as caught:
         plan_tiles([ItemCost(3 << 20, 1)], [0], 2 << 20, 10)
     assert "--max-removed" in caught.value.hint
+
+
+@given(
+    st.integers(1, 1 << 34), st.sampled_from(["cpu", "cuda"]), st.integers(64, 200_000), st.integers(1 << 10, 1 << 33)
+)
+def test_what_is_foreseen_as_the_least_room_is_enough(more, kind, vocabulary, item_bytes):
+    """Chunks shrink with the memory, so that an item fits wherever there is as much as was asked for it."""
+    device, widths = torch.device(kind), Widths((1,), 4096, 57_344, vocabulary, 2)
+    usual = sizes_for(device, vocabulary)
+    budget = least_room(widths, usual, device, item_bytes) + more - 1
+    sizes = sizes_within(usual, widths, device, budget)
+    assert item_bytes <= budget - widths.chunk_bytes(sizes)
+    assert sizes.chunk_tokens <= usual.chunk_tokens
+
+
+def test_chunks_stay_as_they_are_where_there_is_room():
+    device, widths = torch.device("cpu"), Widths((1,), 576, 1536, 49_152, 4)
+    assert sizes_within(sizes_for(device, 49_152), widths, device, 2 << 30) == sizes_for(device, 49_152)

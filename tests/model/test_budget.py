@@ -85,7 +85,7 @@ def test_more_is_left_for_states_where_an_item_needs_more() -> None:
     given = {"on_gpu": False, "gpu_limit": None, "room": room}
     assert place_with_states(SIZES, "auto", cpu_limit=limit, **given).home == "cpu"  # type: ignore[arg-type]
     assert place_with_states(SIZES, "auto", cpu_limit=limit - 1, **given).home == "disk"  # type: ignore[arg-type]
-    with pytest.raises(BudgetError, match=r"9\.0 GiB of them for the states of the longest item") as caught:
+    with pytest.raises(BudgetError, match=r"9\.0 GiB for the states of the longest item") as caught:
         place_with_states(SIZES, "cpu", cpu_limit=9 * GIB, **given)  # type: ignore[arg-type]
     assert "--max-removed" in caught.value.hint
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from lowmem_layers.study.planning import plan_study
 from lowmem_layers.study.prepare import prepare_study
 from lowmem_layers.study.spec import PAPER_TASKS, StudySpec
 from tests.model.conftest import save_model
+
+LONG = 'data = "items.jsonl"\ncontext = "{{ q }}"\nchoices = "options"\ngold = "answer"\n'
 
 
 @pytest.fixture
@@ -66,15 +69,22 @@ def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pyt
         planning.count_tokens(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved(), None, "")
 
 
-def test_too_little_for_a_chunk_is_refused_before_a_weight_is_read(
+def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The logits of a large vocabulary take more than the eighth of the memory that is left for states."""
+    """Hardly anything is left by the share for states, so that what an item needs decides."""
+    monkeypatch.setattr("lowmem_layers.model.budget._RESERVED_SHARE", 1 << 20)
     monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
-    save_model(tmp_path / "model", "llama", vocab_size=262_144)
+    save_model(tmp_path / "model", "llama", max_position_embeddings=4096)
+    item = {"q": "a" * 900, "options": ["b", "c"], "answer": 0}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item))
+    (tmp_path / "long.toml").write_text(LONG)
+    task = str(tmp_path / "long.toml")
     for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):
         monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
-    spec = StudySpec(model=str(tmp_path / "model"), limit=2, max_removed=1, device="cpu", dtype="float32").resolved()
+    spec = StudySpec(
+        model=str(tmp_path / "model"), tasks=(task,), max_removed=1, device="cpu", dtype="float32"
+    ).resolved()
 
     def refusals(limit: int) -> set[str]:
         found = set()
