@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lowmem_layers.cli.output import chosen_format, data_options, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, write_data
 
 _VALUE = click.option(
     "--value",
@@ -56,6 +56,7 @@ def compare(
 
     chosen_format(form, output)
     runs = open_run(run_a), open_run(run_b)
+    note_unfinished(*runs)
     found = comparing.compare_runs(*runs, value, estimator, max_removed, level, correction)
     write_data((comparing.agreement_table if agreement else comparing.comparison_table)(found), form, output)
     unlike = comparing.differences(*runs)
@@ -79,7 +80,9 @@ def interactions(run: str, value: str | None, level: float, form: str | None, ou
     from lowmem_layers.study.comparing import interaction_table
 
     chosen_format(form, output)
-    write_data(interaction_table(open_run(run), value, level), form, output)
+    opened = open_run(run)
+    note_unfinished(opened)
+    write_data(interaction_table(opened, value, level), form, output)
 
 
 @click.command()
@@ -95,4 +98,6 @@ def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | N
     from lowmem_layers.study.paper import paper_table, tables_of
 
     chosen_format(form, output)
-    write_data(paper_table(tables_of([open_run(run) for run in runs]), number), form, output, decimals=1)
+    opened = [open_run(run) for run in runs]
+    note_unfinished(*opened)
+    write_data(paper_table(tables_of(opened), number), form, output, decimals=1)

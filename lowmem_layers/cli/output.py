@@ -17,6 +17,8 @@ from lowmem_layers.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from lowmem_layers.study import Run
+
 FORMATS = ("table", "csv", "json", "parquet", "markdown", "latex")
 _SUFFIXES = {
     ".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table", ".md": "markdown", ".tex": "latex",
@@ -30,6 +32,14 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--format", "form", metavar="|".join(FORMATS), help="[default: by the file's ending, else table]"
     )(command)
+
+
+def note_unfinished(*runs: Run) -> None:
+    """Say on stderr which of these runs hold only a part of their items."""
+    for run in runs:
+        if run.is_unfinished:
+            done, total = run.n_items_done, run.manifest.n_items
+            click.echo(f"note: {run.folder} is unfinished: {done} of {total} items are in it", err=True)
 
 
 def write_data(table: pa.Table, form: str | None, output: str | None, decimals: int = 4) -> None:

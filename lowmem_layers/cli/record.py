@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from lowmem_layers.cli.output import chosen_format, data_options, write_data
-
-if TYPE_CHECKING:
-    from lowmem_layers.study import Run
+from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, write_data
 
 
 @click.command()
@@ -21,7 +16,7 @@ def scores(run: str, form: str | None, output: str | None) -> None:
 
     chosen_format(form, output)
     opened = open_run(run)
-    _note_unfinished(opened)
+    note_unfinished(opened)
     write_data(opened.scores(), form, output)
 
 
@@ -60,7 +55,7 @@ def importance(
 
     chosen_format(form, output)
     opened = open_run(run)
-    _note_unfinished(opened)
+    note_unfinished(opened)
     write_data(opened.importance(value, estimator, level, top), form, output)
 
 
@@ -73,9 +68,3 @@ def report(run: str, output: str | None) -> None:
     from lowmem_layers.study import open_run
 
     click.echo(str(write_report(open_run(run), output)))
-
-
-def _note_unfinished(run: Run) -> None:
-    if run.is_unfinished:
-        done, total = run.n_items_done, run.manifest.n_items
-        click.echo(f"note: {run.folder} is unfinished: {done} of {total} items are in it", err=True)

@@ -77,7 +77,7 @@ def cornerstones(
     large = np.greater(share_low, factor / n, where=np.isfinite(share_low), out=np.zeros(n, dtype=np.bool_))
     rule = (
         f"share certainly above {factor:g}/{n} and at most {tolerance:.0%} of the margin over chance left, "
-        f"at {level:.0%} over all {n} sublayers"
+        f"at {100 * level:g}% over all {n} sublayers"
     )
     return Cornerstones(table.players, shares(value.value), share_low, remaining, high, collapsed & large, rule)
 

@@ -144,7 +144,7 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
             f"{_certain_pairs(same)}; "
             f"{same.overlap} of the top {same.top_k} are the same [{same.overlap_low:.0f}, {same.overlap_high:.0f}]; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
-            f"({CORRECTIONS[one.correction]}, {one.level:.0%}){': ' + changed if changed else ''}"
+            f"({CORRECTIONS[one.correction]}, {100 * one.level:g}%){': ' + changed if changed else ''}"
         )
     return lines
 

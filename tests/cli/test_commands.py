@@ -164,7 +164,7 @@ def test_a_run_from_the_command_line(capfd, small, tmp_path, monkeypatch):
         assert words in out
     assert "r/report/index.html" in out
     assert (tmp_path / "r" / "report" / "index.html").is_file()
-    assert "items × 12 coalitions of 6 sublayers" in err
+    assert "items × 12 coalitions of 6 players" in err
     assert max(map(len, out.splitlines())) <= 80
     status, out, _ = call(capfd, "run", "--tasks", "one", "--max-removed", "2", "--out", "r", "--display", "none")
     assert (status, out) == (0, "r\n")

@@ -64,6 +64,23 @@ def test_levels_and_corrections(capfd, finished, other):
     assert status == 2
 
 
+@pytest.mark.parametrize("command", ["compare", "interactions", "tables", "importance"])
+def test_an_unfinished_run_is_named(capfd, finished, tmp_path, bench, engine, command):
+    made = bench(engine=engine(fail_at=1))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(StudySpec(tasks=("one",), max_removed=2), tmp_path / "part", prepare=made.prepare)
+    runs = [finished.folder, tmp_path / "part"] if command == "compare" else [tmp_path / "part"]
+    status, out, err = call(capfd, command, *runs)
+    assert status == 0
+    assert out
+    assert f"note: {tmp_path / 'part'} is unfinished: 3 of 8 items are in it" in err
+
+
+def test_a_level_is_named_as_given(capfd, finished, other):
+    _, _, err = call(capfd, "compare", finished.folder, other.folder, "--level", "0.999")
+    assert "(Holm, 99.9%)" in err
+
+
 def test_tables_for_papers(capfd, finished, tmp_path):
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 4, "--format", "markdown")
     assert out.splitlines()[:2] == ["| task | model | drop | published |", "| --- | --- | ---: | ---: |"]
