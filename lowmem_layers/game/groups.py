@@ -33,7 +33,7 @@ class Grouping:
 
     def __post_init__(self) -> None:
         flat = [position for member in self.members for position in member]
-        if not self.members or not all(self.members) or len(self.names) != len(self.members):
+        if not self.members or not all(self.members) or not all(self.names) or len(self.names) != len(self.members):
             raise UsageError(f"{len(self.members)} groups, some of them empty or unnamed", "give each group a sublayer")
         if len(set(flat)) != len(flat) or len(set(self.names)) != len(self.names):
             raise UsageError("a sublayer or a name occurs in two groups", "put every sublayer into one group at most")
@@ -79,8 +79,8 @@ def parse_groups(text: str, players: Sequence[Player]) -> Grouping:
     for part in text.split(","):
         name, equals, listed = part.strip().partition("=")
         listed = listed if equals else name
-        names.append(name)
-        members.append(parse_coalition(listed.strip(), players))
+        names.append(name.strip())
+        members.append(parse_coalition("+".join(member.strip() for member in listed.split("+")), players))
     return Grouping(tuple(names), tuple(members))
 
 

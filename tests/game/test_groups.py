@@ -38,11 +38,12 @@ def test_kinds_of_players(by, names, members):
 def test_groups_of_the_users_own():
     grouping = parse_groups("early=attn.0+ffn.0, late=moe.2,attn.1", PLAYERS)
     assert grouping == Grouping(("early", "late", "attn.1"), ((0, 1), (5,), (2,)))
+    assert parse_groups("early = attn.0 + ffn.0 , late=moe.2, attn.1", PLAYERS) == grouping
     assert grouping.expand((0, 2)) == (0, 1, 2)
     assert grouping.expand_all([(), (1,)]) == [(), (5,)]
 
 
-@pytest.mark.parametrize("text", ["a=attn.9", "a=attn.0,b=attn.0", "", "a=attn.0,a=ffn.0", "a="])
+@pytest.mark.parametrize("text", ["a=attn.9", "a=attn.0,b=attn.0", "", "a=attn.0,a=ffn.0", "a=", "=attn.0,b=ffn.0"])
 def test_bad_groups_are_refused(text):
     with pytest.raises(UsageError):
         parse_groups(text, PLAYERS)
