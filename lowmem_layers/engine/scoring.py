@@ -49,8 +49,8 @@ def pairs_of(rows: Sequence[Row], width: int, scored: Sequence[int]) -> Pairs:
             choices += [len(owners)] * len(target.nodes)
             owners.append((target.item, target.choice))
     order = np.argsort(nodes, kind="stable")
-    columns = (np.array(column, dtype=np.int64)[order] for column in (nodes, tokens, choices))
-    return Pairs(*columns, tuple(owners))
+    sorted_nodes, sorted_tokens, of_choice = (np.array(c, dtype=np.int64)[order] for c in (nodes, tokens, choices))
+    return Pairs(sorted_nodes, sorted_tokens, of_choice, tuple(owners))
 
 
 class Head:
