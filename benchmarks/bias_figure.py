@@ -43,11 +43,12 @@ def _scatter(axes: Axes, found: dict[str, Any], value: str) -> None:
     span = [min(x.min(), y.min()), max(x.max(), y.max())]
     room = 0.12 * (span[1] - span[0])
     for place, index in enumerate(np.argsort(-y)[:3]):
+        is_right = place == 1
         axes.annotate(
             found["players"][index],
             (x[index], y[index]),
-            xytext=(5, (4, -9, 4)[place]) if place else (-6, 4),
-            ha="left" if place else "right",
+            xytext=(5, 4) if is_right else (-6, 2),
+            ha="left" if is_right else "right",
             textcoords="offset points",
         )
     axes.axline((0, 0), slope=1, color=QUIET, linewidth=0.7, linestyle=(0, (4, 3)))

@@ -3,8 +3,9 @@
 transformers keeps a mixture's experts as stacks (experts, rows, columns) in one module, whose forward is given hidden
 states, each token's chosen experts, and their weights. Here that module is called once for each chosen expert, holding
 just this one, on the tokens that chose it. Products and sums are those of transformers' grouped implementation, in the
-same order: each pair of token and expert is weighted on its own, then the pairs of a token are added up. So the numbers
-are the same, and on CUDA they do not depend on the order in which threads add.
+same order: each pair of token and expert is weighted on its own, then the pairs of a token are added up. So on one CPU
+thread the numbers are the same to the bit; on several, a product of a few rows is cut differently than the grouped
+product of all experts and may differ by a rounding. On CUDA they do not depend on the order in which threads add.
 """
 
 from __future__ import annotations

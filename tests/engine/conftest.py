@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import pytest
 import torch
 
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
@@ -61,9 +60,3 @@ def score_choice(module, choice):
     logprobs = torch.log_softmax(logits.double(), -1)
     start = len(choice.tokens) - 1 - choice.n_scored
     return sum(logprobs[start + j, token].item() for j, token in enumerate(choice.tokens[-choice.n_scored :]))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny models run faster on one thread than on two that wait for each other."""
-    torch.set_num_threads(1)
