@@ -271,7 +271,7 @@ def described(
         "low": {name: low.tolist() for name, (low, _) in bounds.items()},
         "high": {name: high.tolist() for name, (_, high) in bounds.items()},
         "agreement": {
-            f"{name} / {against}": compared(everything[name], truth, total)
+            f"{name} / {against}": compared(table.players, everything[name], truth, total)
             for against, truth in truths.items()
             for name in everything
             if name != against
@@ -279,19 +279,20 @@ def described(
     }
 
 
-def compared(one: Influence, truth: Influence, total: float) -> dict[str, Any]:
-    """Compare two estimates from the same items, item by item; `differ` counts the players whose difference is
-    significant (Holm, 95 %)."""
+def compared(players: Sequence[str], one: Influence, truth: Influence, total: float) -> dict[str, Any]:
+    """Compare two estimates from the same items, item by item; `differ` gives the significant differences (Holm, 95 %),
+    the largest first."""
     rows = max(len(one.pieces), len(truth.pieces))  # only the coin-flip item's rows, which come last, can be missing
     first, second = (np.pad(each.pieces, ((0, rows - len(each.pieces)), (0, 0))) for each in (one, truth))
     found = agreement(one.value, truth.value, first, second, np.minimum(one.dof, truth.dof))
     gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof))
+    corrected = adjusted(two_sided_p(gap), "holm")
     return {
         "spearman": [found.spearman, found.spearman_low, found.spearman_high],
         "kendall": [found.kendall, found.kendall_low, found.kendall_high],
         "top3": [found.overlap, found.overlap_low, found.overlap_high],
         "resolved": found.resolved,
-        "differ": int((adjusted(two_sided_p(gap), "holm") < 0.05).sum()),
+        "differ": {players[p]: float(gap.value[p]) for p in np.argsort(-np.abs(gap.value)) if corrected[p] < 0.05},
         "sum_over_total": float(one.value.sum() / total) if total else None,
         "truth_sum_over_total": float(truth.value.sum() / total) if total else None,
     }
@@ -303,10 +304,13 @@ def report(value: str, result: dict[str, Any]) -> None:
         for name, row in found["agreement"].items():
             (rho, low, high), (tau, *_), (top, least, most) = row["spearman"], row["kendall"], row["top3"]
             part_of_total = row["sum_over_total"]  # none where removing everything costs nothing on these items
-            covers = "" if part_of_total is None else f"  sum {part_of_total:.2f} of v(N) − v(∅)"
+            differ, covers = (
+                len(row["differ"]),
+                "" if part_of_total is None else f"  sum {part_of_total:.2f} of v(N) − v(∅)",
+            )
             print(
                 f"{value:14s} {part:10s} {name:32s} Spearman {rho:.2f} [{low:.2f}, {high:.2f}]  Kendall {tau:.2f}  "
-                f"top 3: {top} [{least:.0f}, {most:.0f}]  differ: {row['differ']} of {len(found['players'])}{covers}"
+                f"top 3: {top} [{least:.0f}, {most:.0f}]  differ: {differ} of {len(found['players'])}{covers}"
             )
 
 
