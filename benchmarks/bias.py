@@ -304,10 +304,8 @@ def report(value: str, result: dict[str, Any]) -> None:
         for name, row in found["agreement"].items():
             (rho, low, high), (tau, *_), (top, least, most) = row["spearman"], row["kendall"], row["top3"]
             part_of_total = row["sum_over_total"]  # none where removing everything costs nothing on these items
-            differ, covers = (
-                len(row["differ"]),
-                "" if part_of_total is None else f"  sum {part_of_total:.2f} of v(N) − v(∅)",
-            )
+            differ = len(row["differ"])
+            covers = "" if part_of_total is None else f"  sum {part_of_total:.2f} of v(N) − v(∅)"
             print(
                 f"{value:14s} {part:10s} {name:32s} Spearman {rho:.2f} [{low:.2f}, {high:.2f}]  Kendall {tau:.2f}  "
                 f"top 3: {top} [{least:.0f}, {most:.0f}]  differ: {differ} of {len(found['players'])}{covers}"
