@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def is_wrong(tables: Sequence[ValueTable], statement: str, text: str, truth: np.
     if asked.kind == "ci":
         parts = [estimate_influence(t, estimator_weights("neighbourhood", t.coalitions, players)) for t in tables]
         return bool((np.abs(mean_over_tasks(parts).value - truth) > asked.half_width).any())
-    named = text.split(" are " if asked.kind == "top" else " is ")[1].split(" (")[0].split(", ")
+    named = re.split(" is | are ", text, maxsplit=1)[1].split(" (")[0].split(", ")
     places = [players.index(name) for name in named]
     if asked.kind == "rank":
         return bool((np.diff(truth[places]) >= 0).any())

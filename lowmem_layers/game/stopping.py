@@ -159,7 +159,8 @@ def _decide_top(estimate: Influence, players: tuple[str, ...], statement: Statem
     needed = float(np.log(len(top) * len(rest) / (1.0 - level)))
     evidence = _log_evidence_of_order(estimate, top, rest)
     a, b = np.unravel_index(int(np.argmin(evidence)), evidence.shape)
-    claim = f"the top {len(top)} are {', '.join(players[p] for p in top)}"
+    named = ", ".join(players[p] for p in top)
+    claim = f"the top {len(top)} {'is' if len(top) == 1 else 'are'} {named}"
     return _compared(evidence[a, b], needed, claim, f"{players[top[a]]} over {players[rest[b]]}")
 
 

@@ -39,7 +39,7 @@ def test_the_run_stops_when_the_statement_holds(tmp_path, clear):
     assert run.manifest.status == "done"
     assert "ffn.0" in run.manifest.stopped
     assert 30 <= run.n_items_done < 200
-    assert run.manifest.stopped == f"the top 1 are ffn.0 (95 % at any time of looking, {run.n_items_done} of 200 items)"
+    assert run.manifest.stopped == f"the top 1 is ffn.0 (95 % at any time of looking, {run.n_items_done} of 200 items)"
     assert verdict(run) == f"stopped early: {run.manifest.stopped}"
     assert not run.is_unfinished
     tiles = run.manifest.plan.tiles
