@@ -92,13 +92,13 @@ def load_model(spec: ModelSpec, announce: Announce = silent, room: Callable[[Pro
     """
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         plan = resolve(spec)
-        announce(_announcement(plan))
         tokenizer = read_tokenizer(plan.source, spec)  # before hours of packing, should there be none
         outline = outline_of(plan)
         model, places, sizes = outline.model, outline.places, outline.sizes
         shape = shape_from(model, outline.anatomy, places, sizes)
         longest = longest_input(text_config(model), tokenizer)
         placement = _place(plan, sizes, room(Prospect(tokenizer, longest, shape, plan.device, plan.dtype)))
+        announce(_announcement(plan))
         fingerprint = fingerprint_files(plan.source.weight_files)
         task = _furniture(plan, model, places, len(outline.anatomy.layers), placement.home, fingerprint)
         home = furnish(task, lambda: _reader(plan, model, outline.prefix, places), announce)

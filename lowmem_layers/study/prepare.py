@@ -39,6 +39,7 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
         encoded.extend(_encoded(spec, tasks, prospect))
         return _least_room(spec, encoded, prospect)
 
+    announce(StageStarted("looking at the model"))
     model = load_model(model_spec(spec), lambda line: announce(StageStarted(line)), room)
     machine = {"threads": threads}
     described = model.describe()
