@@ -90,7 +90,7 @@ def run(model: Path, *options: str, tasks: str = "task.toml", out: str = "out/ru
     return ["run", "--model", str(model), "--tasks", tasks, "--out", out, *fixed, *options]
 
 
-def refused(capfd: pytest.CaptureFixture[str], command: list[str], named: Path | str) -> None:
+def expect_refused(capfd: pytest.CaptureFixture[str], command: list[str], named: Path | str) -> None:
     capfd.readouterr()
     status = run_command_line(command)
     lines = capfd.readouterr().err.splitlines()
@@ -113,52 +113,52 @@ def refused(capfd: pytest.CaptureFixture[str], command: list[str], named: Path |
 )
 def test_tasks_and_data(closed: str, options: tuple[str, ...], place: Path, model: Path, deny, capfd) -> None:
     deny(place / closed)
-    refused(capfd, run(model, *options[1:], tasks=options[0]), closed)
+    expect_refused(capfd, run(model, *options[1:], tasks=options[0]), closed)
 
 
 @pytest.mark.parametrize("mode", [0, 0o400])
 def test_a_folder_of_data(mode: int, place: Path, model: Path, deny, capfd) -> None:
     deny(place / "lines", mode)
-    refused(capfd, run(model, "--data-dir", "lines", tasks="boolq"), "lines/boolq.jsonl")
+    expect_refused(capfd, run(model, "--data-dir", "lines", tasks="boolq"), "lines/boolq.jsonl")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "."])
 def test_a_models_files(name: str, place: Path, model: Path, deny, capfd) -> None:
     deny(model / name)
-    refused(capfd, run(model), model / name if name != "." else model)
+    expect_refused(capfd, run(model), model / name if name != "." else model)
     assert not list((place / "out").iterdir())
 
 
 def test_a_gguf_file(place: Path, deny, capfd) -> None:
     (place / "x.gguf").write_bytes(b"GGUF")
     deny(place / "x.gguf")
-    refused(capfd, run(place / "x.gguf"), "x.gguf")
+    expect_refused(capfd, run(place / "x.gguf"), "x.gguf")
 
 
 @pytest.mark.parametrize("mode", [0, 0o500])
 def test_where_a_run_is_to_be_written(mode: int, place: Path, model: Path, deny, capfd) -> None:
     deny(place / "out", mode)
-    refused(capfd, run(model), "out")
+    expect_refused(capfd, run(model), "out")
 
 
 def test_a_run_that_may_not_be_read(place: Path, model: Path, deny, capfd) -> None:
     assert run_command_line(run(model)) == 0
     tile = place / "out" / "run" / "scores" / "tile-00000.parquet"
     deny(tile)
-    refused(capfd, ["scores", "out/run"], "out/run/scores/tile-00000.parquet")
+    expect_refused(capfd, ["scores", "out/run"], "out/run/scores/tile-00000.parquet")
     deny(tile.parent)
-    refused(capfd, ["scores", "out/run"], "out/run/scores")
-    refused(capfd, run(model), "out/run/scores")
+    expect_refused(capfd, ["scores", "out/run"], "out/run/scores")
+    expect_refused(capfd, run(model), "out/run/scores")
 
 
 def test_kept_weights(place: Path, model: Path, deny, capfd) -> None:
     assert run_command_line(run(model, "--quant", "4bit")) == 0
     (kept,) = (place / "cache").glob("*.packed")
     deny(kept)
-    refused(capfd, run(model, "--quant", "4bit", out="out/again"), kept)
+    expect_refused(capfd, run(model, "--quant", "4bit", out="out/again"), kept)
     assert run_command_line(["models", "--cache", "--format", "csv"]) == 0
     assert "cannot be read: Permission denied" in capfd.readouterr().out
     deny(place / "cache", 0o500)
-    refused(capfd, ["models", "--clear-cache"], kept)
+    expect_refused(capfd, ["models", "--clear-cache"], kept)
     deny(place / "cache")
-    refused(capfd, ["models", "--cache"], place / "cache")
+    expect_refused(capfd, ["models", "--cache"], place / "cache")
