@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
     parser.add_argument("--statements", default="top=1,top=2,top=3", help="of --record")
     options = parser.parse_args()
+    if unknown := set((options.games or "duel").split(",")) - set(EFFECTS):
+        parser.error(f"no game {sorted(unknown)[0]!r}; there are: {', '.join(EFFECTS)}")
     rows = of_nulls(options) if options.single else of_record(options) if options.record else of_games(options)
     asked = {name: value for name, value in vars(options).items() if name != "record"}
     print(json.dumps({"rows": rows, "options": asked, "numpy": np.__version__, "python": platform.python_version()}))

@@ -55,6 +55,10 @@ def compare(
     from lowmem_layers.study import comparing, open_run
 
     chosen_format(form, output)
+    if figure is not None:
+        from lowmem_layers.report.compared import figure_format
+
+        figure_format(figure)
     runs = open_run(run_a), open_run(run_b)
     note_unfinished(*runs)
     found = comparing.compare_runs(*runs, value, estimator, max_removed, level, correction)

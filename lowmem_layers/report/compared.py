@@ -26,10 +26,7 @@ def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | N
         UsageError: another ending.
         RecordError: the file cannot be written.
     """
-    path = Path(file)
-    form = path.suffix.removeprefix(".").lower()
-    if form not in FORMATS:
-        raise UsageError(f"--figure {file} ends in none of .{', .'.join(FORMATS)}", "for example --figure compared.svg")
+    path, form = Path(file), figure_format(file)
     task, one = list(found.items())[-1]
     metric = value or a.metric(task.split(" / ")[0] if task != "all" else a.tasks[0])
     make_folder(path.parent)
@@ -38,6 +35,18 @@ def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | N
             save(comparison_figure(one, task, metric, _names(a, b)), path.parent, path.stem, (form,))
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def figure_format(file: str | Path) -> str:
+    """Read a figure's format from its ending.
+
+    Raises:
+        UsageError: an ending that is none of the formats'.
+    """
+    form = Path(file).suffix.removeprefix(".").lower()
+    if form not in FORMATS:
+        raise UsageError(f"--figure {file} ends in none of .{', .'.join(FORMATS)}", "for example --figure compared.svg")
+    return form
 
 
 def comparison_figure(one: Comparison, task: str, metric: str, names: tuple[str, str]) -> Figure:

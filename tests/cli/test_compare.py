@@ -35,8 +35,9 @@ def test_a_figure_of_two_runs(capfd, finished, other, tmp_path, form):
 
 
 def test_a_figure_needs_a_known_ending(capfd, finished, other):
-    status, _, err = call(capfd, "compare", finished.folder, other.folder, "--figure", "compared.jpg")
+    status, out, err = call(capfd, "compare", finished.folder, other.folder, "--figure", "compared.jpg")
     assert status == 2
+    assert out == ""  # refused before anything is computed
     assert "error: --figure compared.jpg ends in none of .svg, .png, .pdf" in err
 
 
