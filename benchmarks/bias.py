@@ -38,17 +38,24 @@ import numpy as np
 from benchmarks.bias_figure import draw_bias
 from benchmarks.setting import finish, parser, start
 from lowmem_layers.engine import Engine
-from lowmem_layers.game.coalitions import Removed, all_coalitions, chain, chain_coalitions, permutations, windows
-from lowmem_layers.game.groups import Grouping, grouped_table
-from lowmem_layers.game.influence import Influence, contributions, influence_of
-from lowmem_layers.game.intervals import mean_interval
-from lowmem_layers.game.multiplicity import adjusted, two_sided_p
-from lowmem_layers.game.permutation import Order
-from lowmem_layers.game.rank_correlation import agreement
-from lowmem_layers.game.table import ValueTable
-from lowmem_layers.game.terms import Term
-from lowmem_layers.game.weights import estimator_weights, weight_matrix
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.game.estimators.permutation import Order
+from lowmem_layers.game.estimators.terms import Term
+from lowmem_layers.game.estimators.weights import estimator_weights, weight_matrix
+from lowmem_layers.game.players.coalitions import (
+    Removed,
+    all_coalitions,
+    chain,
+    chain_coalitions,
+    permutations,
+    windows,
+)
+from lowmem_layers.game.players.groups import Grouping, grouped_table
+from lowmem_layers.game.uncertainty.errors import Influence, contributions, influence_of
+from lowmem_layers.game.uncertainty.intervals import mean_interval
+from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
+from lowmem_layers.game.uncertainty.rank_correlation import agreement
+from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedItem, Item, Task, encode_task, item_values, load_tasks
 
 VALUES = ("loglikelihood", "probability", "metric")

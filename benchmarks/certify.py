@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from lowmem_layers import open_run
-from lowmem_layers.game.stopping import StopDecision, decide
-from lowmem_layers.game.table import ValueTable
-from lowmem_layers.study.opened import Run
+from lowmem_layers.findings.run import Run
+from lowmem_layers.game.uncertainty.stopping import StopDecision, decide
+from lowmem_layers.game.values.table import ValueTable
 
 VALUES = ("loglikelihood", "margin", "probability", "own metric")
 

@@ -30,9 +30,9 @@ import numpy as np
 
 from benchmarks.record_population import populations
 from lowmem_layers.game import ValueTable, compare, estimate, interactions, players_of, ranks, windows
-from lowmem_layers.game.influence import contributions
-from lowmem_layers.game.interactions import interaction_pairs, interaction_weights
-from lowmem_layers.game.weights import estimator_weights, largest_window
+from lowmem_layers.game.answers.interactions import interaction_pairs, interaction_weights
+from lowmem_layers.game.estimators.weights import estimator_weights, largest_window
+from lowmem_layers.game.uncertainty.errors import contributions
 
 MARGINS = 40_000  # items in a population
 

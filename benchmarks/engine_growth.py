@@ -22,9 +22,9 @@ import transformers
 
 from benchmarks.setting import finish
 from lowmem_layers.engine import Engine
-from lowmem_layers.game.coalitions import windows
-from lowmem_layers.game.tree import windows_formula
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.game.players.coalitions import windows
+from lowmem_layers.game.players.tree import windows_formula
+from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedChoice, EncodedItem
 
 

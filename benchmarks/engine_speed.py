@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.setting import all_windows, finish, parser, real_items, start_resident
 from lowmem_layers.engine import Engine
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedItem
 
 BATCH_SIZES = (1, 2, 4, 8, 16)

@@ -28,7 +28,7 @@ _PLAN = """
 import json, sys
 from lowmem_layers.cli.run import run
 from lowmem_layers.cli.options import spec_from
-from lowmem_layers.study.planning import plan_study
+from lowmem_layers.forecast.forecast import plan_study
 context = run.make_context("run", sys.argv[1:])
 options = {name: value for name, value in context.params.items() if name not in ("out", "display")}
 found = plan_study(spec_from(options))

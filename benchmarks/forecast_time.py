@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from lowmem_layers.engine import Engine, speed
-from lowmem_layers.game.coalitions import windows
-from lowmem_layers.game.tree import prefix_tree
+from lowmem_layers.engine import Engine
+from lowmem_layers.forecast import speed
+from lowmem_layers.game.players.coalitions import windows
+from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.tasks import encode_task, load_tasks
 

@@ -82,7 +82,7 @@ def compare(args: argparse.Namespace) -> None:
 def unpacked(checkpoint: str | Path) -> dict[str, torch.Tensor]:
     """Unpack every streamed linear weight of a checkpoint in float16, experts one by one under gptqmodel's names."""
     from lowmem_layers.model import ModelSpec, load_model
-    from lowmem_layers.model.store import Visit
+    from lowmem_layers.model.homes.store import Visit
 
     spec = ModelSpec(str(checkpoint), dtype="float16", device="cpu", offload="cpu", cache=False)
     model = load_model(spec)

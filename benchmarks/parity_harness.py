@@ -25,7 +25,7 @@ CHUNK = 400  # requests fed and kept at once
 def locate(model: str | None) -> tuple[str, str | None]:
     """Split a model into the folder and GGUF file that transformers wants."""
     if model is None:
-        from lowmem_layers.model.embedded import embedded_model_path
+        from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 
         model = str(embedded_model_path())
     path = Path(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowmem_layers import open_run
-from lowmem_layers.game.table import ValueTable
+from lowmem_layers.game.values.table import ValueTable
 
 VALUES = {"metric": None, "probability": "probability", "log-likelihood": "loglikelihood"}
 

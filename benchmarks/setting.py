@@ -16,10 +16,10 @@ import torch
 import transformers
 
 import lowmem_layers
-from lowmem_layers.game.coalitions import windows
+from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.model import ModelSpec, load_model
-from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.embedded import embedded_model_path
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 from lowmem_layers.tasks import EncodedItem, encode_task, load_tasks
 
 SIX = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")

@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.record_population import populations
 from lowmem_layers.game import ValueTable, single_removals
-from lowmem_layers.game.influence import estimate_influence, mean_over_tasks
-from lowmem_layers.game.skewness import cautious_t
-from lowmem_layers.game.stopping import MIN_CLUSTERS, decide, log_evidence, parse_statement
-from lowmem_layers.game.weights import estimator_weights
+from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
+from lowmem_layers.game.uncertainty.skewness import cautious_t
+from lowmem_layers.game.uncertainty.stopping import MIN_CLUSTERS, decide, log_evidence, parse_statement
 
 EFFECTS = {
     "clear": [0.45, 0.35, 0.30, 0.08, 0.05, 0.03, 0.02, 0.01, 0.0, 0.0, 0.0, 0.0],

@@ -29,10 +29,10 @@ from typing import Any
 import torch
 
 from lowmem_layers.model import ModelSpec, load_model, parse_bytes
+from lowmem_layers.model.checkpoint.source import find_source
+from lowmem_layers.model.checkpoint.texts import read_tokenizer
 from lowmem_layers.model.devices import resolve_dtype
 from lowmem_layers.model.memory import peak_bytes
-from lowmem_layers.model.source import find_source
-from lowmem_layers.model.texts import read_tokenizer
 
 SHAPE = {
     "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 30, "num_attention_heads": 24,

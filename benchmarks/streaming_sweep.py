@@ -22,8 +22,8 @@ import torch
 from benchmarks.setting import all_windows, finish, parser, real_items
 from lowmem_layers.engine import Engine
 from lowmem_layers.model import EMBEDDED_MODEL, ModelSpec, load_model
-from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.store import ResidentStore, Visit
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.homes.store import ResidentStore, Visit
 
 
 def loaded(home: str, options: argparse.Namespace) -> DecoderModel:

@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING, Any
 from lowmem_layers._version import __version__
 
 if TYPE_CHECKING:
-    from lowmem_layers.study import Run, StudySpec, open_run, run_study
+    from lowmem_layers.findings.run import Run, open_run
+    from lowmem_layers.record.spec import StudySpec
+    from lowmem_layers.study.run import run_study
+
+_HOMES = {
+    "Run": "lowmem_layers.findings.run",
+    "StudySpec": "lowmem_layers.record.spec",
+    "open_run": "lowmem_layers.findings.run",
+    "run_study": "lowmem_layers.study.run",
+}
 
 __all__ = ["Run", "StudySpec", "__version__", "open_run", "run_study"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the rest only when it is asked for: `import lowmem_layers` stays instant."""
-    if name not in ("Run", "StudySpec", "open_run", "run_study"):
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lowmem_layers import study
+    from importlib import import_module
 
-    return getattr(study, name)
+    return getattr(import_module(_HOMES[name]), name)

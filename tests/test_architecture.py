@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lowmem_layers"
-ROOMS = ["errors", "game", "tasks", "model", "engine", "study", "report", "cli"]
+ROOMS = ["errors", "game", "tasks", "model", "engine", "record", "findings", "study", "forecast", "report", "cli"]
 OUTSIDE = {
     "errors": set(),
     "game": {"numpy", "shapiq"},
@@ -19,7 +19,10 @@ OUTSIDE = {
         "numpy", "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub",
     },
     "engine": {"numpy", "torch"},
+    "record": {"numpy", "pyarrow"},
+    "findings": {"numpy", "pyarrow"},
     "study": {"numpy", "pyarrow"},
+    "forecast": {"numpy", "torch", "transformers"},
     "report": {"numpy", "pyarrow", "matplotlib", "jinja2"},
     "cli": {"click", "rich", "pyarrow", "numpy", "torch"},
 }  # fmt: skip

@@ -11,7 +11,7 @@ from lowmem_layers._version import __version__
 from lowmem_layers.cli.compare import compare, interactions, tables
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
-from lowmem_layers.cli.record import importance, report, scores
+from lowmem_layers.cli.results import importance, report, scores
 from lowmem_layers.cli.run import run
 
 _COMMANDS: Mapping[str, click.Command] = {

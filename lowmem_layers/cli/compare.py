@@ -52,7 +52,8 @@ def compare(
 
     How far the rankings agree, and what else is not the same in the runs, goes to stderr.
     """
-    from lowmem_layers.study import comparing, open_run
+    from lowmem_layers.findings import comparing
+    from lowmem_layers.findings.run import open_run
 
     chosen_format(form, output)
     if figure is not None:
@@ -80,8 +81,8 @@ def compare(
 @data_options
 def interactions(run: str, value: str | None, level: float, form: str | None, output: str | None) -> None:
     """Write whether neighbouring sublayers of RUN are redundant or need each other, one row a task and pair."""
-    from lowmem_layers.study import open_run
-    from lowmem_layers.study.comparing import interaction_table
+    from lowmem_layers import open_run
+    from lowmem_layers.findings.comparing import interaction_table
 
     chosen_format(form, output)
     opened = open_run(run)
@@ -98,8 +99,8 @@ def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | N
 
     Runs of one model may hold a task each. The published numbers stand beside ours where the model is one of theirs.
     """
-    from lowmem_layers.study import open_run
-    from lowmem_layers.study.paper import paper_table, tables_of
+    from lowmem_layers import open_run
+    from lowmem_layers.findings.paper import paper_table, tables_of
 
     chosen_format(form, output)
     opened = [open_run(run) for run in runs]

@@ -78,7 +78,7 @@ def _disk() -> Finding:
 
 def _embedded() -> Finding:
     from lowmem_layers.errors import ModelError
-    from lowmem_layers.model.embedded import embedded_model_path
+    from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 
     try:
         return Finding("embedded model", str(embedded_model_path().name))

@@ -32,7 +32,7 @@ def models(cache: bool, clear: bool, clear_cache: bool, form: str | None, output
     names = ("model", "format", "size", "bytes", "state", "path") if cache else ("model", "where", "use", "path")
     write_data(pa.Table.from_pylist(rows) if rows else pa.table({name: [] for name in names}), form, output)
     if cache:
-        from lowmem_layers.model.cache import cache_folder
+        from lowmem_layers.model.homes.cache import cache_folder
 
         click.echo(f"in {cache_folder()}; models --cache --clear deletes it", err=True)
     else:
@@ -41,9 +41,9 @@ def models(cache: bool, clear: bool, clear_cache: bool, form: str | None, output
 
 def _models() -> list[dict[str, object]]:
     """List the embedded model, the hub's cache, and the models whose packed weights were kept."""
-    from lowmem_layers.model.cache import list_cache
-    from lowmem_layers.model.embedded import INSTALL, find_embedded_model
-    from lowmem_layers.model.source import list_hub_models
+    from lowmem_layers.model.checkpoint.embedded import INSTALL, find_embedded_model
+    from lowmem_layers.model.checkpoint.source import list_hub_models
+    from lowmem_layers.model.homes.cache import list_cache
     from lowmem_layers.model.spec import EMBEDDED_MODEL
 
     path = find_embedded_model()
@@ -62,7 +62,7 @@ def _row(model: str, where: str, use: str, path: object) -> dict[str, object]:
 
 
 def _cached() -> list[dict[str, object]]:
-    from lowmem_layers.model.cache import list_cache
+    from lowmem_layers.model.homes.cache import list_cache
     from lowmem_layers.model.spec import format_bytes
 
     return [
@@ -79,7 +79,7 @@ def _cached() -> list[dict[str, object]]:
 
 
 def _clear_cache() -> None:
-    from lowmem_layers.model.cache import cache_folder, clear_cache
+    from lowmem_layers.model.homes.cache import cache_folder, clear_cache
     from lowmem_layers.model.spec import format_bytes
 
     click.echo(f"freed {format_bytes(clear_cache())} in {cache_folder()}", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lowmem_layers.study.spec import StudySpec
+    from lowmem_layers.record.spec import StudySpec
 
 
 class Size(click.ParamType):
@@ -98,7 +98,7 @@ def spec_from(options: dict[str, Any]) -> StudySpec:
     Raises:
         UsageError: an option has a value that it does not take.
     """
-    from lowmem_layers.study.spec import StudySpec
+    from lowmem_layers.record.spec import StudySpec
 
     tasks = options.pop("tasks")
     if tasks is not None:

@@ -17,7 +17,7 @@ from lowmem_layers.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from lowmem_layers.study import Run
+    from lowmem_layers import Run
 
 FORMATS = ("table", "csv", "json", "parquet", "markdown", "latex")
 _SUFFIXES = {
@@ -65,7 +65,7 @@ def chosen_format(form: str | None, output: str | None) -> str:
     Raises:
         UsageError: unknown format.
     """
-    from lowmem_layers.study.spec import one_of
+    from lowmem_layers.record.spec import one_of
 
     one_of("--format", form, FORMATS)
     return form or _SUFFIXES.get(Path(output or "").suffix.lower(), "table")
@@ -97,7 +97,7 @@ def _write(table: pa.Table, form: str, file: BinaryIO, decimals: int) -> None:
 
 
 def _for_paper(table: pa.Table, form: str, decimals: int) -> str:
-    from lowmem_layers.report.tables import as_latex, as_markdown
+    from lowmem_layers.report.table_formats import as_latex, as_markdown
 
     header = [name.replace("_", " ") for name in table.column_names]
     rows = zip(*([_dashed(value, decimals) for value in column.to_pylist()] for column in table.columns), strict=True)

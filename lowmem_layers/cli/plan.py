@@ -21,7 +21,7 @@ def plan(card: str | None, form: str | None, output: str | None, **options: Any)
     """
     import pyarrow as pa
 
-    from lowmem_layers.study.planning import plan_study
+    from lowmem_layers.forecast.forecast import plan_study
 
     chosen_format(form, output)
     found = plan_study(spec_from(options), card)

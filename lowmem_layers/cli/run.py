@@ -17,7 +17,7 @@ from lowmem_layers.cli.interrupt import Interrupted
 from lowmem_layers.cli.options import spec_from, study_options
 
 if TYPE_CHECKING:
-    from lowmem_layers.study import Run, StudySpec
+    from lowmem_layers import Run, StudySpec
 
 
 @click.command()
@@ -39,13 +39,13 @@ def run(out: str | None, display: str, **options: Any) -> None:
     """
     spec = spec_from(options)
     from lowmem_layers.cli.display import choose_display
-    from lowmem_layers.study.spec import default_folder
+    from lowmem_layers.record.spec import default_folder
 
     folder = Path(out) if out else default_folder(spec)
     shown = choose_display(display, _title(spec))
     try:
         with _terminated_as_interrupted(), shown:
-            from lowmem_layers.study import run_study
+            from lowmem_layers import run_study
 
             finished = run_study(spec, folder, announce=shown)
     except KeyboardInterrupt as interrupt:

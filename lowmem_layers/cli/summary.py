@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_layers.game.estimate import Importance
+from lowmem_layers.findings.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines, find
+from lowmem_layers.findings.statement import verdict
+from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.report.rows import interval, number
-from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines, find
-from lowmem_layers.study.stop import verdict
 
 if TYPE_CHECKING:
-    from lowmem_layers.study import Run
+    from lowmem_layers import Run
 
 _MOST_ROWS = 64
 _WIDEST = 200  # columns

@@ -9,9 +9,11 @@ import torch
 
 from lowmem_layers.engine.scoring import LEAST_ROWS
 from lowmem_layers.engine.sweep import Sizes
-from lowmem_layers.engine.trie import Row
+from lowmem_layers.engine.trie import Row, trie_rows
 from lowmem_layers.errors import BudgetError
-from lowmem_layers.game.tree import PrefixTree
+from lowmem_layers.game.players.tree import PrefixTree
+from lowmem_layers.model.shape import ModelShape
+from lowmem_layers.tasks.items import EncodedItem
 
 _CPU_STATES_BYTES = 2 << 30
 _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
@@ -91,6 +93,26 @@ def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: i
     """Count the least memory in which an item of so many bytes is sure to fit, beside a chunk. Units: bytes."""
     chunk = widths.chunk_bytes(least_sizes(sizes, device))
     return max(item_bytes + chunk, -(-item_bytes * _CHUNK_SHARE // (_CHUNK_SHARE - 1)))
+
+
+def needed_room(shape: ModelShape, device: torch.device, itemsize: int, tree: PrefixTree, longest: int) -> int:
+    """Count the least that is needed besides the weights: an item's states under all coalitions of a tree, and a chunk.
+
+    Units: bytes; `itemsize` in bytes a number of the states, `longest` tokens of the longest item's trie.
+    """
+    widths = Widths(shape.macs, shape.hidden, shape.widest, shape.vocabulary, itemsize)
+    item = widths.count(longest, 0, longest**2, tree)
+    return least_room(widths, sizes_for(device, shape.vocabulary), device, item.n_bytes)
+
+
+def longest_item(items: Sequence[EncodedItem]) -> int:
+    """Count the tokens of the longest item's trie (where a model takes none, plain rows are more)."""
+    bounds = sorted(((sum(len(choice.tokens) for choice in item.choices), i) for i, item in enumerate(items)))
+    longest = 0
+    while bounds and bounds[-1][0] > longest:  # a trie has at most the tokens of its choices
+        _, index = bounds.pop()
+        longest = max(longest, sum(map(len, trie_rows([items[index]], float))))
+    return longest
 
 
 def _halved(sizes: Sizes, least: Sizes) -> Sizes:

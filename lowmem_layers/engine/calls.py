@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.model.forward import LayerCall
+from lowmem_layers.model.anatomy.forward import LayerCall
 
 Growth = Any
 """True where a tensor grows with the batch, False where not; tuples, lists and dicts of that elsewhere."""

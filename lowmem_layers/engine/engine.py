@@ -20,13 +20,13 @@ from lowmem_layers.engine.budget import (
     sizes_within,
     tile_work_for,
 )
+from lowmem_layers.engine.examination import Verdict, examine_engine
 from lowmem_layers.engine.scoring import Head
-from lowmem_layers.engine.selftest import Verdict, examine_engine
 from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
 from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
 from lowmem_layers.errors import BudgetError
-from lowmem_layers.game.tree import PrefixTree, Removed, prefix_tree
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
+from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedItem
 
 _STATES_A_CHUNK = 8  # at least so many states of a batch fill a chunk, where there are as many

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lowmem_layers.game.tree import Removed
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.game.players.tree import Removed
+from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from lowmem_layers.engine.trie import Row
-from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.forward import own_logits
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.anatomy.forward import own_logits
 
 LEAST_ROWS = 16
 """Matrix products are made of at least so many rows: those of fewer round differently on CPUs (oneDNN, MKL), and a

@@ -18,12 +18,12 @@ from lowmem_layers.engine.batches import Batch
 from lowmem_layers.engine.calls import Stretcher, growth
 from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
-from lowmem_layers.game.tree import PrefixTree, Step
-from lowmem_layers.model.branches import branch_output
-from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.forward import LayerCall, Prologue, prologue
-from lowmem_layers.model.probe import LayerProgram
-from lowmem_layers.model.store import Visit
+from lowmem_layers.game.players.tree import PrefixTree, Step
+from lowmem_layers.model.anatomy.branches import branch_output
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.anatomy.forward import LayerCall, Prologue, prologue
+from lowmem_layers.model.anatomy.layer_examination import LayerProgram
+from lowmem_layers.model.homes.store import Visit
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,14 @@
 """Players, coalitions, and the way from a table of values to importance with its uncertainty. Pure mathematics."""
 
-from lowmem_layers.game.coalitions import (
+from lowmem_layers.game.answers.compare import Comparison, compare
+from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
+from lowmem_layers.game.answers.importance import Importance, combine, estimate, estimate_permutations
+from lowmem_layers.game.answers.interactions import Interactions, interactions
+from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
+from lowmem_layers.game.answers.shares import shares
+from lowmem_layers.game.estimators.permutation import next_coalitions
+from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
+from lowmem_layers.game.players.coalitions import (
     Removed,
     all_coalitions,
     chain,
@@ -13,21 +21,13 @@ from lowmem_layers.game.coalitions import (
     single_removals,
     windows,
 )
-from lowmem_layers.game.compare import Comparison, compare
-from lowmem_layers.game.cornerstone import Cornerstones, cornerstones
-from lowmem_layers.game.estimate import Importance, combine, estimate, estimate_permutations
-from lowmem_layers.game.groups import Grouping, group_players, grouped_table, parse_groups
-from lowmem_layers.game.interactions import Interactions, interactions
-from lowmem_layers.game.paper_tables import PaperTables, paper_tables
-from lowmem_layers.game.permutation import next_coalitions
-from lowmem_layers.game.players import Player, parse_player, players_of
-from lowmem_layers.game.rank_correlation import Agreement, kendall_tau, spearman_rho
-from lowmem_layers.game.ranks import ranks
-from lowmem_layers.game.shapiq_game import to_shapiq
-from lowmem_layers.game.shares import shares
-from lowmem_layers.game.stopping import Statement, StopDecision, decide, item_order, parse_statement
-from lowmem_layers.game.table import ValueTable
-from lowmem_layers.game.weights import Estimator, estimator_weights
+from lowmem_layers.game.players.groups import Grouping, group_players, grouped_table, parse_groups
+from lowmem_layers.game.players.player import Player, parse_player, players_of
+from lowmem_layers.game.uncertainty.rank_correlation import Agreement, kendall_tau, spearman_rho
+from lowmem_layers.game.uncertainty.ranks import ranks
+from lowmem_layers.game.uncertainty.stopping import Statement, StopDecision, decide, item_order, parse_statement
+from lowmem_layers.game.values.shapiq_game import to_shapiq
+from lowmem_layers.game.values.table import ValueTable
 
 __all__ = [
     "Agreement",

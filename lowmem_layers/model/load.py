@@ -8,29 +8,29 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.model.anatomy import Anatomy, dissect, text_config
+from lowmem_layers.model.anatomy.decoder import DecoderModel, longest_input
+from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
 from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place_with_states
-from lowmem_layers.model.cache import cache_path, fingerprint_files
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, complete_config, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe, choose_recipe, own_packing
-from lowmem_layers.model.checkpoint.reader import LayerReader, SafetensorsReader
+from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
-from lowmem_layers.model.decoder import DecoderModel, longest_input
+from lowmem_layers.model.checkpoint.source import Source, find_source
+from lowmem_layers.model.checkpoint.texts import keep_texts, read_config, read_tokenizer
 from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
 from lowmem_layers.model.formats import four_bit
-from lowmem_layers.model.furnish import Furniture, furnish
-from lowmem_layers.model.homes import Home, MemoryHome, largest_layer_bytes
+from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
+from lowmem_layers.model.homes.filling import Furniture, furnish
+from lowmem_layers.model.homes.home import Home, MemoryHome, largest_layer_bytes
+from lowmem_layers.model.homes.places import streamed_places
+from lowmem_layers.model.homes.staging import StagedFeed, lane_to
+from lowmem_layers.model.homes.store import Feed, Place, StreamingStore
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
-from lowmem_layers.model.places import streamed_places
 from lowmem_layers.model.shape import ModelShape, shape_from
 from lowmem_layers.model.sizes import measure, packed_bytes
-from lowmem_layers.model.source import Source, find_source
 from lowmem_layers.model.spec import ModelSpec
-from lowmem_layers.model.staging import StagedFeed, lane_to
-from lowmem_layers.model.store import Feed, Place, StreamingStore
-from lowmem_layers.model.texts import keep_texts, read_config, read_tokenizer
 
 Announce = Callable[[str], None]
 

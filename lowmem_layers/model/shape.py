@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from lowmem_layers.errors import ModelError
-from lowmem_layers.game.players import Player
-from lowmem_layers.model.anatomy import Anatomy, dissect
+from lowmem_layers.game.players.player import Player
+from lowmem_layers.model.anatomy.dissection import Anatomy, dissect
 from lowmem_layers.model.budget import ModelBytes
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
-from lowmem_layers.model.places import streamed_places
+from lowmem_layers.model.homes.places import streamed_places
+from lowmem_layers.model.homes.store import Place
 from lowmem_layers.model.sizes import measure, packed_bytes
-from lowmem_layers.model.store import Place
 
 SHIPPED = ("llama-3-8b", "llama-3-70b", "mixtral-8x7b")
 

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.compare import Comparison
+from lowmem_layers.findings.comparing import CORRECTIONS, packing_of
+from lowmem_layers.findings.findings import METRIC_WORDS, scale_and_unit
+from lowmem_layers.findings.run import Run
+from lowmem_layers.game.answers.compare import Comparison
+from lowmem_layers.record.files import cannot_write, make_folder
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import FORMATS, MARKERS, QUIET, colour, new_figure, paper_style, save
-from lowmem_layers.study.comparing import CORRECTIONS, packing_of
-from lowmem_layers.study.files import cannot_write, make_folder
-from lowmem_layers.study.findings import METRIC_WORDS, scale_and_unit
-from lowmem_layers.study.opened import Run
 
 
 def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | None, file: str | Path) -> None:

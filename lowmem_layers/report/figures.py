@@ -8,11 +8,11 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lowmem_layers.game.estimate import Importance
-from lowmem_layers.game.table import ValueTable
+from lowmem_layers.findings.findings import Means
+from lowmem_layers.game.answers.importance import Importance
+from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure
-from lowmem_layers.study.findings import Means
 
 _CAPTIONED = 4
 

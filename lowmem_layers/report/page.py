@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from html import escape
 from importlib import resources
 
+from lowmem_layers.findings.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines
+from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.statement import verdict
+from lowmem_layers.record.design import Game
 from lowmem_layers.report.rows import importance_rows
-from lowmem_layers.study.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines
-from lowmem_layers.study.game import Game
-from lowmem_layers.study.opened import Run
-from lowmem_layers.study.stop import verdict
 
 _FRAME = """<!doctype html>
 <html lang="en">

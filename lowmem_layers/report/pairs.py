@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from lowmem_layers.game.interactions import Interactions
+from lowmem_layers.game.answers.interactions import Interactions
 from lowmem_layers.report.axes import player_axis, player_places
 from lowmem_layers.report.rows import Rows, interval, number, p_value
 from lowmem_layers.report.style import new_figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from lowmem_layers.game.estimate import Importance
+from lowmem_layers.game.answers.importance import Importance
 
 Rows = list[list[str]]
 

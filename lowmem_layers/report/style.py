@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players import parse_player
+from lowmem_layers.game.players.player import parse_player
 
 # Vermillion and blue of Okabe and Ito: told apart with every common colour vision deficiency; markers differ too.
 ATTENTION = "#D55E00"

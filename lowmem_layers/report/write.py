@@ -9,22 +9,22 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from lowmem_layers.game.estimate import Importance
-from lowmem_layers.game.interactions import interactions
-from lowmem_layers.game.table import ValueTable
-from lowmem_layers.game.weights import largest_window
+from lowmem_layers.findings.findings import Findings, Side, coalition_means, find
+from lowmem_layers.findings.importance import as_table
+from lowmem_layers.findings.paper import paper_table, tables_of
+from lowmem_layers.findings.run import Run
+from lowmem_layers.game.answers.importance import Importance
+from lowmem_layers.game.answers.interactions import interactions
+from lowmem_layers.game.estimators.weights import largest_window
+from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.record.files import cannot_write, make_folder, write_text
+from lowmem_layers.record.folder import REPORT_FOLDER
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
 from lowmem_layers.report.page import Listing, Picture, Section, page
 from lowmem_layers.report.pairs import N_STRONGEST, interaction_map, interaction_rows
 from lowmem_layers.report.rows import importance_rows, text_rows
 from lowmem_layers.report.style import FORMATS, paper_style, save
-from lowmem_layers.report.tables import write_tables
-from lowmem_layers.study.files import cannot_write, make_folder, write_text
-from lowmem_layers.study.findings import Findings, Side, coalition_means, find
-from lowmem_layers.study.folder import REPORT_FOLDER
-from lowmem_layers.study.importance import as_table
-from lowmem_layers.study.opened import Run
-from lowmem_layers.study.paper import paper_table, tables_of
+from lowmem_layers.report.table_formats import write_tables
 
 PAGE = "index.html"
 PAPER_WORDS = {

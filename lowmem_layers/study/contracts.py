@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowmem_layers.game.players import Player
+from lowmem_layers.game.players.player import Player
+from lowmem_layers.record.spec import StudySpec
 from lowmem_layers.study.events import Announce
-from lowmem_layers.study.spec import StudySpec
 from lowmem_layers.tasks.items import EncodedItem
 
 Removed = tuple[int, ...]

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowmem_layers.game.coalitions import Removed, chain
-from lowmem_layers.game.permutation import first_cut
-from lowmem_layers.game.table import ValueTable
+from lowmem_layers.game.estimators.permutation import first_cut
+from lowmem_layers.game.players.coalitions import Removed, chain
+from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.record.design import Game
+from lowmem_layers.record.items import ItemRow, rows_of
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, StageStarted
-from lowmem_layers.study.game import Game
-from lowmem_layers.study.itemrows import ItemRow, rows_of
 from lowmem_layers.tasks.metrics import item_values
 
 PILOT_ITEMS = 32  # of each task

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowmem_layers.model.spec import ModelSpec
+from lowmem_layers.record.design import plan_game
+from lowmem_layers.record.spec import StudySpec
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, StageStarted
-from lowmem_layers.study.game import plan_game
-from lowmem_layers.study.spec import StudySpec
 from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def _least_room(spec: StudySpec, encoded: Sequence[EncodedItem], prospect: Prosp
     Raises:
         UsageError: the model's players do not allow the game that the options ask for.
     """
-    from lowmem_layers.engine.foresight import longest_item, needed_room
-    from lowmem_layers.game.tree import prefix_tree
+    from lowmem_layers.engine.budget import longest_item, needed_room
+    from lowmem_layers.game.players.tree import prefix_tree
 
     game = plan_game(spec, prospect.shape.players)
     tree = prefix_tree(game.cut([0] * len(game.orders)).removed, len(prospect.shape.players))

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 
-from lowmem_layers._version import __version__
 from lowmem_layers.errors import RecordError
-from lowmem_layers.game.stopping import item_order
+from lowmem_layers.findings.run import Run, open_run
+from lowmem_layers.findings.statement import check_statement
+from lowmem_layers.record.design import Game, plan_game
+from lowmem_layers.record.folder import claim, known_run, tidy
+from lowmem_layers.record.identity import code_digest, same_run
+from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
+from lowmem_layers.record.lock import locked
+from lowmem_layers.record.manifest import Manifest, read_manifest, write_manifest
+from lowmem_layers.record.scores import write_table
+from lowmem_layers.record.spec import StudySpec, default_folder
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks, TaskLike
+from lowmem_layers.study.description import describe_run
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
-from lowmem_layers.study.folder import claim, known_run, tidy
-from lowmem_layers.study.game import Game, plan_game
-from lowmem_layers.study.identity import code_digest, describe_data, same_run
-from lowmem_layers.study.itemrows import ITEMS_FILE, items_table, rows_of
-from lowmem_layers.study.lock import locked
-from lowmem_layers.study.opened import Run, open_run
 from lowmem_layers.study.pilot import settle_cuts
-from lowmem_layers.study.plan import make_plan
-from lowmem_layers.study.record import Manifest, read_manifest, write_manifest
-from lowmem_layers.study.spec import StudySpec, default_folder
-from lowmem_layers.study.stop import check_statement
-from lowmem_layers.study.tables import write_table
 from lowmem_layers.study.tiles import score_tiles
-
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
 
 
 def run_study(
@@ -105,29 +98,6 @@ def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, an
     return settle_cuts(prepared, game, resolved.seed or 0, announce)
 
 
-def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared, game: Game) -> Manifest:
-    """Say all there is to say about a run before its first tile."""
-    seed, n_items = resolved.seed or 0, len(prepared.encoded)
-    plan = make_plan(prepared, game, item_order(n_items, seed) if resolved.until else None)
-    return Manifest(
-        status="running",
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        passed={name: value for name, value in spec.to_json().items() if value is not None},
-        resolved=resolved.to_json(),
-        identity=resolved.identity(),
-        model=dict(prepared.model),
-        data=describe_data(prepared),
-        machine=dict(prepared.machine),
-        engine=prepared.engine.describe(),
-        versions=_versions(),
-        players=tuple(player.name for player in prepared.players),
-        plan=plan,
-        game=game,
-        work=prepared.engine.work(prepared.encoded, plan.coalitions),
-        seed=seed,
-    )
-
-
 @dataclass
 class _Account:
     """What a run has to say at its end."""
@@ -184,11 +154,3 @@ def _real_prepare() -> Prepare:
     from lowmem_layers.study.prepare import prepare_study
 
     return prepare_study
-
-
-def _versions() -> dict[str, str]:
-    found = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lowmem_layers.game.coalitions import coalition_name
+from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.statement import proven
+from lowmem_layers.game.players.coalitions import coalition_name
+from lowmem_layers.record.folder import finished_tiles
+from lowmem_layers.record.items import ItemRow, rows_of
+from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.record.scores import read_tile, scores_table, tile_file, write_table
+from lowmem_layers.record.tile_plan import TilePlan
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
-from lowmem_layers.study.folder import finished_tiles
-from lowmem_layers.study.itemrows import ItemRow, rows_of
-from lowmem_layers.study.opened import Run
-from lowmem_layers.study.plan import Plan
-from lowmem_layers.study.record import Manifest
-from lowmem_layers.study.standing import Standing
-from lowmem_layers.study.stop import proven
-from lowmem_layers.study.tables import read_tile, scores_table, tile_file, write_table
+from lowmem_layers.study.leaders import Standing
 
 _N_LEADERS = 5
 
@@ -73,7 +73,7 @@ def _score(
     return prepared.engine.score(items, coalitions, lambda work: announce(WorkDone(work)))
 
 
-def _work(prepared: Prepared, plan: Plan, tile: int) -> int:
+def _work(prepared: Prepared, plan: TilePlan, tile: int) -> int:
     return prepared.engine.work([prepared.encoded[index] for index in plan.tiles[tile]], plan.coalitions)
 
 

@@ -130,7 +130,7 @@ def test_importance_by_another_value(capfd, finished):
 
 
 def test_json_spells_what_it_does_not_know(capfd, tmp_path, bench, engine, spec_one):
-    from lowmem_layers.study import run_study
+    from lowmem_layers import run_study
 
     poisoned = bench(engine=engine(poison={"q1": float("nan"), "q2": -math.inf}))
     run = run_study(spec_one, tmp_path / "r", prepare=poisoned.prepare)
@@ -141,7 +141,7 @@ def test_json_spells_what_it_does_not_know(capfd, tmp_path, bench, engine, spec_
 @pytest.fixture
 def spec_one():
     """Study one task."""
-    from lowmem_layers.study import StudySpec
+    from lowmem_layers import StudySpec
 
     return StudySpec(tasks=("one",), max_removed=2)
 
@@ -252,7 +252,7 @@ def test_tasks_and_models(capfd):
 
 def test_a_plan_of_a_shipped_shape(capfd, monkeypatch):
     pytest.importorskip("gguf")
-    from lowmem_layers.model.embedded import find_embedded_model
+    from lowmem_layers.model.checkpoint.embedded import find_embedded_model
 
     if find_embedded_model() is None:
         pytest.skip("the embedded model, whose tokenizer counts, is not installed")

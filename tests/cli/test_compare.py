@@ -8,8 +8,8 @@ import json
 
 import pytest
 
+from lowmem_layers import StudySpec, run_study
 from lowmem_layers.cli.entry import run_command_line
-from lowmem_layers.study import StudySpec, run_study
 
 
 def call(capfd, *arguments: object) -> tuple[int, str, str]:

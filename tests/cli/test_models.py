@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from lowmem_layers.cli.entry import run_command_line
-from lowmem_layers.model import EMBEDDED_MODEL, ModelSpec, load_model, texts
-from lowmem_layers.model.source import Source
+from lowmem_layers.model import EMBEDDED_MODEL, ModelSpec, load_model
+from lowmem_layers.model.checkpoint import texts
+from lowmem_layers.model.checkpoint.source import Source
 from tests.model.conftest import save_model, tiny_model, tiny_tokenizer
 
 

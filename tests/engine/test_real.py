@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lowmem_layers.engine import Engine, Sizes, reference_loglikelihoods
-from lowmem_layers.game.coalitions import windows
+from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.tasks import encode_task, load_tasks
 

@@ -11,8 +11,8 @@ import torch
 
 from lowmem_layers.engine.scoring import Head, pairs_of
 from lowmem_layers.engine.trie import Row, Target
-from lowmem_layers.model.decoder import DecoderModel
-from lowmem_layers.model.forward import own_logits
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.anatomy.forward import own_logits
 
 _spec = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "families.py")
 families = importlib.util.module_from_spec(_spec)

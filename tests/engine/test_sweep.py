@@ -13,8 +13,8 @@ from transformers.models.gemma2 import modeling_gemma2
 
 from lowmem_layers.engine import Engine, Sizes, batches, reference_loglikelihoods
 from lowmem_layers.errors import EngineError, RemovalError
-from lowmem_layers.game.tree import prefix_tree, windows_formula
-from lowmem_layers.model.decoder import DecoderModel
+from lowmem_layers.game.players.tree import prefix_tree, windows_formula
+from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 

@@ -20,8 +20,8 @@ from lowmem_layers.game import (
     spearman_rho,
     windows,
 )
-from lowmem_layers.game.compare import Walks, compare_mean
-from lowmem_layers.game.rank_correlation import top_overlap
+from lowmem_layers.game.answers.compare import Walks, compare_mean
+from lowmem_layers.game.uncertainty.rank_correlation import top_overlap
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
 DROPS = np.array([3.0, 2.0, 1.0, 0.5, 0.2, 0.0])

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, all_coalitions, estimate
-from lowmem_layers.game.exact import shapley_by_layers, shapley_by_orders
-from lowmem_layers.game.games import additive_game, airport_game, gloves_game, majority_game, unanimity_game
-from lowmem_layers.game.shapiq_game import to_shapiq
+from lowmem_layers.game.estimators.exact import shapley_by_layers, shapley_by_orders
+from lowmem_layers.game.values.games import additive_game, airport_game, gloves_game, majority_game, unanimity_game
+from lowmem_layers.game.values.shapiq_game import to_shapiq
 
 GAMES = [
     additive_game([1.0, -2.0, 0.5, 4.0]),

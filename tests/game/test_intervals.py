@@ -9,9 +9,9 @@ import pytest
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, combine, estimate, shares, windows
-from lowmem_layers.game.influence import degrees_of_freedom, influence_of, mean_over_tasks, tied
-from lowmem_layers.game.intervals import mean_interval
-from lowmem_layers.game.quantiles import normal_cdf, student_cdf, student_quantile, student_quantiles
+from lowmem_layers.game.uncertainty.errors import degrees_of_freedom, influence_of, mean_over_tasks, tied
+from lowmem_layers.game.uncertainty.intervals import mean_interval
+from lowmem_layers.game.uncertainty.quantiles import normal_cdf, student_cdf, student_quantile, student_quantiles
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
 

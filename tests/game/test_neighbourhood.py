@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, estimate, estimator_weights, windows
-from lowmem_layers.game.games import additive_game
-from lowmem_layers.game.weights import largest_window
+from lowmem_layers.game.estimators.weights import largest_window
+from lowmem_layers.game.values.games import additive_game
 
 
 def names(n):

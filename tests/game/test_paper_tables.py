@@ -7,7 +7,7 @@ import pytest
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, paper_tables, single_removals
-from lowmem_layers.game.paper_tables import PUBLISHED_OTHER_DROPS, clipped_drops, paper_shares, published_model
+from lowmem_layers.game.answers.paper_tables import PUBLISHED_OTHER_DROPS, clipped_drops, paper_shares, published_model
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1")
 

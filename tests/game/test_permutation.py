@@ -19,11 +19,11 @@ from lowmem_layers.game import (
     estimate_permutations,
     permutations,
 )
-from lowmem_layers.game.compare import Walks, compare_mean
-from lowmem_layers.game.games import airport_game, gloves_game
-from lowmem_layers.game.influence import mean_over_tasks
-from lowmem_layers.game.intervals import mean_interval
-from lowmem_layers.game.permutation import at_chance, first_cut, next_coalitions, permutation_influence
+from lowmem_layers.game.answers.compare import Walks, compare_mean
+from lowmem_layers.game.estimators.permutation import at_chance, first_cut, next_coalitions, permutation_influence
+from lowmem_layers.game.uncertainty.errors import mean_over_tasks
+from lowmem_layers.game.uncertainty.intervals import mean_interval
+from lowmem_layers.game.values.games import airport_game, gloves_game
 
 
 def noisy_game(n_items, rng):

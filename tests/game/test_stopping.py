@@ -7,9 +7,9 @@ import pytest
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import Statement, ValueTable, decide, item_order, parse_statement, single_removals
-from lowmem_layers.game.influence import influence_of
-from lowmem_layers.game.skewness import cautious_t, corrected_t, incautious_t, uncorrected_t
-from lowmem_layers.game.stopping import EFFECT_VARIANCE, anytime_radius, log_evidence
+from lowmem_layers.game.uncertainty.errors import influence_of
+from lowmem_layers.game.uncertainty.skewness import cautious_t, corrected_t, incautious_t, uncorrected_t
+from lowmem_layers.game.uncertainty.stopping import EFFECT_VARIANCE, anytime_radius, log_evidence
 
 
 def drops_table(drops, clusters=None):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.tree import PrefixTree, naive_applications, prefix_tree, windows_formula
+from lowmem_layers.game.players.tree import PrefixTree, naive_applications, prefix_tree, windows_formula
 
 N_MOST = 9
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowmem_layers.model import ModelSpec, load_model, packed_file
-from lowmem_layers.model.cache import cache_folder, clear_cache, fingerprint_files, list_cache
-from lowmem_layers.model.packed_file import DiskFullError, OtherVersionError, PackedFileWriter
+from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.homes import packed_file
+from lowmem_layers.model.homes.cache import cache_folder, clear_cache, fingerprint_files, list_cache
+from lowmem_layers.model.homes.packed_file import DiskFullError, OtherVersionError, PackedFileWriter
 from tests.model.test_load import logits_of
 
 

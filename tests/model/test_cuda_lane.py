@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from lowmem_layers.model import staging
-from lowmem_layers.model.homes import MemoryHome
-from lowmem_layers.model.staging import CudaLane, StagedFeed
-from lowmem_layers.model.store import GroupKey
+from lowmem_layers.model.homes import staging
+from lowmem_layers.model.homes.home import MemoryHome
+from lowmem_layers.model.homes.staging import CudaLane, StagedFeed
+from lowmem_layers.model.homes.store import GroupKey
 
 N_BYTES = 512
 ORDERS = [(False, False), (True, False), (False, True), (True, True)]  # whether kernels, copies are done at once

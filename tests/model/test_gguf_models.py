@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from lowmem_layers.errors import CheckpointError, ModelError
-from lowmem_layers.model import ModelSpec, embedded, load_model
-from lowmem_layers.model.anatomy import dissect
+from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.anatomy.dissection import dissect
+from lowmem_layers.model.checkpoint import embedded
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import ARCHITECTURES, GgufReader, complete_config, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import OwnPacking, choose_recipe
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.formats import unpack
-from lowmem_layers.model.places import streamed_places
-from lowmem_layers.model.store import Visit
+from lowmem_layers.model.homes.places import streamed_places
+from lowmem_layers.model.homes.store import Visit
 from tests.model.conftest import tiny_config, tiny_model
 
 EMBEDDED = embedded.find_embedded_model()

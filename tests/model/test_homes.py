@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from lowmem_layers.errors import CheckpointError
-from lowmem_layers.model import packed_file
 from lowmem_layers.model.formats import dense, four_bit
 from lowmem_layers.model.formats.packed import Packed
-from lowmem_layers.model.homes import DiskHome, Home, MemoryHome, largest_layer_bytes
-from lowmem_layers.model.layout import lay_out, layout_from_json, layout_to_json
-from lowmem_layers.model.packed_file import DiskFullError, PackedFile, PackedFileWriter
-from lowmem_layers.model.staging import HostLane, Lane, StagedFeed
-from lowmem_layers.model.store import GroupKey
+from lowmem_layers.model.homes import packed_file
+from lowmem_layers.model.homes.home import DiskHome, Home, MemoryHome, largest_layer_bytes
+from lowmem_layers.model.homes.layout import lay_out, layout_from_json, layout_to_json
+from lowmem_layers.model.homes.packed_file import DiskFullError, PackedFile, PackedFileWriter
+from lowmem_layers.model.homes.staging import HostLane, Lane, StagedFeed
+from lowmem_layers.model.homes.store import GroupKey
 
 CPU = torch.device("cpu")
 
@@ -184,7 +184,7 @@ def test_another_versions_file_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_cuda_lane_delivers_every_request(tmp_path: Path) -> None:
-    from lowmem_layers.model.staging import CudaLane
+    from lowmem_layers.model.homes.staging import CudaLane
 
     home = disk_home(tmp_path / "weights.packed")
     feed = StagedFeed(home, CudaLane(largest_layer_bytes(home.layouts), torch.device("cuda")))

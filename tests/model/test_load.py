@@ -11,7 +11,7 @@ from bitsandbytes.functional import quantize_4bit
 
 from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model import ModelSpec, load_model
-from lowmem_layers.model.store import Visit
+from lowmem_layers.model.homes.store import Visit
 from tests.model.conftest import four_bit_exact, save_model, tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gemma3", "gpt2", "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"]

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lowmem_layers import StudySpec, run_study
 from lowmem_layers.errors import RecordError
-from lowmem_layers.game.estimate import estimate
-from lowmem_layers.game.interactions import interactions
-from lowmem_layers.game.table import ValueTable
+from lowmem_layers.game.answers.importance import estimate
+from lowmem_layers.game.answers.interactions import interactions
+from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.report import write_report
 from lowmem_layers.report.figures import importance_bars, window_map
 from lowmem_layers.report.pairs import interaction_map
 from lowmem_layers.report.rows import interval, number
 from lowmem_layers.report.style import paper_style
-from lowmem_layers.report.tables import as_csv, as_latex, as_markdown, tex
-from lowmem_layers.study import StudySpec, run_study
+from lowmem_layers.report.table_formats import as_csv, as_latex, as_markdown, tex
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_figures_and_tables_are_there_in_every_format(page):
 
 
 def test_the_page_lists_interactions_as_the_record_has_them(page, finished):
-    from lowmem_layers.study.comparing import interaction_table
+    from lowmem_layers.findings.comparing import interaction_table
 
     listed = (page.parent / "tables" / "one-loglikelihood-interactions.csv").read_text().splitlines()
     table = interaction_table(finished, "loglikelihood").to_pylist()
@@ -145,7 +145,7 @@ def test_an_unfinished_run_says_so(tmp_path, bench, engine):
     made = bench(engine=engine(fail_at=1))
     with pytest.raises(KeyboardInterrupt):
         run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=made.prepare)
-    from lowmem_layers.study import open_run
+    from lowmem_layers import open_run
 
     assert "unfinished: 3 of 8 items" in write_report(open_run(tmp_path / "r"), formats=("svg",)).read_text()
 

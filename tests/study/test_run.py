@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lowmem_layers import open_run, run_study
 from lowmem_layers.errors import RecordError, UsageError
-from lowmem_layers.study import open_run, run_study
+from lowmem_layers.record.lock import locked
 from lowmem_layers.study.events import RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
-from lowmem_layers.study.lock import locked
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_record_consistent(tmp_path
             raise OSError(28, "No space left on device")
         real(table, path, **options)
 
-    from lowmem_layers.study import tables
+    from lowmem_layers.record import scores as tables
 
     real = tables.pq.write_table
     monkeypatch.setattr(tables.pq, "write_table", full)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowmem_layers.model.embedded import INSTALL, find_embedded_model
+from lowmem_layers.model.checkpoint.embedded import INSTALL, find_embedded_model
 from lowmem_layers.tasks import BENCHMARKS, encode_task, load_tasks
 
 FOLDER = Path(__file__).with_name("lookalike")

@@ -17,7 +17,7 @@ def choose_display(name: str, title: str, clock: Callable[[], float] = time.mono
     Raises:
         UsageError: there is no such display.
     """
-    from lowmem_layers.study.spec import one_of
+    from lowmem_layers.record.spec import one_of
 
     one_of("--display", name, DISPLAYS)
     if name == "auto":

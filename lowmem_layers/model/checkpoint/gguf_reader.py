@@ -24,8 +24,8 @@ from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.formats import Packed, dense, gguf_blocks, joined, unpack
-from lowmem_layers.model.places import is_quantised
-from lowmem_layers.model.store import Place
+from lowmem_layers.model.homes.places import is_quantised
+from lowmem_layers.model.homes.store import Place
 
 PERMUTED = ("llama",)
 OFFSET_NORMS = ("gemma2", "gemma3", "nemotron")

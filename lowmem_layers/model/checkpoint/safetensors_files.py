@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lowmem_layers.errors import CheckpointError
-from lowmem_layers.model.layout import bytes_of
+from lowmem_layers.model.homes.layout import bytes_of
 
 INDEX = "model.safetensors.index.json"
 

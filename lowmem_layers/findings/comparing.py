@@ -1,0 +1,277 @@
+"""Two records side by side: which sublayers differ, and how far the rankings agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.findings.importance import ESTIMATORS
+from lowmem_layers.findings.run import Run
+from lowmem_layers.game.answers.compare import Comparison, Walks, compare, compare_mean
+from lowmem_layers.game.answers.interactions import interactions
+from lowmem_layers.game.estimators.weights import Estimator
+from lowmem_layers.game.uncertainty.multiplicity import Correction
+from lowmem_layers.game.uncertainty.rank_correlation import Agreement
+from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.record.items import ItemRow
+from lowmem_layers.record.spec import one_of
+
+_PROTOCOL = (
+    "quant", "limit", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window",
+    "stride", "revision", "requantize", "until", "seed",
+)  # fmt: skip
+CORRECTIONS = {"holm": "Holm", "bh": "Benjamini–Hochberg"}
+
+
+def compare_runs(
+    a: Run,
+    b: Run,
+    value: str | None = None,
+    estimator: str | None = None,
+    max_removed: int | None = None,
+    level: float = 0.95,
+    correction: str = "holm",
+) -> dict[str, Comparison]:
+    """Compare two runs task by task, and the mean over tasks (`all`) where several are in both.
+
+    Runs of one task each are compared whatever their tasks are. `estimator` None is the one that both runs' coalitions
+    are meant for. Items of one task are the same where they have the same name, gold answer and choices' lengths.
+
+    Raises:
+        UsageError: no task in common, other sublayers, or a value or estimator that one of the runs does not allow.
+    """
+    name = _estimator(a, b, estimator)
+    one_of("--correction", correction, tuple(CORRECTIONS))
+    pairs = _pairs(a, b, value)
+    _same_value(a, b, value, list(pairs))
+    known: Estimator = "neighbourhood" if name == "permutation" else name  # type: ignore[assignment]
+    corrected: Correction = correction  # type: ignore[assignment]
+    walks = (_walks(a), _walks(b)) if name == "permutation" else None
+    found = {
+        task: compare(
+            one, two, known, walks=walks, max_removed=max_removed, level=level, correction=corrected, top_k=_top(one)
+        )
+        for task, (one, two) in pairs.items()
+    }
+    if len(pairs) > 1:
+        tables = list(pairs.values())
+        found["all"] = compare_mean(
+            tables,
+            known,
+            walks=walks,
+            max_removed=max_removed,
+            level=level,
+            correction=corrected,
+            top_k=_top(tables[0][0]),
+        )
+    return found
+
+
+def packing_of(run: Run) -> str:
+    """Name the packing that a run's weights had, as `run.json` says it (`GGUF Q4_1`, `nf4`); else what was asked."""
+    recorded = run.manifest.model.get("quantisation")
+    used = recorded.get("used") if isinstance(recorded, dict) else None
+    return str(used or run.manifest.resolved.get("quant") or "none")
+
+
+def differences(a: Run, b: Run) -> list[str]:
+    """Name what is not the same in two runs' models, options and tasks."""
+    found = []
+    for name in ("id", "fingerprint"):
+        one, two = a.manifest.model.get(name), b.manifest.model.get(name)
+        if one != two and not (name == "fingerprint" and found):
+            found.append(f"model ({one} / {two})" if name == "id" else "the model's weights")
+    for option in _PROTOCOL:
+        one, two = a.manifest.resolved.get(option), b.manifest.resolved.get(option)
+        if one != two:
+            found.append(f"{option} ({_said(one)} / {_said(two)})")
+    dtypes, packings = [run.manifest.model.get("dtype") for run in (a, b)], [packing_of(run) for run in (a, b)]
+    for name, (one, two) in (("dtype", dtypes), ("packing", packings)):
+        if one != two:
+            found.append(f"{name} ({one} / {two})")
+    if a.tasks != b.tasks:
+        found.append(f"tasks ({', '.join(a.tasks)} / {', '.join(b.tasks)})")
+    return found
+
+
+def comparison_table(found: dict[str, Comparison]) -> pa.Table:
+    """Lay out every sublayer's difference A − B, a row a task and sublayer."""
+    return pa.concat_tables([_compared(task, one) for task, one in found.items()])
+
+
+def agreement_table(found: dict[str, Comparison]) -> pa.Table:
+    """Lay out how far the rankings agree, a row a task."""
+    rows = [
+        {
+            "task": task,
+            "items_a": one.n_items[0],
+            "items_b": one.n_items[1],
+            "paired": str(one.paired).lower(),
+            "kendall": one.agreement.kendall,
+            "kendall_low": one.agreement.kendall_low,
+            "kendall_high": one.agreement.kendall_high,
+            "spearman": one.agreement.spearman,
+            "spearman_low": one.agreement.spearman_low,
+            "spearman_high": one.agreement.spearman_high,
+            "resolved": one.agreement.resolved,
+            "opposite": one.agreement.opposite,
+            "top": one.agreement.top_k,
+            "overlap": one.agreement.overlap,
+            "overlap_low": one.agreement.overlap_low,
+            "overlap_high": one.agreement.overlap_high,
+            "changed": int(np.sum(one.significant)),
+            "players": len(one.players),
+            "correction": one.correction,
+        }
+        for task, one in found.items()
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def agreement_lines(found: dict[str, Comparison]) -> list[str]:
+    """Say in words how far the rankings agree and how many players changed, a line a task."""
+    lines = []
+    for task, one in found.items():
+        same = one.agreement
+        changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
+        lines.append(
+            f"{task} ({_items(one)}): "
+            f"Spearman {_bounded(same.spearman, same.spearman_low, same.spearman_high)}, "
+            f"Kendall {_bounded(same.kendall, same.kendall_low, same.kendall_high)}; "
+            f"{_certain_pairs(same)}; "
+            f"{same.overlap} of the top {same.top_k} are the same [{same.overlap_low:.0f}, {same.overlap_high:.0f}]; "
+            f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
+            f"({CORRECTIONS[one.correction]}, {100 * one.level:g}%){': ' + changed if changed else ''}"
+        )
+    return lines
+
+
+def _certain_pairs(same: Agreement) -> str:
+    if not same.resolved > 0:
+        return "no pair's order is certain in both"
+    return f"the order of {same.resolved:.0%} of pairs is certain in both, {same.opposite:.0%} of these opposite"
+
+
+def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -> pa.Table:
+    """Lay out the interactions of neighbouring sublayers, a row a task and pair, and of the mean over tasks (`all`).
+
+    Raises:
+        UsageError: no windows of two or more sublayers were removed, or removal orders were walked instead.
+    """
+    if run.manifest.game.coalitions == "permutations":
+        raise UsageError(
+            f"{run.folder} walked removal orders, not windows of neighbours", "run it without --coalitions permutations"
+        )
+    tables = run.value_tables(value)
+    named: list[tuple[str, list[ValueTable]]] = [(table.task, [table]) for table in tables]
+    parts = []
+    for task, those in named if len(named) == 1 else [*named, ("all", tables)]:
+        found = interactions(those, level=level)
+        columns = {
+            "task": [task] * len(found.value),
+            "first": [found.players[place] for place in found.first],
+            "second": [found.players[place] for place in found.second],
+            "value": found.value,
+            "ci_low": found.ci_low,
+            "ci_high": found.ci_high,
+            "p_adjusted": found.p_adjusted,
+            "kind": [found.kind(pair) for pair in range(len(found.value))],
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def _estimator(a: Run, b: Run, asked: str | None) -> str:
+    one_of("--estimator", asked, ESTIMATORS)
+    natural = a.manifest.game.estimator, b.manifest.game.estimator
+    if asked is None and natural[0] != natural[1]:
+        raise UsageError(
+            f"A was made for the {natural[0]} estimate, B for the {natural[1]} estimate",
+            "name one that both allow; --estimator ablation always works",
+        )
+    name = asked or natural[0]
+    if name == "permutation" and not (a.manifest.game.orders and b.manifest.game.orders):
+        raise UsageError(
+            "no removal orders were measured in one of the runs",
+            "they are with: lowmem-layers run --coalitions permutations",
+        )
+    return name
+
+
+def _walks(run: Run) -> Walks:
+    return Walks(run.manifest.game.orders, run.manifest.game.cuts)
+
+
+def _top(table: ValueTable) -> int:
+    return min(3, table.n_players)
+
+
+def _pairs(a: Run, b: Run, value: str | None) -> dict[str, tuple[ValueTable, ValueTable]]:
+    first = {table.task: table for table in a.value_tables(value)}
+    second = {table.task: table for table in b.value_tables(value)}
+    pairs = {task: (first[task], second[task]) for task in first if task in second}
+    if pairs:
+        rows = {(row.task, row.id): row for row in a.item_rows}
+        others = {(row.task, row.id): row for row in b.item_rows}
+        return {
+            task: both if _same_items(task, rows, others) else (both[0], replace(both[1], items=None))
+            for task, both in pairs.items()
+        }
+    if len(first) == len(second) == 1:
+        (one, table_a), (two, table_b) = *first.items(), *second.items()
+        return {f"{one} / {two}": (table_a, table_b)}
+    raise UsageError(
+        f"the runs have no task in common: {', '.join(first)} and {', '.join(second)}",
+        "compare runs of the same tasks, or two runs of one task each",
+    )
+
+
+def _same_items(task: str, a: dict[tuple[str, str], ItemRow], b: dict[tuple[str, str], ItemRow]) -> bool:
+    """Tell whether items of the same name are the same: gold answer and choices, whatever the tokenizer."""
+    common = [key for key in a if key[0] == task and key in b]
+    return all((a[key].gold, a[key].chars, a[key].sizes) == (b[key].gold, b[key].chars, b[key].sizes) for key in common)
+
+
+def _items(one: Comparison) -> str:
+    (items_a, items_b), (given_a, given_b) = one.n_items, one.n_given
+    if not one.paired:
+        return f"{items_a:,} and {items_b:,} items, not paired"
+    if one.n_items == one.n_given:
+        return f"{items_a:,} items, paired"
+    return f"the {items_a:,} items that A's {given_a:,} and B's {given_b:,} have in common, paired"
+
+
+def _said(option: object) -> str:
+    return "none" if option is None else str(option)
+
+
+def _bounded(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _compared(task: str, one: Comparison) -> pa.Table:
+    return pa.table(
+        {
+            "task": [task] * len(one.players),
+            "sublayer": list(one.players),
+            "estimator": [one.estimator] * len(one.players),
+            "value_a": one.value_a,
+            "value_b": one.value_b,
+            "difference": one.difference,
+            "ci_low": one.ci_low,
+            "ci_high": one.ci_high,
+            "p_adjusted": one.p_adjusted,
+            "significant": [str(bool(each)).lower() for each in one.significant],
+        }
+    )
+
+
+def _same_value(a: Run, b: Run, value: str | None, tasks: list[str]) -> None:
+    for task in tasks:
+        one, _, two = task.partition(" / ")
+        names = value or a.metric(one), value or b.metric(two or one)
+        if names[0] != names[1]:
+            raise UsageError(f"A is judged by {names[0]}, B by {names[1]}", "name one value for both with --value")

@@ -1,0 +1,1 @@
+"""Answers: importance, interactions, cornerstones, comparisons, the tables of the paper."""

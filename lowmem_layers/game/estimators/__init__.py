@@ -1,0 +1,1 @@
+"""Estimators: which marginal contributions are averaged, with which weights."""

@@ -1,0 +1,1 @@
+"""Uncertainty: errors, intervals, ranks, many questions at once, stopping early."""

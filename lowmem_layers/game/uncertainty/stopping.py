@@ -1,0 +1,186 @@
+"""Stopping early: a statement about the importance, and whether the items so far prove it at any time of looking.
+
+Evidence against "the difference is 0" is a t-test e-process: the likelihood ratio of a Gaussian spread of effect sizes
+against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so one may
+look after every tile, or every item, and stop when one likes. A statement needs several comparisons to hold at once;
+their number divides α (Bonferroni over every comparison that could be wrongly decided). Skewed items would break the
+Gaussian bound: where the skewness makes a difference look surer than it is, the t statistic is first corrected for it
+(`skewness.cautious_t`), never the other way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from lowmem_layers.errors import UsageError
+from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
+from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks, skewness_of
+from lowmem_layers.game.uncertainty.skewness import cautious_t, incautious_t
+from lowmem_layers.game.values.table import FloatArray, ValueTable
+
+EFFECT_VARIANCE = 0.1  # of the mixture: tightest for effects of about 0.3 standard deviations an item
+MIN_CLUSTERS = 30  # fewer say too little about their own spread for any certainty
+
+_TOP = re.compile(r"top=?([1-9]\d*)")
+_WIDTH = re.compile(r"ci=(\d+(?:\.\d*)?|\.\d+)")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is to be proved: the `top` K sublayers as a set, the whole `rank` order, or all half-widths (`ci`)."""
+
+    kind: str
+    top_k: int = 0
+    half_width: float = 0.0
+
+
+@dataclass(frozen=True)
+class StopDecision:
+    """Whether the statement holds now; `text` states it with its numbers, `detail` says what decided or is missing."""
+
+    holds: bool
+    text: str
+    detail: str
+    n_items: int
+
+
+def parse_statement(text: str) -> Statement:
+    """Read `top3`, `top=K`, `rank` or `ci=0.01`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    top, width = _TOP.fullmatch(text), _WIDTH.fullmatch(text)
+    if top is not None:
+        return Statement("top", top_k=int(top[1]))
+    if width is not None and float(width[1]) > 0:
+        return Statement("ci", half_width=float(width[1]))
+    if text == "rank":
+        return Statement("rank")
+    raise UsageError(f"{text!r} is no statement to stop at", "use top3, top=K, rank or ci=0.01")
+
+
+def item_order(n_items: int, seed: int) -> list[int]:
+    """Shuffle the items: the order in which a run that may stop early takes them."""
+    return [int(i) for i in np.random.default_rng(seed).permutation(n_items)]
+
+
+def decide(
+    tables: ValueTable | Sequence[ValueTable],
+    statement: Statement | str,
+    *,
+    level: float = 0.95,
+    estimator: Estimator = "neighbourhood",
+    max_removed: int | None = None,
+    n_total: int | None = None,
+) -> StopDecision:
+    """Decide whether the items so far prove the statement (about the mean over tasks, where several are given).
+
+    `n_total` is how many items there are, for the text.
+    The items must come in an order that has nothing to do with their content (`item_order`), of every task alike.
+    The guarantee: over all looks together, a wrong statement is made with probability at most 1 − `level`; exact for
+    Gaussian contributions, measured for accuracies and log-likelihoods in benchmarks/stopping.py.
+
+    Raises:
+        UsageError: no such statement, or more sublayers on top than there are.
+    """
+    parsed = parse_statement(statement) if isinstance(statement, str) else statement
+    listed = [tables] if isinstance(tables, ValueTable) else list(tables)
+    parts = [estimate_influence(t, estimator_weights(estimator, t.coalitions, t.players, max_removed)) for t in listed]
+    estimate = mean_over_tasks(parts)
+    players, n_items = listed[0].players, sum(t.n_items for t in listed)
+    if parsed.kind == "top" and parsed.top_k >= len(players):
+        raise UsageError(f"a top {parsed.top_k} of {len(players)} sublayers", "ask for fewer than there are")
+    if not np.isfinite(estimate.value).all():
+        bad = players[int(np.flatnonzero(~np.isfinite(estimate.value))[0])]
+        return StopDecision(False, "nothing is certain", f"the value of {bad} is not finite", n_items)
+    if min(t.n_clusters for t in listed) < MIN_CLUSTERS:
+        return StopDecision(False, "nothing is certain yet", f"fewer than {MIN_CLUSTERS} items a task", n_items)
+    rule = {"top": _decide_top, "rank": _decide_rank, "ci": _decide_width}[parsed.kind]
+    holds, claim, detail = rule(estimate, players, parsed, level)
+    items = f"{n_items:,} items" if n_total is None else f"{n_items:,} of {n_total:,} items"
+    text = f"{claim} ({100 * level:g} % at any time of looking, {items})" if holds else "not certain yet"
+    return StopDecision(holds, text, detail, n_items)
+
+
+def log_evidence(t_statistic: FloatArray, dof: FloatArray) -> FloatArray:
+    """Give the log of the e-process against a zero mean, from the t statistic after dof + 1 items.
+
+    (1 + ng)^(−1/2) · [(1 + t²/ν) / (1 + t²/(ν(1 + ng)))]^((ν+1)/2) with n = ν + 1 and g the mixture's variance.
+    Shapes: any.
+    Source: Gönen et al. 2005 (the ratio); Lai 1976, Wang and Ramdas 2024 (its anytime validity).
+    """
+    spread = 1.0 + (dof + 1.0) * EFFECT_VARIANCE
+    squared = t_statistic**2 / dof
+    return -0.5 * np.log(spread) + 0.5 * (dof + 1.0) * (np.log1p(squared) - np.log1p(squared / spread))
+
+
+def anytime_radius(estimate: Influence, alpha: float) -> FloatArray:
+    """Invert the e-process: the half-width within which the truth stays at all times with probability 1 − α.
+
+    Shapes: (players,); infinite while the items are too few.
+    """
+    dof = estimate.dof
+    spread = 1.0 + (dof + 1.0) * EFFECT_VARIANCE
+    factor = np.exp((2.0 * np.log(1.0 / alpha) + np.log(spread)) / (dof + 1.0))
+    room = 1.0 - factor / spread
+    squared = np.divide(factor - 1.0, room, out=np.full(dof.shape, np.inf), where=room > 0)
+    plain = np.sqrt(np.where(np.isfinite(squared), squared, 0.0) * dof)
+    needed = np.where(np.isfinite(squared), incautious_t(plain, -np.abs(estimate.skewness)), np.inf)
+    return np.where(estimate.standard_error > 0, needed * estimate.standard_error, np.inf)
+
+
+def _log_evidence_of_order(estimate: Influence, above: list[int], below: list[int]) -> FloatArray:
+    # Log evidence that each of `above` exceeds each of `below`; −inf where the estimates say otherwise. (above, below)
+    evidence = np.full((len(above), len(below)), -np.inf)
+    for row, a in enumerate(above):
+        pieces = estimate.pieces[:, [a]] - estimate.pieces[:, below]
+        gap = estimate.value[a] - estimate.value[below]
+        error = np.sqrt((pieces**2).sum(axis=0))
+        usable = (gap > 0) & (error > 1e-12 * np.abs(gap))
+        score = np.divide(gap, error, out=np.zeros(gap.shape), where=usable)
+        cautious = cautious_t(score, skewness_of(pieces))
+        found = log_evidence(cautious, np.minimum(estimate.dof[a], estimate.dof[below]))
+        evidence[row] = np.where(usable, found, -np.inf)
+    return evidence
+
+
+_Verdict = tuple[bool, str, str]  # whether it holds, what then holds, what decided
+
+
+def _decide_top(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
+    order = [int(p) for p in np.argsort(-estimate.value, kind="stable")]
+    top, rest = order[: statement.top_k], order[statement.top_k :]
+    needed = float(np.log(len(top) * len(rest) / (1.0 - level)))
+    evidence = _log_evidence_of_order(estimate, top, rest)
+    a, b = np.unravel_index(int(np.argmin(evidence)), evidence.shape)
+    named = ", ".join(players[p] for p in top)
+    claim = f"the top {len(top)} {'is' if len(top) == 1 else 'are'} {named}"
+    return _compared(evidence[a, b], needed, claim, f"{players[top[a]]} over {players[rest[b]]}")
+
+
+def _decide_rank(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
+    order = [int(p) for p in np.argsort(-estimate.value, kind="stable")]
+    needed = float(np.log(len(order) * (len(order) - 1) / 2 / (1.0 - level))) if len(order) > 1 else 0.0
+    steps = [float(_log_evidence_of_order(estimate, [a], [b])[0, 0]) for a, b in pairwise(order)]
+    weakest = int(np.argmin(steps)) if steps else 0
+    pair = f"{players[order[weakest]]} over {players[order[min(weakest + 1, len(order) - 1)]]}"
+    claim = f"the order is {', '.join(players[p] for p in order)}"
+    return _compared(steps[weakest] if steps else 1.0, needed, claim, pair)
+
+
+def _decide_width(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
+    radius = anytime_radius(estimate, (1.0 - level) / len(players))
+    widest = int(np.argmax(radius))
+    claim = f"all values together are known to ±{statement.half_width:g}"
+    return bool(radius[widest] <= statement.half_width), claim, f"±{radius[widest]:.3g} at {players[widest]}"
+
+
+def _compared(evidence: float, needed: float, claim: str, pair: str) -> _Verdict:
+    detail = f"weakest comparison: {pair}, log evidence {evidence:.2f} of {needed:.2f}"
+    return bool(evidence > needed), claim, detail

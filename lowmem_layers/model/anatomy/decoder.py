@@ -1,0 +1,119 @@
+"""A causal language model whose decoder layers can be visited one at a time and driven sublayer by sublayer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowmem_layers.game.players.player import Player
+from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
+from lowmem_layers.model.anatomy.layer_examination import BOTH, LayerProgram, examine
+from lowmem_layers.model.anatomy.removal import without
+from lowmem_layers.model.homes.store import LayerStore, ResidentStore, Visit
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """Count the tokens that a model can take at once, by the rule of lm-evaluation-harness.
+
+    The first of these config fields that is set, else the tokenizer's own limit, else 2,048.
+    """
+    for name in ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = getattr(tokenizer, "model_max_length", None)
+    return limit if isinstance(limit, int) and 0 < limit < 10**9 else 2048
+
+
+class DecoderModel:
+    """transformers' own modules, the store that brings their weights in, and what was found out about them.
+
+    Everything but the decoder layers' weights (embedding, final norm, head, rotary buffers) is always in place.
+
+    Raises:
+        RemovalError: the model cannot be taken apart into attention and feed-forward sublayers.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tokenizer: Any = None,
+        store: LayerStore | None = None,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.module: Any = module.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.store: LayerStore = store or ResidentStore()
+        self._found = dissect(module)
+        self._description = dict(description or {})
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """List the sublayers in execution order."""
+        return self._found.players
+
+    @property
+    def device(self) -> torch.device:
+        """Name the device that computes."""
+        return self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Name the type of the hidden states."""
+        return self.module.get_input_embeddings().weight.dtype
+
+    @property
+    def config(self) -> Any:
+        """Return the language model's config."""
+        return text_config(self.module)
+
+    @property
+    def max_length(self) -> int:
+        """Count the tokens that the model can take at once."""
+        return longest_input(self.config, self.tokenizer)
+
+    @cached_property
+    def programs(self) -> tuple[LayerProgram, ...]:
+        """Examine every layer, at first use, and keep how each is driven."""
+        with torch.inference_mode():
+            return examine(self.module, self._found, self.store)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The model taken apart, with the forms that the examination of its layers saw."""
+        return replace(self._found, layers=tuple(program.anatomy for program in self.programs))
+
+    @property
+    def parallel(self) -> bool:
+        """Tell whether attention and feed-forward of a layer act side by side on the layer's input."""
+        return any(program.parallel for program in self.programs)
+
+    @contextmanager
+    def removed(self, positions: tuple[int, ...]) -> Iterator[None]:
+        """Remove sublayers in place for the length of a `with` block, for the model's own forward."""
+        with without(self.anatomy, positions):
+            yield
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Bring each layer's weights in as the model's own forward reaches it, for one pass in a `with` block."""
+        layers = [layer.layer for layer in self._found.layers]
+        visits = self.store.sweep([Visit(index, BOTH) for index in range(len(layers))])
+        handles = [layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for _ in visits:
+                pass
+
+    def describe(self) -> dict[str, Any]:
+        """Say what was loaded and how, for the run's record."""
+        return {**self._description, "players": len(self.players), "parallel_sublayers": self.parallel}

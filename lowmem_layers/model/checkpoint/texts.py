@@ -1,0 +1,141 @@
+"""A model's config and tokenizer, and the models we must refuse on sight of them.
+
+Those of a GGUF file are converted by transformers, which takes seconds, so the result is kept in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lowmem_layers.errors import ModelError
+from lowmem_layers.model.checkpoint.source import Source
+from lowmem_layers.model.homes.cache import ABOUT, TEXTS, cache_folder, fingerprint_files
+from lowmem_layers.model.spec import ModelSpec
+
+_DECODERS = "lowmem-layers takes decoder-only language models: Llama, Mistral, Mixtral, Qwen, Gemma, GPT-2 and so on"
+
+
+def read_config(source: Source, spec: ModelSpec) -> Any:
+    """Read the config and refuse what is not a decoder-only language model.
+
+    Raises:
+        ModelError: the config is damaged, needs the model's own code, or is an encoder's.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    if source.gguf is None:
+        _check_model_type(source, spec)
+    elif spec.cache and (kept := _kept_texts(source)) is not None:
+        return AutoConfig.from_pretrained(kept)
+    try:
+        config = AutoConfig.from_pretrained(
+            source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"{source.name}: its config cannot be read: {_first_line(error)}", _DECODERS) from error
+    _refuse_encoders(source.name, config)
+    return config
+
+
+def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
+    """Read the tokenizer.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if spec.cache and (kept := _kept_texts(source)) is not None:
+        return AutoTokenizer.from_pretrained(kept)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
+        )
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"{source.name} has no tokenizer that can be read: {_first_line(error)}",
+            "the folder needs tokenizer.json, or the files its tokenizer class names",
+        ) from error
+
+
+def keep_texts(source: Source, config: Any, tokenizer: Any) -> None:
+    """Keep the converted config and tokenizer of a GGUF file for the next start; a full disk just keeps nothing."""
+    folder = _texts_folder(source)
+    if source.gguf is None or folder.is_dir():
+        return
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / ABOUT).write_text(json.dumps({"model": source.name}))
+        partial.replace(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _kept_texts(source: Source) -> Path | None:
+    folder = _texts_folder(source)
+    return folder if source.gguf is not None and folder.is_dir() else None
+
+
+def _texts_folder(source: Source) -> Path:
+    from transformers import __version__ as transformers_version
+
+    fingerprint = fingerprint_files(source.weight_files)
+    return cache_folder() / TEXTS / f"{fingerprint[:32]}-{transformers_version}"
+
+
+def _check_model_type(source: Source, spec: ModelSpec) -> None:
+    from transformers import CONFIG_MAPPING
+
+    try:
+        document = json.loads((source.folder / "config.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"{source.folder / 'config.json'} is not JSON", "download or save the model again") from error
+    if not isinstance(document, dict):
+        raise ModelError(f"{source.folder / 'config.json'} is no model's config", "download or save the model again")
+    if not isinstance(document.get("quantization_config") or {}, dict):
+        raise ModelError(
+            f"{source.folder / 'config.json'}: quantization_config is no table", "download or save the model again"
+        )
+    model_type = document.get("model_type")
+    if model_type in CONFIG_MAPPING:
+        return
+    if document.get("auto_map"):
+        if not spec.trust_remote_code:
+            raise ModelError(
+                f"{source.name} (model type {model_type!r}) comes with its own Python code, which is not run unasked",
+                "if you trust its author, add --trust-remote-code",
+            )
+        return
+    raise ModelError(f"{source.name} has the model type {model_type!r}, which transformers does not know", _DECODERS)
+
+
+def _refuse_encoders(name: str, config: Any) -> None:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder model ({config.model_type})", _DECODERS)
+    is_masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if is_masked and not getattr(config, "is_decoder", False):
+        raise ModelError(f"{name} is an encoder model ({config.model_type})", _DECODERS)
+    has_own_code = bool(getattr(config, "auto_map", None))
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not has_own_code:
+        raise ModelError(f"{name} is no causal language model ({config.model_type})", _DECODERS)
+
+
+def _first_line(error: Exception) -> str:
+    """Take the first line that says something; some libraries put a heading before it."""
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
+    return " ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [""])[0]

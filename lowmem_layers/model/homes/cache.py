@@ -1,0 +1,120 @@
+"""The cache of packed weights: quantise a checkpoint once, start at disk speed from then on.
+
+One file an entry, named by a hash of the checkpoint's fingerprint and the packing; see `packed_file`. Beside them, in
+`texts`, lie the converted configs and tokenizers of GGUF files, a folder each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowmem_layers._version import __version__
+from lowmem_layers.errors import CheckpointError, UsageError
+from lowmem_layers.model.homes.packed_file import FORMAT_VERSION, read_table
+
+SUFFIX = ".packed"
+TEXTS = "texts"
+ABOUT = "lowmem-layers.json"  # in a folder of texts: whose they are
+
+_SAMPLE_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One file of the cache, or one folder of texts.
+
+    `model` and `packing` are empty where the file cannot be read; `state` then says why.
+    """
+
+    model: str
+    packing: str
+    n_bytes: int
+    state: str
+    path: Path
+
+
+def cache_folder() -> Path:
+    """Name the cache's folder: LOWMEM_LAYERS_CACHE, else lowmem-layers in XDG_CACHE_HOME or ~/.cache."""
+    if named := os.environ.get("LOWMEM_LAYERS_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lowmem-layers"
+
+
+def cache_path(fingerprint: str, packing: str, dtype: str) -> Path:
+    """Name the file for one checkpoint in one packing, as this version of the package would write it."""
+    parts = json.dumps([fingerprint, packing, dtype, FORMAT_VERSION, __version__])
+    return cache_folder() / (hashlib.sha256(parts.encode()).hexdigest()[:32] + SUFFIX)
+
+
+def fingerprint_files(files: Sequence[Path]) -> str:
+    """Identify weight files by names, sizes and samples of their content, without reading them whole.
+
+    The samples are the first, middle and last 64 KiB of each file (the first holds the header or its beginning).
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - _SAMPLE_BYTES)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def list_cache() -> list[CacheEntry]:
+    """List what the cache holds, largest first, with what can no longer be used."""
+    folder = cache_folder()
+    found = [_entry(path) for path in sorted(folder.glob(f"*{SUFFIX}*"))] if folder.is_dir() else []
+    texts = folder / TEXTS
+    found += [_texts_entry(path) for path in sorted(texts.iterdir())] if texts.is_dir() else []
+    return sorted(found, key=lambda entry: -entry.n_bytes)
+
+
+def clear_cache() -> int:
+    """Delete all that the cache holds, partial files too. Units: returns the bytes that were freed.
+
+    Raises:
+        UsageError: something cannot be deleted.
+    """
+    freed = 0
+    for entry in list_cache():
+        try:
+            shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{entry.path} cannot be deleted: {error.strerror}", "delete it by hand") from error
+        freed += entry.n_bytes
+    return freed
+
+
+def _entry(path: Path) -> CacheEntry:
+    n_bytes = path.stat().st_size
+    if path.suffix != SUFFIX:
+        return CacheEntry("", "", n_bytes, "partial: being written, or left by a process that was killed", path)
+    try:
+        about = read_table(path)["about"]
+    except CheckpointError as error:
+        return CacheEntry("", "", n_bytes, error.message, path)
+    except PermissionError as error:
+        return CacheEntry("", "", n_bytes, f"cannot be read: {error.strerror}", path)
+    packing = " ".join(filter(None, (about.get("packing"), about.get("dtype"))))
+    return CacheEntry(about.get("model", ""), packing, n_bytes, "ready", path)
+
+
+def _texts_entry(folder: Path) -> CacheEntry:
+    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if folder.suffix == ".partial":
+        return CacheEntry("", "", n_bytes, "partial: being written, or left by a process that was killed", folder)
+    about = folder / ABOUT
+    try:
+        model = str(json.loads(about.read_text())["model"]) if about.is_file() else ""
+    except (ValueError, KeyError, TypeError, PermissionError):
+        model = ""
+    return CacheEntry(model, "config and tokenizer", n_bytes, "ready", folder)

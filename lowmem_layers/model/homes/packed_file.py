@@ -1,0 +1,225 @@
+"""One file that holds all of a model's packed weights: a home on disk, and a cache of the work of packing.
+
+The groups come first, each starting at a page; then a JSON table of their layouts and checksums; then the table's
+length and a magic number. The file is written under another name and renamed when it is complete, so it exists whole
+or not at all; a group's checksum is verified the first time it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+import weakref
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from lowmem_layers.errors import BudgetError, CheckpointError, UsageError
+from lowmem_layers.model.formats import Packed
+from lowmem_layers.model.homes.layout import Layout, bytes_of, lay_out, layout_from_json, layout_to_json, write_packed
+from lowmem_layers.model.homes.store import GroupKey
+from lowmem_layers.model.spec import format_bytes
+
+FORMAT_VERSION = 2
+
+_MAGIC = b"LOWMEMW1"
+_PAGE_BYTES = 4096
+_ABANDONED_S = 600.0
+
+
+class DiskFullError(BudgetError):
+    """The packed weights do not fit on the disk."""
+
+
+class OtherVersionError(CheckpointError):
+    """The packed weights were kept by another version of this package."""
+
+
+class UnwritableError(UsageError):
+    """The packed weights' folder cannot be written to."""
+
+
+class PackedFileWriter:
+    """Write groups one after the other; `with` leaves either the complete file or nothing.
+
+    Raises:
+        DiskFullError: the disk is full.
+        UnwritableError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._about = dict(about)
+        self._table: dict[str, Any] = {}
+
+    def __enter__(self) -> PackedFileWriter:
+        try:
+            with _explained(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                _clear_abandoned(self._path)
+                self._file = self._partial.open("wb", buffering=0)  # so that closing has nothing left to write
+        except OSError as error:
+            raise UnwritableError(
+                f"the packed weights cannot be kept in {self._path.parent}: {error.strerror}",
+                "point LOWMEM_LAYERS_CACHE to a folder of yours, or use --no-cache",
+            ) from error
+        return self
+
+    def add(self, key: GroupKey, packed: Mapping[str, Packed]) -> None:
+        """Append one group."""
+        layout = lay_out(packed)
+        buffer = torch.zeros(layout.n_bytes, dtype=torch.uint8)
+        write_packed(layout, packed, buffer)
+        content = bytes_of(buffer)
+        with _explained(self._path):
+            self._write(b"\0" * (-self._file.tell() % _PAGE_BYTES))
+            entry = {"offset": self._file.tell(), "crc32": zlib.crc32(content), "layout": layout_to_json(layout)}
+            self._write(content)
+        self._table[_text(key)] = entry
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    def _write(self, content: bytes | memoryview) -> None:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def _finish(self) -> None:
+        table = json.dumps({"version": FORMAT_VERSION, "about": self._about, "groups": self._table}).encode()
+        with _explained(self._path):
+            self._write(table + len(table).to_bytes(8, "little") + _MAGIC)
+            os.fsync(self._file.fileno())
+        self._partial.replace(self._path)
+
+
+def _clear_abandoned(path: Path) -> None:
+    """Delete what killed processes left of this file: nobody has written there for ten minutes, nor is there a writer.
+
+    (The time, since a cache may be shared with machines whose processes are not seen here.)
+    """
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        writer = partial.name.split(".")[-2]
+        if time.time() - partial.stat().st_mtime > _ABANDONED_S and not Path("/proc", writer).exists():
+            partial.unlink(missing_ok=True)
+
+
+class PackedFile:
+    """Read groups of a complete file.
+
+    Raises:
+        CheckpointError: the file is damaged or truncated.
+        OtherVersionError: it is from another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        table = read_table(path)
+        self.about: dict[str, Any] = table["about"]
+        self.layouts: dict[GroupKey, Layout] = {}
+        self._places: dict[GroupKey, tuple[int, int]] = {}
+        for name, entry in table["groups"].items():
+            key = _key(name)
+            self.layouts[key] = layout_from_json(entry["layout"])
+            self._places[key] = (entry["offset"], entry["crc32"])
+        self._verified: set[GroupKey] = set()
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read_into(self, key: GroupKey, buffer: torch.Tensor) -> None:
+        """Read one group's bytes to the start of `buffer`.
+
+        Raises:
+            CheckpointError: the file ends early, or the bytes are not those that were written.
+        """
+        offset, checksum = self._places[key]
+        view = bytes_of(buffer[: self.layouts[key].n_bytes])
+        done = 0
+        while done < len(view):
+            got = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if not got:
+                raise damaged(self.path, f"it ends inside {_text(key)}")
+            done += got
+        if key not in self._verified:
+            if zlib.crc32(view) != checksum:
+                raise damaged(self.path, f"the weights of {_text(key)} have changed since they were written")
+            self._verified.add(key)
+
+    def read(self, key: GroupKey) -> dict[str, Packed]:
+        """Read one group into fresh memory."""
+        buffer = torch.empty(self.layouts[key].n_bytes, dtype=torch.uint8)
+        self.read_into(key, buffer)
+        return self.layouts[key].views(buffer)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Read the table at the end of a file.
+
+    Raises:
+        CheckpointError: the file is damaged or truncated.
+        OtherVersionError: it is from another version.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 16))
+        tail = file.read(16)
+        length = int.from_bytes(tail[:8], "little")
+        if tail[8:] != _MAGIC or length > size - 16:
+            raise damaged(path, "it is truncated or not one of ours")
+        file.seek(size - 16 - length)
+        try:
+            table = json.loads(file.read(length))
+        except ValueError as error:
+            raise damaged(path, "its table cannot be read") from error
+    if table.get("version") != FORMAT_VERSION:
+        raise OtherVersionError(
+            f"the packed weights in {path} cannot be used: it is of version {table.get('version')}, "
+            f"this is version {FORMAT_VERSION}",
+            "lowmem-layers models --clear-cache deletes what was kept, --no-cache goes without it",
+        )
+    return table
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """Build the error for a packed file that cannot be used."""
+    return CheckpointError(f"the packed weights in {path} cannot be used: {reason}", "delete it; it is made again")
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the system's "no space left" into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        disk = os.statvfs(next(folder for folder in path.parents if folder.is_dir()))
+        raise DiskFullError(
+            f"the disk is full: no room for the packed weights in {path.parent}"
+            f" ({format_bytes(disk.f_bavail * disk.f_frsize)} free)",
+            "free some space, point LOWMEM_LAYERS_CACHE to another disk, or use --no-cache",
+        ) from error
+
+
+def _text(key: GroupKey) -> str:
+    return f"{key[1]}.{key[0]}"
+
+
+def _key(text: str) -> GroupKey:
+    kind, _, layer = text.rpartition(".")
+    return int(layer), kind

@@ -1,0 +1,81 @@
+"""The run folder before, between and after tiles: recognise it, claim it, tidy it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lowmem_layers.errors import RecordError
+from lowmem_layers.record.files import TEMPORARY, discard, make_folder
+from lowmem_layers.record.identity import same_identity
+from lowmem_layers.record.items import ITEMS_FILE
+from lowmem_layers.record.lock import LOCK
+from lowmem_layers.record.manifest import RUN_FILE, Manifest, read_manifest
+from lowmem_layers.record.scores import SCORES_FOLDER, tile_file
+from lowmem_layers.record.spec import StudySpec
+
+REPORT_FOLDER = "report"
+_OURS = frozenset({LOCK, RUN_FILE, ITEMS_FILE, SCORES_FOLDER, REPORT_FOLDER})
+
+
+def known_run(folder: Path, resolved: StudySpec) -> Manifest | None:
+    """Read the run that is in the folder already, if any; refuse what is not ours before anything is loaded.
+
+    Raises:
+        RecordError: the folder holds another run or other files, or cannot be written.
+    """
+    if (folder / RUN_FILE).exists():
+        manifest = read_manifest(folder)
+        same_identity(folder, manifest, resolved.identity())
+        return manifest
+    if folder.exists() and not folder.is_dir():
+        raise RecordError(f"{folder} is a file", "--out takes a folder")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    foreign = [name for name in names if name.removesuffix(TEMPORARY) not in _OURS]
+    if foreign:
+        raise RecordError(
+            f"{folder} is not a run folder: it holds {foreign[0]} and no {RUN_FILE}",
+            "choose a new or an empty folder with --out",
+        )
+    _check_writable(folder)
+    return None
+
+
+def claim(folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        RecordError: it cannot be made.
+    """
+    make_folder(folder / SCORES_FOLDER)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what an earlier call that was killed left half-written."""
+    for place in (folder, folder / SCORES_FOLDER):
+        for path in place.glob(f"*{TEMPORARY}"):
+            discard(path)
+
+
+def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
+    """List the tiles that are on disk.
+
+    Raises:
+        RecordError: there are scores that are no tile of this run.
+    """
+    expected = {tile_file(folder, tile): tile for tile in range(n_tiles)}
+    scores = folder / SCORES_FOLDER
+    there = scores.iterdir() if scores.exists() else ()  # glob would take a closed folder for an empty one
+    found = sorted(path for path in there if path.suffix == ".parquet")
+    strange = [path for path in found if path not in expected]
+    if strange:
+        raise RecordError(
+            f"{strange[0]} is no tile of this run, which has {n_tiles}", "remove that file, or give another --out"
+        )
+    return [expected[path] for path in found]
+
+
+def _check_writable(folder: Path) -> None:
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RecordError(f"cannot write to {above}", "choose another folder with --out")

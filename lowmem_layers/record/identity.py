@@ -1,0 +1,99 @@
+"""Whether a run folder belongs to what is asked for now; if not, what differs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lowmem_layers.errors import RecordError
+from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.tasks.items import EncodedItem
+
+# Where weights live and how much memory that is expected to take changes no number, and differs from start to start:
+# of a model's description only this is compared.
+_NUMERIC = ("id", "architecture", "fingerprint", "quantisation", "dtype", "device", "players", "parallel_sublayers")
+
+
+@cache
+def code_digest() -> str:
+    """Hash this package's own modules, so that a record says which code made it, within a version too."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(encoded: Sequence[EncodedItem]) -> str:
+    """Hash items as the model sees them: names, tokens, scored lengths, golds, in order."""
+    digest = hashlib.sha256()
+    for item in encoded:
+        tokens = [(choice.n_scored, list(choice.tokens)) for choice in item.choices]
+        digest.update(repr((item.task, item.id, item.gold, item.cluster, tokens)).encode())
+    return digest.hexdigest()
+
+
+def same_identity(folder: Path, run: Manifest, identity: Mapping[str, Any]) -> None:
+    """Compare the options that decide the numbers; cheap, before anything is loaded.
+
+    Raises:
+        RecordError: the folder holds a run of other options.
+    """
+    _refuse(folder, list(_differences(run.identity, identity, "")))
+
+
+def same_run(folder: Path, run: Manifest, now: Manifest) -> None:
+    """Compare model, data and engine with those of the folder.
+
+    Raises:
+        RecordError: the folder holds a run of another model, other data or another arithmetic.
+    """
+    found = list(_differences(_numeric(run.model), _numeric(now.model), "model "))
+    if [task["task"] for task in run.data] != [task["task"] for task in now.data]:
+        found.append("tasks")
+    for old, new in zip(run.data, now.data, strict=False):
+        keys = ("items", "metric", "fingerprint")
+        found += _differences({k: old.get(k) for k in keys}, {k: new.get(k) for k in keys}, f"data of {new['task']}: ")
+    if not found:
+        found += _differences({"sublayers": run.players}, {"sublayers": now.players}, "")
+        found += _differences({"groups": run.game.grouping}, {"groups": now.game.grouping}, "")
+        found += _differences({"coalitions": run.plan.coalitions}, {"coalitions": now.plan.coalitions}, "")
+        found += _differences(run.machine, now.machine, "")
+        found += _differences(_arithmetic(run.engine), _arithmetic(now.engine), "engine ")
+    _refuse(folder, found)
+
+
+def _numeric(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: model[name] for name in _NUMERIC if name in model}
+
+
+def _arithmetic(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what decides the order of additions; the tile plan, which memory decides, is taken over from the record."""
+    sizes = {name: size for name, size in engine.get("sizes", {}).items() if name not in ("budget_bytes", "tile_work")}
+    return {"layout": engine.get("layout"), **sizes}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name in dict.fromkeys([*old, *new]):
+        if _plain(old.get(name)) != _plain(new.get(name)):
+            yield f"{prefix}{name} ({_short(old.get(name))} there, {_short(new.get(name))} now)"
+
+
+def _plain(value: Any) -> Any:
+    return list(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 40 else text[:16] + "…"
+
+
+def _refuse(folder: Path, found: Sequence[str]) -> None:
+    if found:
+        raise RecordError(
+            f"{folder} holds another run; what differs: {'; '.join(found)}",
+            "choose another folder with --out, or leave --out away: each run then gets its own folder",
+        )

@@ -1,0 +1,78 @@
+"""Importance from a record: the columns that others rely on, and values that can be checked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lowmem_layers import open_run, run_study
+from lowmem_layers.errors import RecordError, UsageError
+
+COLUMNS = [
+    "task",
+    "sublayer",
+    "estimator",
+    "value",
+    "ci_low",
+    "ci_high",
+    "ablation_drop",
+    "ablation_ci_low",
+    "ablation_ci_high",
+    "rank",
+]
+
+
+def test_columns_and_rows(tmp_path, bench, spec):
+    table = run_study(spec, tmp_path / "r", prepare=bench().prepare).importance()
+    assert set(COLUMNS) <= set(table.column_names)
+    assert table["task"].to_pylist() == ["one"] * 6 + ["three"] * 6 + ["all"] * 6
+    assert table["sublayer"].to_pylist()[:6] == ["attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2"]
+    assert set(table["estimator"].to_pylist()) == {"neighbourhood"}
+
+
+def test_one_task_has_no_mean(tmp_path, bench, spec):
+    run = run_study(replace(spec, tasks=("one",)), tmp_path / "r", prepare=bench().prepare)
+    assert set(run.importance()["task"].to_pylist()) == {"one"}
+
+
+def test_the_ablation_drop_is_the_scores_own(tmp_path, bench, spec):
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    rows = [row for row in run.scores().to_pylist() if row["gold"] and row["task"] == "one"]
+    mean = {r: np.mean([row["loglikelihood"] for row in rows if row["removed"] == r]) for r in ("", "ffn.1")}
+    found = run.importance("loglikelihood").to_pylist()[3]
+    assert found["sublayer"] == "ffn.1"
+    assert found["ablation_drop"] == pytest.approx(mean[""] - mean["ffn.1"])
+
+
+@pytest.mark.parametrize("value", ["acc", "acc_norm", "loglikelihood", "margin", "probability"])
+def test_every_value_comes_from_the_record(tmp_path, bench, spec, value):
+    table = run_study(spec, tmp_path / "r", prepare=bench().prepare).importance(value)
+    assert np.isfinite(table["value"].to_numpy()).all()
+
+
+def test_an_unfinished_run_speaks_for_its_finished_items(tmp_path, bench, engine, spec):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(replace(spec, tasks=("one",)), tmp_path / "r", prepare=bench(engine=engine(fail_at=2)).prepare)
+    run = open_run(tmp_path / "r")
+    assert run.n_items_done == 6
+    assert set(run.importance()["n_items"].to_pylist()) == {6}
+
+
+def test_a_run_without_a_finished_tile(tmp_path, bench, engine, spec):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=0)).prepare)
+    assert len(open_run(tmp_path / "r").scores()) == 0
+    with pytest.raises(RecordError, match="no item of one is finished"):
+        open_run(tmp_path / "r").importance()
+
+
+def test_unknown_names_and_missing_coalitions(tmp_path, bench, spec):
+    run = run_study(replace(spec, max_removed=0), tmp_path / "r", prepare=bench().prepare)
+    with pytest.raises(UsageError, match="not measured"):
+        run.importance()
+    with pytest.raises(UsageError, match="estimator"):
+        run.importance(estimator="neighborhood")
+    with pytest.raises(UsageError, match="value"):
+        run.importance(value="accuracy")

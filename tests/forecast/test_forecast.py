@@ -1,0 +1,111 @@
+"""What is planned is what a run then takes: the home, the tiles, the bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowmem_layers.errors import BudgetError, UsageError
+from lowmem_layers.forecast import forecast
+from lowmem_layers.forecast.forecast import plan_study
+from lowmem_layers.record.design import plan_game
+from lowmem_layers.record.spec import PAPER_TASKS, StudySpec
+from lowmem_layers.study.prepare import prepare_study
+from tests.model.conftest import save_model
+
+LONG = 'data = "items.jsonl"\ncontext = "{{ q }}"\nchoices = "options"\ngold = "answer"\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
+    save_model(tmp_path / "model", "llama")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("quant", ["none", "4bit", "8bit"])
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_what_is_planned_is_what_a_run_takes(
+    quant: str, offload: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):  # both see a process of one size
+        monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
+    spec = StudySpec(model=str(folder), quant=quant, offload=offload, limit=5, max_removed=2, device="cpu").resolved()
+    planned = plan_study(spec)
+    prepared = prepare_study(spec, lambda event: None)
+    removed = plan_game(spec, prepared.players).removed
+    tiles = prepared.engine.plan_tiles(prepared.encoded, removed)
+    found: Any = prepared.model
+    assert planned.memory.home == found["home"] == offload
+    assert planned.memory.slots == found["slot_bytes"]
+    assert planned.memory.n_tiles == len(tiles)
+    assert planned.work.compute_s > 0
+    work = prepared.engine.work(prepared.encoded, removed)
+    assert planned.work.flops == pytest.approx(2 * work, rel=1e-9)
+    around = planned.memory.host - planned.memory.states - planned.memory.chunk
+    assert around == found["expected_cpu_bytes"]
+
+
+def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowmem_layers.errors import TaskError
+
+    def unreachable(spec: StudySpec) -> list[Any]:
+        raise TaskError("cannot get boolq", "give --data-dir")
+
+    monkeypatch.setattr(forecast, "read_tasks", unreachable)
+    known = forecast.count_tokens(StudySpec(preset="paper").resolved(), None, "")
+    assert len(known.trunk) == len(known.scored) == 5500
+    assert "not at hand" in known.whose
+    all_items = forecast.count_tokens(StudySpec(tasks=PAPER_TASKS).resolved(), None, "")
+    assert sum(all_items.trunk) == pytest.approx(777_781, rel=0.05)  # counted on the whole benchmarks
+    with pytest.raises(TaskError):
+        forecast.count_tokens(StudySpec(tasks=("boolq", "lm_eval:x")).resolved(), None, "")
+    with pytest.raises(TaskError):
+        forecast.count_tokens(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved(), None, "")
+
+
+def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hardly anything is left by the share for states, so that what an item needs decides."""
+    monkeypatch.setattr("lowmem_layers.model.budget._RESERVED_SHARE", 1 << 20)
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
+    save_model(tmp_path / "model", "llama", max_position_embeddings=4096)
+    item = {"q": "a" * 900, "options": ["b", "c"], "answer": 0}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item))
+    (tmp_path / "long.toml").write_text(LONG)
+    task = str(tmp_path / "long.toml")
+    for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):
+        monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
+    spec = StudySpec(
+        model=str(tmp_path / "model"), tasks=(task,), max_removed=1, device="cpu", dtype="float32"
+    ).resolved()
+
+    def refusals(limit: int) -> set[str]:
+        found = set()
+        for refuse in (lambda s: prepare_study(s, lambda event: None), plan_study):
+            with pytest.raises(BudgetError, match=r"for the states of the longest item, and to compute with") as caught:
+                refuse(replace(spec, max_cpu_memory=limit))
+            found.add(f"{caught.value.message}; {caught.value.hint}")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+        (said,) = refusals(600 << 20)
+        enough = int(re.findall(r"--max-cpu-memory (\d+)MiB", said)[0]) << 20
+        assert refusals(enough - (64 << 20))
+    prepared = prepare_study(replace(spec, max_cpu_memory=enough), lambda event: None)
+    assert prepared.engine.plan_tiles(prepared.encoded, plan_game(spec, prepared.players).removed)
+
+
+def test_what_is_no_game_of_this_model_is_refused_before_a_weight_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(UsageError, match="--max-removed 9 is more than"):
+        prepare_study(StudySpec(model=str(folder), limit=2, max_removed=9).resolved(), lambda event: None)
