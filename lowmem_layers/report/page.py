@@ -11,7 +11,7 @@ from importlib import resources
 from lowmem_layers.findings.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines
 from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.statement import verdict
-from lowmem_layers.record.design import Game
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.report.rows import importance_rows
 
 _FRAME = """<!doctype html>
@@ -99,7 +99,7 @@ def _in_words(run: Run) -> str:
     )
 
 
-def _removed_in_words(game: Game, n_coalitions: int) -> str:
+def _removed_in_words(game: Design, n_coalitions: int) -> str:
     who = "sublayers" if game.grouping is None else f"of {len(game.players)} players (groups of sublayers)"
     if game.coalitions == "windows":
         largest = max(map(len, game.of_players))

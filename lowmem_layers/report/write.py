@@ -107,7 +107,7 @@ def _section(place: _Place) -> Section:
     pictures = [
         place.draw(
             "importance",
-            importance_bars(found, side.scale, side.unit, title),
+            importance_bars(place.run.manifest.game.players, found, side.scale, side.unit, title),
             f"Bars: {found.estimator} estimate of every sublayer's importance by {words} on {found.task}; "
             f"lines: 95 % intervals.",
         )
@@ -118,7 +118,7 @@ def _section(place: _Place) -> Section:
     pictures.append(
         place.draw(
             "shares",
-            share_pie(found, f"{found.task}: shares"),
+            share_pie(place.run.manifest.game.players, found, f"{found.task}: shares"),
             f"Share of the estimates' sum by {words}, negative ones clipped to 0; layer order, "
             "anti-clockwise from the top.",
         )
@@ -139,7 +139,9 @@ def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture
     write_tables(place.folder / "tables", f"{place.name}-interactions", *interaction_rows(found, side.scale, side.unit))
     picture = place.draw(
         "interactions",
-        interaction_map(found, side.scale, side.unit, f"{task}: interactions of neighbours"),
+        interaction_map(
+            place.run.manifest.game.players, found, side.scale, side.unit, f"{task}: interactions of neighbours"
+        ),
         f"Second-order differences of {side.words} on {task}: negative (blue), the two cover for each other "
         "(redundancy); positive (red), losing one leaves less to lose with the other (synergy); dots: significant "
         "after Holm's correction.",
@@ -170,14 +172,15 @@ def _of_one_task(place: _Place, table: ValueTable) -> list[Picture]:
     chance = place.run.chance(task) if side.value in ("acc", "acc_norm") else None
     unit = "%" if side.scale == 100.0 else side.unit
     who = "sublayer" if place.run.manifest.game.grouping is None else "player"
+    players = place.run.manifest.game.players
     scatter = ablation_scatter(
-        table.players, single, full, side.scale, f"{words}\n({unit})", f"{task}: one {who} removed", chance
+        players, single, full, side.scale, f"{words}\n({unit})", f"{task}: one {who} removed", chance
     )
     return [
         place.draw("ablation", scatter, f"The {words} on {task} with one {who} removed; lines: 95 % intervals."),
         place.draw(
             "windows",
-            window_map(table, side.scale, side.unit, f"{task}: what removing a window costs"),
+            window_map(players, table, side.scale, side.unit, f"{task}: what removing a window costs"),
             f"Loss of {words} on {task} for every window of neighbouring sublayers removed.",
         ),
     ]

@@ -11,7 +11,8 @@ from pathlib import Path
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.run import Run, open_run
 from lowmem_layers.findings.statement import check_statement
-from lowmem_layers.record.design import Game, plan_game
+from lowmem_layers.game.players.design import Design
+from lowmem_layers.record.design import plan_game
 from lowmem_layers.record.folder import claim, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
 from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
@@ -87,7 +88,7 @@ def _settled(
     return manifest if known is None else _taken_over(folder, known, manifest)
 
 
-def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, announce: Announce) -> Game:
+def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, announce: Announce) -> Design:
     """Read the game off the options; how far removal orders are walked is settled once, and kept by the record."""
     game = plan_game(resolved, prepared.players)
     check_statement(resolved.until, len(game.players), max(map(len, game.of_players)))

@@ -24,7 +24,7 @@ def game_of(**options):
 
 def test_sublayers_by_default():
     game = game_of(max_removed=2)
-    assert game.players == ("attn.0", "ffn.0", "attn.1", "moe.1", "attn.2", "ffn.2")
+    assert game.names == ("attn.0", "ffn.0", "attn.1", "moe.1", "attn.2", "ffn.2")
     assert game.removed == windows(6, 2)
     assert game.estimator == "neighbourhood"
 
@@ -40,7 +40,7 @@ def test_sublayers_by_default():
 )
 def test_groups_as_players(players, names, single):
     game = game_of(players=players, max_removed=2)
-    assert game.players == names
+    assert game.names == names
     assert game.removed[2] == single
     assert len(game.removed) == len(windows(len(names), 2))
 
