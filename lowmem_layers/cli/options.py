@@ -93,16 +93,10 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spec_from(options: dict[str, Any]) -> StudySpec:
-    """Make the spec of what was passed.
-
-    Raises:
-        UsageError: an option has a value that it does not take.
-    """
+    """Make the spec of what was passed."""
     from lowmem_layers.record.spec import StudySpec
 
     tasks = options.pop("tasks")
     if tasks is not None:
         tasks = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    spec = StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)
-    spec.resolved()
-    return spec
+    return StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)

@@ -17,7 +17,8 @@ from lowmem_layers.cli.interrupt import Interrupted
 from lowmem_layers.cli.options import spec_from, study_options
 
 if TYPE_CHECKING:
-    from lowmem_layers import Run, StudySpec
+    from lowmem_layers import Run
+    from lowmem_layers.record.spec import Specification
 
 
 @click.command()
@@ -37,7 +38,7 @@ def run(out: str | None, display: str, **options: Any) -> None:
 
     The same command again goes on where an interrupted one stopped.
     """
-    spec = spec_from(options)
+    spec = spec_from(options).resolved()
     from lowmem_layers.cli.display import choose_display
     from lowmem_layers.record.spec import default_folder
 
@@ -53,10 +54,9 @@ def run(out: str | None, display: str, **options: Any) -> None:
     _conclude(finished, display)
 
 
-def _title(spec: StudySpec) -> str:
-    resolved = spec.resolved()
-    model = Path(resolved.model or "").name
-    return f"{model} · {resolved.quant} · {','.join(resolved.tasks or ())}"
+def _title(resolved: Specification) -> str:
+    model = Path(resolved.model).name
+    return f"{model} · {resolved.quant} · {','.join(resolved.tasks)}"
 
 
 def _conclude(finished: Run, display: str) -> None:
