@@ -70,7 +70,7 @@ class Section:
 
 def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> str:
     """Write the page."""
-    model = str(run.manifest.model.get("id", "model"))
+    model = run.manifest.model.id
     title = f"Which sublayers of {model} matter?"
     style = resources.files("lowmem_layers.report").joinpath("page.css").read_text(encoding="utf-8")
     body = [
@@ -91,11 +91,11 @@ def page(run: Run, findings: Findings | None, sections: Sequence[Section]) -> st
 def _in_words(run: Run) -> str:
     manifest = run.manifest
     n_coalitions = len(manifest.plan.coalitions) - 1
-    removed = f"and without {_removed_in_words(manifest.game, n_coalitions)}" if n_coalitions else ""
+    removed = f"and without {_removed_in_words(manifest.design, n_coalitions)}" if n_coalitions else ""
     return (
-        f"{manifest.model.get('id')} in {manifest.model.get('dtype')} (quantisation {manifest.resolved.get('quant')}) "
+        f"{manifest.model.id} in {manifest.model.dtype} (quantisation {manifest.resolved.quant}) "
         f"answered {run.n_items_done:,} items of {', '.join(run.tasks)}, in full {removed}. "
-        f"{_ESTIMATES[manifest.game.estimator]} The ablation drop is the loss when one alone is removed."
+        f"{_ESTIMATES[manifest.design.estimator]} The ablation drop is the loss when one alone is removed."
     )
 
 
@@ -174,9 +174,9 @@ def _facts(run: Run) -> str:
     facts = {
         "status": manifest.status,
         "created": manifest.created,
-        **{f"model: {name}": value for name, value in manifest.model.items()},
-        **{f"option: {name}": value for name, value in manifest.resolved.items() if value is not None},
-        **{f"data: {task['task']}": task["fingerprint"] for task in manifest.data},
+        **{f"model: {name}": value for name, value in manifest.model.to_json().items()},
+        **{f"option: {name}": value for name, value in manifest.resolved.to_json().items() if value is not None},
+        **{f"data: {task.task}": task.fingerprint for task in manifest.data},
         **{f"version: {name}": value for name, value in manifest.versions.items()},
     }
     rows = [[name, _fact(value)] for name, value in facts.items()]

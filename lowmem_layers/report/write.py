@@ -107,7 +107,7 @@ def _section(place: _Place) -> Section:
     pictures = [
         place.draw(
             "importance",
-            importance_bars(place.run.manifest.game.players, found, side.scale, side.unit, title),
+            importance_bars(place.run.manifest.design.players, found, side.scale, side.unit, title),
             f"Bars: {found.estimator} estimate of every sublayer's importance by {words} on {found.task}; "
             f"lines: 95 % intervals.",
         )
@@ -118,7 +118,7 @@ def _section(place: _Place) -> Section:
     pictures.append(
         place.draw(
             "shares",
-            share_pie(place.run.manifest.game.players, found, f"{found.task}: shares"),
+            share_pie(place.run.manifest.design.players, found, f"{found.task}: shares"),
             f"Share of the estimates' sum by {words}, negative ones clipped to 0; layer order, "
             "anti-clockwise from the top.",
         )
@@ -131,7 +131,7 @@ def _section(place: _Place) -> Section:
 
 def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture, Listing]]:
     """Draw and list the interactions of neighbours, where windows of two or more were removed."""
-    walked = place.run.manifest.game.coalitions == "permutations"  # which holds some windows by chance
+    walked = place.run.manifest.design.coalitions == "permutations"  # which holds some windows by chance
     if walked or largest_window(tables[0].coalitions, tables[0].n_players) < 2:
         return []
     side, task = place.side, place.found.task
@@ -140,7 +140,7 @@ def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture
     picture = place.draw(
         "interactions",
         interaction_map(
-            place.run.manifest.game.players, found, side.scale, side.unit, f"{task}: interactions of neighbours"
+            place.run.manifest.design.players, found, side.scale, side.unit, f"{task}: interactions of neighbours"
         ),
         f"Second-order differences of {side.words} on {task}: negative (blue), the two cover for each other "
         "(redundancy); positive (red), losing one leaves less to lose with the other (synergy); dots: significant "
@@ -153,7 +153,7 @@ def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture
 
 def _study(run: Run, folder: Path) -> list[Section]:
     """Lay out the study's tables 1 to 4, where every task is judged by an accuracy."""
-    game = run.manifest.game
+    game = run.manifest.design
     by_accuracy = all(run.metric(task) in ("acc", "acc_norm") for task in run.tasks)
     if game.coalitions != "windows" or game.grouping is not None or not by_accuracy:
         return []
@@ -171,8 +171,8 @@ def _of_one_task(place: _Place, table: ValueTable) -> list[Picture]:
     single, full = coalition_means(table, singles), coalition_means(table, [()])
     chance = place.run.chance(task) if side.value in ("acc", "acc_norm") else None
     unit = "%" if side.scale == 100.0 else side.unit
-    who = "sublayer" if place.run.manifest.game.grouping is None else "player"
-    players = place.run.manifest.game.players
+    who = "sublayer" if place.run.manifest.design.grouping is None else "player"
+    players = place.run.manifest.design.players
     scatter = ablation_scatter(
         players, single, full, side.scale, f"{words}\n({unit})", f"{task}: one {who} removed", chance
     )
