@@ -1,11 +1,15 @@
-"""Stopping early: after every tile, whether the items so far prove what the user wants to know."""
+"""Stopping early: whether the items finished so far prove what the user wants to know."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.run import Run
-from lowmem_layers.game.estimators.weights import Estimator
 from lowmem_layers.game.uncertainty.stopping import StopDecision, decide, parse_statement
+from lowmem_layers.record.values import CollectedValues
+
+if TYPE_CHECKING:
+    from lowmem_layers.findings.run import Run
 
 
 def check_statement(statement: str | None, n_players: int, max_removed: int) -> None:
@@ -23,28 +27,29 @@ def check_statement(statement: str | None, n_players: int, max_removed: int) -> 
         raise UsageError("--until decides about removals, and none are asked for", "use --max-removed 1 or more")
 
 
-def proven(run: Run, statement: str | None, value: str | None) -> str:
-    """State what the finished items prove; empty where that is not yet what is asked."""
-    if statement is None or not run.every_task_begun:
-        return ""
-    decision = _decided(run, statement, value)
-    return decision.text if decision.holds else ""
+def proven(values: CollectedValues, statement: str | None, value: str | None) -> str:
+    """State what the finished items prove; empty where they do not prove the statement yet."""
+    decision = _decision(values, statement, value)
+    return decision.text if decision is not None and decision.holds else ""
 
 
 def verdict(run: Run) -> str:
-    """Say how a run with a statement to stop at stands: what is proven, or what is not; empty without a statement."""
-    until, value = run.manifest.resolved.until, run.manifest.resolved.value
-    if run.manifest.stopped:
-        early = run.n_items_done < run.manifest.n_items
-        return f"{'stopped early' if early else 'certain with the last items'}: {run.manifest.stopped}"
-    if until is None or not run.every_task_begun:
+    """Say what a run with a statement to stop at has proven, or has not; empty without a statement."""
+    manifest, until = run.manifest, run.manifest.resolved.until
+    if manifest.stopped:
+        early = run.n_items_done < manifest.n_items
+        return f"{'stopped early' if early else 'certain with the last items'}: {manifest.stopped}"
+    decision = None if until is None else _decision(run.values, until, manifest.resolved.value)
+    if decision is None:
         return ""
-    decision = _decided(run, until, value)
     if decision.holds:
         return f"certain: {decision.text}"
-    return f"{until} is not certain after {decision.n_items:,} of {run.manifest.n_items:,} items: {decision.detail}"
+    return f"{until} is not certain after {decision.n_items:,} of {manifest.n_items:,} items: {decision.detail}"
 
 
-def _decided(run: Run, statement: str, value: str | None) -> StopDecision:
-    known: Estimator = run.manifest.design.estimator  # type: ignore[assignment]
-    return decide(run.value_tables(value), statement, estimator=known, n_total=run.manifest.n_items)
+def _decision(values: CollectedValues, statement: str | None, value: str | None) -> StopDecision | None:
+    """Decide about a statement; None where there is none, where a task has no finished item, and for removal orders."""
+    estimator = values.manifest.design.estimator
+    if statement is None or estimator == "permutation" or not values.every_task_begun:
+        return None
+    return decide(values.tables(value), statement, estimator=estimator, n_total=values.manifest.n_items)

@@ -1,4 +1,4 @@
-"""The run folder before, between and after tiles: recognise it, claim it, tidy it."""
+"""The run folder before, between and after tiles: what is in it, and what of that is finished."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from lowmem_layers.errors import RecordError
-from lowmem_layers.record.files import TEMPORARY, discard, make_folder
+from lowmem_layers.record.files import TEMPORARY, discard
 from lowmem_layers.record.identity import same_identity
 from lowmem_layers.record.items import ITEMS_FILE
 from lowmem_layers.record.lock import LOCK
@@ -40,15 +40,6 @@ def known_run(folder: Path, specification: Specification) -> Manifest | None:
         )
     _check_writable(folder)
     return None
-
-
-def claim(folder: Path) -> None:
-    """Make the folder.
-
-    Raises:
-        RecordError: it cannot be made.
-    """
-    make_folder(folder / SCORES_FOLDER)
 
 
 def tidy(folder: Path) -> None:

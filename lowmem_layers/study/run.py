@@ -1,26 +1,26 @@
-"""One run from its spec to its end; the same call again goes on where it stopped."""
+"""One run from its options to its end; the same call again goes on where it stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.run import Run, open_run
 from lowmem_layers.findings.statement import check_statement
-from lowmem_layers.game.players.design import Design
-from lowmem_layers.record.folder import claim, known_run, tidy
+from lowmem_layers.record.files import make_folder
+from lowmem_layers.record.folder import known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
 from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
-from lowmem_layers.record.run_json import read_manifest, write_manifest
-from lowmem_layers.record.scores import write_table
+from lowmem_layers.record.run_json import RUN_FILE, write_manifest
+from lowmem_layers.record.scores import SCORES_FOLDER, write_table
 from lowmem_layers.record.spec import Specification, StudySpec, default_folder
-from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks, TaskLike
+from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks
 from lowmem_layers.study.description import describe_run
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
@@ -37,7 +37,7 @@ def run_study(
     read: ReadTasks | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Run:
-    """Measure what the spec asks for and record it; finished tiles of an earlier call are kept.
+    """Measure what the options ask for and record it; finished tiles of an earlier call are kept.
 
     A run that is complete is given back without loading a model, if the tasks' data are still the same. `prepare` and
     `read` (of tasks) are for tests.
@@ -47,111 +47,88 @@ def run_study(
         LowmemLayersError: the model, the tasks or the budget are unusable.
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
-    resolved = spec.resolved()
-    folder = Path(out) if out is not None else default_folder(resolved)
+    specification = spec.resolved()
+    folder = Path(out) if out is not None else default_folder(specification)
+    if prepare is None:
+        from lowmem_layers.study.prepare import prepare_study, read_tasks
+
+        prepare, read = prepare_study, read or read_tasks
     with contextlib.ExitStack() as stack:
-        known = known_run(folder, resolved)
+        # 1) what the folder holds: another run is refused, a complete one given back
+        known = known_run(folder, specification)
         if known is not None:
             stack.enter_context(locked(folder))
-            read = read or (_real_reader() if prepare is None else None)
-            if read is not None and _is_complete(folder, known, read(resolved)):
+            if read is not None and _is_complete(folder, known, specification, read):
                 announce(StageStarted("complete already"))
                 return open_run(folder)
-            resolved = replace(resolved, threads=resolved.threads or known.machine.threads)
-            _note_changed_code(known, announce)
-        prepared = (prepare or _real_prepare())(resolved, announce)
-        manifest = _settled(resolved, prepared, folder, known, stack, announce)
-        with _accounted(folder, manifest, announce, clock) as account:
-            tidy(folder)
-            write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
-            write_manifest(folder, manifest)
-            account.stopped = score_tiles(folder, manifest, prepared, announce, clock)
-    return open_run(folder)
+            specification = replace(specification, threads=specification.threads or known.machine.threads)
+            if known.versions.get("code") not in (None, code_digest()):
+                announce(StageStarted("note: this package's code has changed since the run began"))
+        # 2) the model, the items and the engine; bad input is refused here, before anything is written
+        prepared = prepare(specification, announce)
+        # 3) what is measured, and in which folder; then tile by tile
+        manifest = _settled(specification, prepared, folder, known, stack, announce)
+        return _measured(folder, manifest, prepared, announce, clock)
+
+
+def _is_complete(folder: Path, known: Manifest, specification: Specification, read: ReadTasks) -> bool:
+    """Tell whether nothing is left to do: every tile there (or stopped early), of data that are still the same."""
+    data = [(task.name, dict(task.source)) for task in read(specification)]
+    same = data == [(entry.task, entry.source) for entry in known.data]
+    return same and known.status == "done" and not Run(folder, known).is_unfinished
 
 
 def _settled(
-    resolved: Specification,
+    specification: Specification,
     prepared: Prepared,
     folder: Path,
     known: Manifest | None,
     stack: contextlib.ExitStack,
     announce: Announce,
 ) -> Manifest:
-    """Settle what is run: the folder claimed and locked, or an earlier call's plan taken over."""
+    """Settle what is run, and hold the folder's lock for it; an earlier call's plan is taken over."""
+    # 1) who plays and what is removed; how far removal orders are walked is settled once, and kept by the record
     announce(StageStarted("testing the model, planning"))
-    game = _game_of(resolved, prepared, known, announce)
-    manifest = describe_run(resolved, prepared, game)
+    design = plan_design(specification, prepared.players)
+    check_statement(specification.until, len(design.players), max(map(len, design.of_players)))
+    if design.orders and known is not None and known.design.orders == design.orders:
+        design = design.cut(known.design.cuts)
+    elif design.orders:
+        design = settle_cuts(prepared, design, specification.seed, announce)
+    manifest = describe_run(specification, prepared, design)
+    # 2) the folder is made, where nothing was known of it; meanwhile another process may have begun this run
     if known is None:
-        claim(folder)
+        make_folder(folder / SCORES_FOLDER)
         stack.enter_context(locked(folder))
-        known = known_run(folder, resolved)
-    return manifest if known is None else _taken_over(folder, known, manifest)
+        known = known_run(folder, specification)
+    if known is None:
+        return manifest
+    # 3) the same model, data and arithmetic go on with the first call's tiles and account
+    same_run(folder, known, manifest)
+    return replace(manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan)
 
 
-def _game_of(resolved: Specification, prepared: Prepared, known: Manifest | None, announce: Announce) -> Design:
-    """Read the game off the options; how far removal orders are walked is settled once, and kept by the record."""
-    game = plan_design(resolved, prepared.players)
-    check_statement(resolved.until, len(game.players), max(map(len, game.of_players)))
-    if not game.orders:
-        return game
-    if known is not None and known.design.orders == game.orders:
-        return game.cut(known.design.cuts)
-    return settle_cuts(prepared, game, resolved.seed, announce)
-
-
-@dataclass
-class _Account:
-    """What a run has to say at its end."""
-
-    stopped: str = ""
-
-
-@contextlib.contextmanager
-def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Callable[[], float]) -> Iterator[_Account]:
-    """Keep the run's status in run.json true, however the body ends."""
+def _measured(
+    folder: Path, manifest: Manifest, prepared: Prepared, announce: Announce, clock: Callable[[], float]
+) -> Run:
+    """Score what is left, and keep the status in run.json true, however this ends."""
     start = clock()
     status: Status = "failed"
-    account = _Account()
+    stopped = ""
     try:
-        yield account
+        tidy(folder)
+        write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
+        write_manifest(folder, manifest)
+        values, stopped = score_tiles(folder, manifest, prepared, announce, clock)
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
+        ended = manifest.with_status(status, clock() - start, stopped)
         # When the disk is full, the error on its way says more than a second one would.
         with contextlib.suppress(RecordError) if status != "done" else contextlib.nullcontext():
-            read_manifest(folder)  # never a run.json where the run had not begun
-            ended = manifest.with_status(status, clock() - start)
-            write_manifest(folder, replace(ended, stopped=account.stopped))
+            if (folder / RUN_FILE).exists():  # a run that could not begin leaves no run.json
+                write_manifest(folder, ended)
         announce(RunFinished(str(folder), status, clock() - start))
-
-
-def _taken_over(folder: Path, known: Manifest, now: Manifest) -> Manifest:
-    """Go on with the tile plan and the account of an earlier call of the same run."""
-    same_run(folder, known, now)
-    return replace(now, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, status="running")
-
-
-def _is_complete(folder: Path, known: Manifest, tasks: Sequence[TaskLike]) -> bool:
-    """Tell whether nothing is left to do: every tile there (or stopped early), of data that are still the same."""
-    same = [(task.name, dict(task.source)) for task in tasks] == [(entry.task, entry.source) for entry in known.data]
-    return same and known.status == "done" and not Run(folder, known).is_unfinished
-
-
-def _note_changed_code(known: Manifest, announce: Announce) -> None:
-    """Say so where a run is continued by other code of the same version."""
-    if known.versions.get("code") not in (None, code_digest()):
-        announce(StageStarted("note: this package's code has changed since the run began"))
-
-
-def _real_reader() -> ReadTasks:
-    from lowmem_layers.study.prepare import read_tasks
-
-    return read_tasks
-
-
-def _real_prepare() -> Prepare:
-    from lowmem_layers.study.prepare import prepare_study
-
-    return prepare_study
+    return Run(folder, ended, values)

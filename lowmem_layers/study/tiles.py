@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.statement import proven
-from lowmem_layers.game.players.coalitions import coalition_name
+from lowmem_layers.game.values.table import FloatArray
 from lowmem_layers.record.folder import finished_tiles
-from lowmem_layers.record.items import ItemRow, rows_of
+from lowmem_layers.record.items import rows_of
 from lowmem_layers.record.manifest import Manifest
-from lowmem_layers.record.scores import read_tile, scores_table, tile_file, write_table
-from lowmem_layers.record.tile_plan import TilePlan
+from lowmem_layers.record.scores import scores_table, tile_file, write_table
+from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
-from lowmem_layers.study.leaders import Standing
 
 _N_LEADERS = 5
 
@@ -29,70 +27,79 @@ def score_tiles(
     prepared: Prepared,
     announce: Announce,
     clock: Callable[[], float] = time.monotonic,
-) -> str:
-    """Score every tile that is not on disk yet, or those until what is asked is proven; state what was proven.
+) -> tuple[CollectedValues, str]:
+    """Score every tile that is not on disk yet, or as many as prove the statement to stop at.
+
+    The result is the values of all finished items, by the metrics that findings need, and what was proven: empty where
+    the run did not stop for that.
 
     Raises:
         RecordError: a finished tile is damaged, or a tile cannot be written.
         EngineError: the engine's scores have the wrong shape.
     """
-    plan = manifest.plan
-    rows = rows_of(prepared.encoded)
-    removed = [coalition_name(coalition, prepared.players) for coalition in plan.coalitions]
-    standing = Standing(manifest.design, plan.coalitions)
-    finished = finished_tiles(folder, len(plan.tiles))
-    for tile in finished:
-        kept = [rows[index] for index in plan.tiles[tile]]
-        standing.add(_gold_scores(kept, read_tile(tile_file(folder, tile), kept, removed)))
-    announce(_planned(folder, manifest, prepared, finished))
-    until, value = manifest.resolved.until, manifest.resolved.value
-    stopped = proven(Run(folder, manifest), until, value) if finished else ""
-    if stopped or len(finished) == len(plan.tiles):
-        return stopped
-    announce(StageStarted("scoring"))
-    items_done, tiles_done = sum(len(plan.tiles[tile]) for tile in finished), len(finished)
-    for tile in sorted(set(range(len(plan.tiles))) - set(finished)):
-        start = clock()
-        chosen = [rows[index] for index in plan.tiles[tile]]
-        scores = _score(prepared, plan.tiles[tile], plan.coalitions, announce)
-        write_table(tile_file(folder, tile), scores_table(chosen, removed, scores))
-        standing.add(_gold_scores(chosen, scores))
-        items_done, tiles_done = items_done + len(chosen), tiles_done + 1
-        leaders = standing.leaders(_N_LEADERS, items_done)
-        work = _work(prepared, plan, tile)
-        announce(TileCommitted(tile, len(chosen), work, items_done, tiles_done, clock() - start, leaders))
-        if stopped := proven(Run(folder, manifest), until, value):
-            break
-    return stopped
+    plan, until, value = manifest.plan, manifest.resolved.until, manifest.resolved.value
 
+    # 1) the tiles of earlier calls are read, each once
+    values = CollectedValues(folder, manifest, rows_of(prepared.encoded), finished_tiles(folder, len(plan.tiles)))
+    wanted = (None, "loglikelihood", *([value] if until is not None else []))
+    values.collect(*(name for name in wanted if values.allows(name)))
 
-def _score(
-    prepared: Prepared, tile: Sequence[int], coalitions: Sequence[tuple[int, ...]], announce: Announce
-) -> list[np.ndarray]:
-    items = [prepared.encoded[index] for index in tile]
-    return prepared.engine.score(items, coalitions, lambda work: announce(WorkDone(work)))
-
-
-def _work(prepared: Prepared, plan: TilePlan, tile: int) -> int:
-    return prepared.engine.work([prepared.encoded[index] for index in plan.tiles[tile]], plan.coalitions)
-
-
-def _gold_scores(rows: Sequence[ItemRow], scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Take the gold choice. Shapes: (items, coalitions)."""
-    return np.stack([block[:, row.gold] for row, block in zip(rows, scores, strict=True)])
-
-
-def _planned(folder: Path, manifest: Manifest, prepared: Prepared, finished: Sequence[int]) -> RunPlanned:
-    plan = manifest.plan
-    return RunPlanned(
-        folder=str(folder),
-        model=manifest.model.id,
-        n_players=len(manifest.design.players),
-        n_coalitions=len(plan.coalitions),
-        n_items=len(prepared.encoded),
-        n_tiles=len(plan.tiles),
-        work_total=manifest.work,
-        items_done=sum(len(plan.tiles[tile]) for tile in finished),
-        tiles_done=len(finished),
-        work_done=sum(_work(prepared, plan, tile) for tile in finished),
+    # 2) the work is announced: what there is, and what earlier calls left finished
+    encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
+    announce(
+        RunPlanned(
+            folder=str(folder),
+            model=manifest.model.id,
+            n_players=len(manifest.design.players),
+            n_coalitions=len(plan.coalitions),
+            n_items=len(prepared.encoded),
+            n_tiles=len(plan.tiles),
+            work_total=manifest.work,
+            items_done=values.n_items,
+            tiles_done=len(values.tiles),
+            work_done=sum(prepared.engine.work(encoded[tile], plan.coalitions) for tile in values.tiles),
+        )
     )
+    left = sorted(set(range(len(plan.tiles))) - set(values.tiles))
+    stopped = proven(values, until, value) if values.tiles else ""
+    if left and not stopped:
+        announce(StageStarted("scoring"))
+
+    # 3) tile by tile: score, commit, announce, and see whether the statement is proven
+    for tile in left if not stopped else ():
+        start = clock()
+        scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda work: announce(WorkDone(work)))
+        write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
+        values.add(tile, scores)
+        work = prepared.engine.work(encoded[tile], plan.coalitions)
+        announce(
+            TileCommitted(
+                tile=tile,
+                n_items=len(encoded[tile]),
+                work=work,
+                items_done=values.n_items,
+                tiles_done=len(values.tiles),
+                elapsed_s=clock() - start,
+                leaders=leaders(manifest, values.mean("loglikelihood")),
+            )
+        )
+        if stopped := proven(values, until, value):
+            break
+    return values, stopped
+
+
+def leaders(manifest: Manifest, mean: FloatArray) -> tuple[tuple[str, float], ...]:
+    """Name the players whose single removal costs most so far; none where single removals are not measured.
+
+    Shapes: `mean` (coalitions,). Units: nats an item.
+    """
+    design, coalitions = manifest.design, manifest.plan.coalitions
+    column = {removed: place for place, removed in enumerate(coalitions)}
+    alone = [(place,) for place in range(len(design.players))]
+    singles = alone if design.grouping is None else design.grouping.expand_all(alone)
+    if not all(removed in column for removed in singles):
+        return ()
+    with np.errstate(invalid="ignore"):  # −inf − −inf: such a player is not named
+        drops = mean[column[()]] - mean[[column[removed] for removed in singles]]  # (players,)
+    order = [int(place) for place in np.argsort(-drops, kind="stable") if np.isfinite(drops[place])]
+    return tuple((design.names[place], float(drops[place])) for place in order[:_N_LEADERS])

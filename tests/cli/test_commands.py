@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lowmem_layers.cli.entry import run_command_line
-from lowmem_layers.study import run as study_run
+from lowmem_layers.study import prepare
 
 COMMANDS = [
     "run",
@@ -43,8 +43,8 @@ def call(capfd, *arguments: object) -> tuple[int, str, str]:
 def small(bench, monkeypatch):
     """Put a dictionary in the engine's place."""
     made = bench()
-    monkeypatch.setattr(study_run, "_real_prepare", lambda: made.prepare)
-    monkeypatch.setattr(study_run, "_real_reader", lambda: lambda spec: made.prepare(spec, lambda _: None).tasks)
+    monkeypatch.setattr(prepare, "prepare_study", made.prepare)
+    monkeypatch.setattr(prepare, "read_tasks", lambda spec: made.prepare(spec, lambda _: None).tasks)
     return made
 
 

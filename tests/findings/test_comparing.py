@@ -77,7 +77,7 @@ def test_items_that_only_share_their_names_are_not_paired(tmp_path, bench, monke
     one, two = (make(tmp_path, bench, name, tasks=("one",)) for name in "ab")
     changed = tuple(dataclasses.replace(row, gold=(row.gold + 1) % row.n_choices) for row in two.item_rows)
     monkeypatch.setattr(
-        type(two), "item_rows", property(lambda run: changed if run.folder == two.folder else one._rows)
+        type(two), "item_rows", property(lambda run: changed if run.folder == two.folder else one.values.rows)
     )
     assert not compare_runs(one, two, "loglikelihood")["one"].paired
 

@@ -114,7 +114,7 @@ def test_exact_values_from_all_coalitions(tmp_path, bench):
     assert set(found["estimator"]) == {"shapley"}
     np.testing.assert_allclose(found["value"], estimate(run.value_tables("loglikelihood")[0], "shapley").value)
     assert set(run.importance(estimator="neighbourhood").column("estimator").to_pylist()) == {"neighbourhood"}
-    assert proven(run, "top=1", None) == ""
+    assert proven(run.values, "top=1", None) == ""
 
 
 def test_removal_orders_are_estimated_with_the_recorded_cuts(tmp_path, bench):

@@ -1,0 +1,149 @@
+"""The values of a run's finished items, computed from each tile once: from its file, or from memory during the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lowmem_layers.errors import RecordError
+from lowmem_layers.game.players.coalitions import coalition_name
+from lowmem_layers.game.players.groups import grouped_table
+from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.record.items import ItemRow
+from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.record.scores import read_tile, tile_file
+from lowmem_layers.tasks.metrics import item_values, metric_named
+
+_Key = tuple[str, str]  # a task, and a metric's name
+
+
+class CollectedValues:
+    """One value an item and coalition, by as many metrics as were asked for.
+
+    `tiles` are the finished ones, in the order in which they were given. A tile's file is read when a metric is asked
+    for that was not yet computed: once for all metrics that are asked for together.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, rows: Sequence[ItemRow], tiles: Sequence[int]) -> None:
+        self.folder, self.manifest, self.rows = folder, manifest, rows
+        self.tiles = list(tiles)
+        self.removed = [coalition_name(removed, manifest.sublayers) for removed in manifest.plan.coalitions]
+        self._arrays: dict[_Key, FloatArray] = {}  # (items of the task, coalitions); rows of unfinished items are empty
+        self._tables: dict[str | None, list[ValueTable]] = {}
+        self._done = np.zeros(len(rows), dtype=bool)
+        for tile in self.tiles:
+            self._done[list(manifest.plan.tiles[tile])] = True
+        self._items: dict[str, list[int]] = {entry.task: [] for entry in manifest.data}  # which items are a task's
+        self._places: list[int] = []  # of each item, its place among the items of its task
+        for index, row in enumerate(rows):
+            self._places.append(len(self._items[row.task]))
+            self._items[row.task].append(index)
+
+    @property
+    def n_items(self) -> int:
+        """Count the items whose tile is finished."""
+        return int(self._done.sum())
+
+    @property
+    def every_task_begun(self) -> bool:
+        """Tell whether every task has finished items."""
+        return all(any(self._done[items]) for items in self._items.values())
+
+    def rows_of(self, tile: int) -> list[ItemRow]:
+        """List the items of a tile."""
+        return [self.rows[index] for index in self.manifest.plan.tiles[tile]]
+
+    def allows(self, value: str | None) -> bool:
+        """Tell whether the items have the choices that a metric compares."""
+        needy = {task for task, name in self._keys(value) if metric_named(name).needs_choices}
+        return all(row.n_choices > 1 for row in self.rows if row.task in needy)
+
+    def collect(self, *values: str | None) -> None:
+        """See that these metrics are computed for every finished tile; None means each task's own metric.
+
+        Raises:
+            RecordError: a file is damaged.
+            UsageError: an unknown metric, or one that a task does not allow.
+        """
+        keys = {key for value in values for key in self._keys(value) if key not in self._arrays}
+        if not keys:
+            return
+        new = {key: np.empty((len(self._items[key[0]]), len(self.removed))) for key in keys}
+        for tile in self.tiles:
+            self._fill(new, tile, read_tile(tile_file(self.folder, tile), self.rows_of(tile), self.removed))
+        self._arrays |= new
+
+    def add(self, tile: int, scores: Sequence[np.ndarray]) -> None:
+        """Add a tile that was just finished, by all metrics that were collected so far.
+
+        Shapes: `scores` has (coalitions, choices) an item, nats.
+        """
+        self._fill(self._arrays, tile, scores)
+        self.tiles.append(tile)
+        self._done[list(self.manifest.plan.tiles[tile])] = True
+        self._tables.clear()
+
+    def mean(self, metric: str) -> FloatArray:
+        """Average a collected metric over all finished items of all tasks. Shapes: (coalitions,)."""
+        kept = [self._arrays[task, metric][self._done[items]] for task, items in self._items.items()]
+        return np.concatenate(kept).mean(axis=0)
+
+    def tables(self, value: str | None) -> list[ValueTable]:
+        """Give one table a task: the finished items, in the order of the task, and the coalitions of players.
+
+        Raises:
+            RecordError: a file is damaged, or no item of a task is finished.
+            UsageError: an unknown metric, or one that a task does not allow.
+        """
+        if value not in self._tables:
+            self.collect(value)
+            grouping = self.manifest.design.grouping
+            tables = [self._table(key) for key in self._keys(value)]
+            self._tables[value] = tables if grouping is None else [grouped_table(each, grouping) for each in tables]
+        return self._tables[value]
+
+    def _keys(self, value: str | None) -> list[_Key]:
+        """Name the task and the metric of each table that `value` asks for."""
+        named = None if value is None else metric_named(value).name
+        return [(entry.task, named or entry.metric) for entry in self.manifest.data]
+
+    def _fill(self, arrays: dict[_Key, FloatArray], tile: int, scores: Sequence[np.ndarray]) -> None:
+        """Compute a tile's values into the rows of its items."""
+        indices = self.manifest.plan.tiles[tile]
+        for task in dict.fromkeys(self.rows[index].task for index in indices):
+            chosen = [
+                (index, block) for index, block in zip(indices, scores, strict=True) if self.rows[index].task == task
+            ]
+            rows = [self.rows[index] for index, _ in chosen]
+            widest = max(row.n_choices for row in rows)
+            padded = np.full((len(rows), len(self.removed), widest), np.nan)  # (items, coalitions, choices)
+            lengths = np.zeros((2, len(rows), widest), dtype=np.int64)  # (characters and bytes, items, choices)
+            for place, (row, (_, block)) in enumerate(zip(rows, chosen, strict=True)):
+                padded[place, :, : row.n_choices] = block
+                lengths[:, place, : row.n_choices] = (row.chars, row.sizes)
+            gold = np.array([row.gold for row in rows])
+            places = [self._places[index] for index, _ in chosen]
+            for (of, name), array in arrays.items():
+                if of == task:
+                    array[places] = item_values(padded, gold, lengths[0], lengths[1], name)
+
+    def _table(self, key: _Key) -> ValueTable:
+        items = np.array(self._items[key[0]], dtype=np.intp)
+        done = self._done[items]  # (items of the task,)
+        if not done.any():
+            raise RecordError(
+                f"{self.folder}: no item of {key[0]} is finished",
+                "run the same command again: it goes on where it stopped",
+            )
+        rows = [self.rows[index] for index in items[done]]
+        values = self._arrays[key]  # (items of the task, coalitions)
+        return ValueTable(
+            players=self.manifest.sublayers,
+            coalitions=self.manifest.plan.coalitions,
+            values=values if done.all() else values[done],
+            clusters=np.unique([row.cluster for row in rows], return_inverse=True)[1],
+            items=tuple(row.id for row in rows),
+            task=key[0],
+        )
