@@ -75,6 +75,13 @@ def test_reading_a_record_needs_no_torch(finished):
     assert done.stderr == "[]\n"
 
 
+def test_the_package_is_a_command_too():
+    command = [sys.executable, "-m", "lowmem_layers", "scores", "/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: /nowhere is not a run folder")
+
+
 def test_version(capfd):
     assert call(capfd, "--version")[1].startswith("lowmem-layers 0.")
 
