@@ -10,11 +10,14 @@ from lowmem_layers.cli.output import chosen_format, data_options, write_data
 
 
 @click.command()
-@click.option("--cache", is_flag=True, help="List the files that runs kept on disk: packed weights, tokenizers.")
+@click.option("--cache", is_flag=True, help="List the packed weights and tokenizers that runs kept on disk.")
 @click.option("--clear", is_flag=True, help="With --cache: delete these files.")
 @data_options
 def models(cache: bool, clear: bool, form: str | None, output: str | None) -> None:
-    """List the models on this machine, and what is kept of them on disk."""
+    """List the models on this machine.
+
+    With --cache: the files that earlier runs kept, so that later ones start sooner.
+    """
     if clear and not cache:
         raise click.UsageError("--clear goes with --cache")
     from lowmem_layers.model.homes.cache import cache_folder, clear_cache, list_cache
@@ -89,7 +92,7 @@ def tasks(context: click.Context, form: str | None, output: str | None) -> None:
 @tasks.command()
 @click.argument("name")
 @click.option("--data-dir", metavar="FOLDER", help="Read TASK.jsonl files in this folder instead of the Hub.")
-@click.option("--items", type=click.IntRange(min=1), default=3, show_default=True, help="Number of items to print.")
+@click.option("--items", type=click.IntRange(min=1), default=3, metavar="N", help="Number of items. [default: 3]")
 @click.option("--fewshot", type=int, metavar="K", help="Solved examples before each item. [default: the task's number]")
 @click.option("--fewshot-file", metavar="FILE", help="File with these examples. [default: the task's training data]")
 def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewshot_file: str | None) -> None:

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.uncertainty.stopping import parse_statement
 from lowmem_layers.model.spec import EMBEDDED_MODEL
-from lowmem_layers.tasks.metrics import VALUES
 
 QUANTISATIONS = ("none", "4bit", "8bit")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -149,7 +147,10 @@ def _check(spec: StudySpec) -> None:
     one_of("--dtype", spec.dtype, DTYPES)
     one_of("--offload", spec.offload, OFFLOADS)
     one_of("--bos", spec.bos, BOS)
-    one_of("--value", spec.value, VALUES)
+    if spec.value is not None:
+        from lowmem_layers.tasks.metrics import VALUES  # here, for it needs numpy: --help reads this module too
+
+        one_of("--value", spec.value, VALUES)
     one_of("--device", spec.device, DEVICES)
     for option, value, least in (
         ("--limit", spec.limit, 1),
@@ -180,6 +181,8 @@ def _check_game(passed: StudySpec) -> None:
         raise UsageError("--max-removed limits windows, and none are removed", f"leave it out with --coalitions {kind}")
     if passed.until is None:
         return
+    from lowmem_layers.game.uncertainty.stopping import parse_statement  # as above
+
     parse_statement(passed.until)
     if kind == "permutations":
         raise UsageError(

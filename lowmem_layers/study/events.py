@@ -14,6 +14,16 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class ModelExamined:
+    """The loaded model was examined: whether its rows may share prefixes, and how far the sweep is from whole passes."""
+
+    takes_tries: bool
+    reason: str
+    sweep_gap_nats: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
 class RunPlanned:
     """The whole job is known.
 
@@ -67,7 +77,7 @@ class RunFinished:
     elapsed_s: float
 
 
-Event = StageStarted | RunPlanned | WorkDone | TileCommitted | RunFinished
+Event = StageStarted | ModelExamined | RunPlanned | WorkDone | TileCommitted | RunFinished
 Announce = Callable[[Event], None]
 
 
