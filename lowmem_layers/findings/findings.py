@@ -63,27 +63,60 @@ class Side:
 
 
 @dataclass(frozen=True)
+class TaskLevel:
+    """The full model's value on one task, by the task's own metric.
+
+    Units: `scale` turns the value into `unit`; `chance` is None where random guessing has no level.
+    """
+
+    task: str
+    n_items: int
+    words: str
+    scale: float
+    unit: str
+    level: Means
+    chance: float | None
+
+
+@dataclass(frozen=True)
 class Findings:
-    """Both sides of a run: by the task's own metric, and by the gold answer's log-likelihood."""
+    """Everything that a run found, for whoever shows it.
 
-    metric: Side
-    gold: Side
+    `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
+    same, none where nothing was removed. `lines` say what matters most, `verdict` how a statement to stop at stands.
+    """
 
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Give both, the metric first."""
-        return self.metric, self.gold
+    sides: tuple[Side, ...]
+    tasks: tuple[TaskLevel, ...]
+    lines: tuple[str, ...]
+    verdict: str
 
 
-def find(run: Run, level: float = 0.95) -> Findings | None:
-    """Compute what a run found; None where no sublayer was removed.
+def find(run: Run, level: float = 0.95) -> Findings:
+    """Compute what a run found.
 
     Raises:
         RecordError: a file is damaged, or a task has no finished item.
     """
-    if len(run.manifest.plan.coalitions) < 2:
-        return None
-    return Findings(side(run, None, level), side(run, "loglikelihood", level))
+    from lowmem_layers.findings.statement import verdict
+
+    tasks = tuple(_level(run, table, level) for table in run.value_tables())
+    sides: tuple[Side, ...] = ()
+    if len(run.manifest.plan.coalitions) > 1:
+        same = all(run.metric(task) == "loglikelihood" for task in run.tasks)
+        gold = side(run, "loglikelihood", level)
+        sides = (gold,) if same else (side(run, None, level), gold)
+    return Findings(sides, tasks, tuple(cornerstone_lines(run, sides)) if sides else (), verdict(run))
+
+
+def _level(run: Run, table: ValueTable, level: float) -> TaskLevel:
+    metric = run.metric(table.task)
+    scale, unit = scale_and_unit(metric)
+    chance = run.chance(table.task) if metric in ("acc", "acc_norm") else None
+    mean = coalition_means(table, [()], level)
+    if metric == "nll_per_byte":
+        unit = "nats per byte"
+    return TaskLevel(table.task, table.n_items, METRIC_WORDS[metric], scale, unit, mean, chance)
 
 
 def side(run: Run, value: str | None, level: float = 0.95) -> Side:
@@ -128,18 +161,15 @@ def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones
     ]
 
 
-def cornerstone_lines(run: Run, findings: Findings) -> list[str]:
+def cornerstone_lines(run: Run, sides: Sequence[Side]) -> list[str]:
     """Say which sublayers matter most: by the rule, a line a task, and the paper's top 3 by either value."""
-    judged = cornerstones_by_rule(run, findings.metric)
+    judged = cornerstones_by_rule(run, sides[0])
     lines = []
     for task, verdict in judged:
-        n_items = next(table.n_items for table in findings.metric.tables if table.task == task)
+        n_items = next(table.n_items for table in sides[0].tables if table.task == task)
         names = ", ".join(verdict.names) or f"none certain after {n_items:,} items"
         lines.append(f"cornerstone sublayers of {task}: {names}")
-    lines += [
-        f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}"
-        for side in dict.fromkeys(findings.sides)
-    ]
+    lines += [f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}" for side in sides]
     return lines + [f"(rule: {verdict.rule})" for _, verdict in judged[:1]]
 
 

@@ -1,13 +1,44 @@
-"""Importance as rows of text: rounded, with intervals, the most important sublayer first."""
+"""Findings as rows of text: numbers rounded, with their intervals, for pages, papers and terminals."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from lowmem_layers.findings.findings import TaskLevel
 from lowmem_layers.game.answers.importance import Importance
 
 Rows = list[list[str]]
+
+_HYPHEN_AS_MINUS = re.compile(r"(?<!\w)-(?=\d)")
+
+
+def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
+    """Lay out the full model's level on every task: header and rows."""
+    rows = [
+        [
+            each.task,
+            f"{each.n_items:,}",
+            each.words,
+            level(each.level.value[0], each.level.low[0], each.level.high[0], each.scale, each.unit),
+            "–" if each.chance is None else f"{each.scale * each.chance:.0f} %",
+        ]
+        for each in tasks
+    ]
+    return ["task", "items", "metric", "full model, 95 %", "chance"], rows
+
+
+def level(value: float, low: float, high: float, scale: float, unit: str) -> str:
+    """Write a level of a metric (not a difference) with its interval: `84.5 % [80.1, 88.2]`, `−2.45 nats [−2.6, −2.3]`.
+
+    Units: `scale` 100 marks a fraction, whose differences are points and whose levels are per cent.
+    """
+    digits = 1 if scale == 100.0 else 2 if abs(value) >= 1 else 3  # of −0.812 nats per byte the third digit says much
+    shown = f"{number(scale * value, digits)} {'%' if scale == 100.0 else unit}"
+    return minus(f"{shown} {interval(scale * low, scale * high, digits)}")
 
 
 def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[str], Rows]:
@@ -30,7 +61,7 @@ def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[st
 
 
 def text_rows(table: pa.Table) -> tuple[list[str], Rows]:
-    """Lay any table out as text: numbers with one decimal, what is missing as a dash."""
+    """Lay any table out as text: numbers with one decimal, a missing value as a dash."""
     rows = [
         ["–" if cell is None else number(cell, 1) if isinstance(cell, float) else str(cell) for cell in row.values()]
         for row in table.to_pylist()
@@ -39,7 +70,7 @@ def text_rows(table: pa.Table) -> tuple[list[str], Rows]:
 
 
 def number(value: float, digits: int) -> str:
-    """Write a number with a true minus sign kept plain for machines; what is none is a dash."""
+    """Write a number with a hyphen as its minus, which programs read too; NaN is a dash, a rounded 0 has no sign."""
     if not np.isfinite(value):
         return "–" if np.isnan(value) else str(value)
     text = f"{value:.{digits}f}"
@@ -52,7 +83,12 @@ def p_value(value: float) -> str:
 
 
 def interval(low: float, high: float, digits: int) -> str:
-    """Write an interval."""
+    """Write an interval; a dash where an end is not finite."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return "–"
     return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def minus(text: str) -> str:
+    """Replace hyphens before digits by minus signs, for readers."""
+    return _HYPHEN_AS_MINUS.sub("−", text)

@@ -15,7 +15,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class ModelExamined:
-    """The loaded model was examined: whether its rows may share prefixes, and how far the sweep is from whole passes."""
+    """The loaded model was examined: may rows share prefixes, and how far is the sweep from whole passes."""
 
     takes_tries: bool
     reason: str

@@ -160,6 +160,21 @@ def test_bad_usage_is_one_line_and_a_hint(capfd, monkeypatch, tmp_path, argument
     assert not list(tmp_path.iterdir()), "nothing half-written"
 
 
+def test_control_characters_are_spelled_out_for_people(capfd, tmp_path, bench):
+    from lowmem_layers import StudySpec, run_study
+
+    _, _, err = call(capfd, "scores", "/no\x1b[31mwhere")
+    assert "/no\\x1b[31mwhere is not a run folder" in err
+    spec = StudySpec(tasks=("a\x1b[31mb",), max_removed=1)
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    for form in ("table", "markdown", "latex"):
+        _, out, _ = call(capfd, "importance", run.folder, "--format", form)
+        assert "x1b[31mb" in out
+        assert "\x1b" not in out
+    _, out, _ = call(capfd, "importance", run.folder, "--format", "csv")
+    assert "a\x1b[31mb" in out, "programs get the name as it is"
+
+
 def test_scores_in_every_format(capfd, finished, tmp_path):
     rows = finished.scores().num_rows
     _, out, _ = call(capfd, "scores", finished.folder, "--format", "csv")
