@@ -15,7 +15,10 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class ModelExamined:
-    """The loaded model was examined: may rows share prefixes, and how far is the sweep from whole passes."""
+    """The loaded model was tested: driven layer by layer it is itself, and takes token tries or does not.
+
+    Units: `sweep_gap_nats` is the largest difference between the engine's log-likelihoods and whole forward passes'.
+    """
 
     takes_tries: bool
     reason: str
