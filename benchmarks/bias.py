@@ -49,7 +49,7 @@ from lowmem_layers.game.players.coalitions import (
     permutations,
     windows,
 )
-from lowmem_layers.game.players.groups import Grouping, grouped_table
+from lowmem_layers.game.players.groups import Group, Grouping, grouped_table
 from lowmem_layers.game.uncertainty.errors import Influence, contributions, influence_of
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
@@ -130,7 +130,7 @@ def options_of() -> argparse.Namespace:
 def twelve_groups(names: Sequence[str]) -> Grouping:
     """Cut the sublayers into 12 runs of (nearly) equal length."""
     members = [tuple(int(i) for i in part) for part in np.array_split(np.arange(len(names)), N_GROUPS)]
-    return Grouping(tuple(f"{names[m[0]]}…{names[m[-1]]}" for m in members), tuple(members))
+    return Grouping(tuple(Group(f"{names[m[0]]}…{names[m[-1]]}", m) for m in members))
 
 
 def draws_of(item: str, n_players: int, options: argparse.Namespace) -> Draws:

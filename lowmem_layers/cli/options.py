@@ -15,6 +15,7 @@ from lowmem_layers.record.spec import (
     COALITIONS,
     DEVICES,
     DTYPES,
+    N_ORDERS,
     OFFLOADS,
     PLAYERS,
     PRESETS,
@@ -133,7 +134,7 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         "chance level (unbiased Shapley values), or all sets of up to 14 players (exact Shapley values).",
         "|".join(COALITIONS),
     ),
-    _option(REMOVED, "--permutations", "Number of random orders. [default: 32]", "M", type=int),
+    _option(REMOVED, "--permutations", f"Number of random orders. [default: {N_ORDERS}]", "M", type=int),
     _option(REMOVED, "--value", f"Measure importance by {VALUE_NAMES}. [default: each task's own metric]", "NAME"),
     _option(
         REMOVED,
@@ -167,14 +168,8 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spec_from(options: dict[str, Any]) -> StudySpec:
-    """Make the spec of the options that were passed.
-
-    Raises:
-        UsageError: an option has a value that it does not take.
-    """
+    """Make the spec of the options that were passed."""
     tasks = options.pop("tasks")
     if tasks is not None:
         tasks = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    spec = StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)
-    spec.resolved()
-    return spec
+    return StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)

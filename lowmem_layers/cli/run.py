@@ -16,6 +16,7 @@ import click
 from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
 from lowmem_layers.cli.entry import Interrupted
 from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options
+from lowmem_layers.record.spec import default_folder
 
 
 @click.command(cls=GroupedCommand)
@@ -41,13 +42,9 @@ def run(out: str | None, display: str, **options: Any) -> None:
     The same command again continues an interrupted run.
     """
     # 1) the options are checked before anything heavy is imported
-    spec = spec_from(options)
-    from lowmem_layers.record.spec import default_folder
-
+    spec = spec_from(options).resolved()
     folder = Path(out) if out else default_folder(spec)
-    asked = spec.resolved()
-    title = f"{Path(asked.model or '').name} · {asked.quant} · {','.join(asked.tasks or ())}"
-    shown = choose_display(display, title)
+    shown = choose_display(display, f"{Path(spec.model).name} · {spec.quant} · {','.join(spec.tasks)}")
 
     # 2) the run itself
     try:

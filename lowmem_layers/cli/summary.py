@@ -15,10 +15,10 @@ from lowmem_layers.cli.output import visible
 from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.run import Run
 from lowmem_layers.report.rows import level_rows, minus, number
+from lowmem_layers.tasks.metrics import metric_named
 
 _MOST_ROWS = 64
 _WIDEST = 200  # columns
-_SHORT = {"acc": "accuracy", "acc_norm": "accuracy", "loglikelihood": "log-lik.", "nll_per_byte": "per byte"}
 
 
 def summarise(run: Run, findings: Findings, page: Path, console: Console | None = None) -> None:
@@ -70,7 +70,7 @@ def importance_table(sides: tuple[Side, ...]) -> Table:
     table.add_column("sublayer", no_wrap=True)
     for side, style in zip(sides, ("", "cyan"), strict=False):
         for name in ("estimate", "drop", "share"):
-            heading = f"{_SHORT.get(side.value, side.value)}\n{name}"
+            heading = f"{metric_named(side.value).short}\n{name}"
             table.add_column(heading, justify="right", no_wrap=True, header_style=style)
     last = sides[-1].overall
     for place in last.order()[:_MOST_ROWS]:

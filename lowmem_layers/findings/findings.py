@@ -16,6 +16,7 @@ from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.tasks.metrics import Metric, metric_named
 
 if TYPE_CHECKING:
     from lowmem_layers.findings.run import Run
@@ -64,16 +65,11 @@ class Side:
 
 @dataclass(frozen=True)
 class TaskLevel:
-    """The full model's value on one task, by the task's own metric.
-
-    Units: `scale` turns the value into `unit`; `chance` is None where random guessing has no level.
-    """
+    """The full model's value on one task, by the task's own metric; `chance` is None where guessing has no level."""
 
     task: str
     n_items: int
-    words: str
-    scale: float
-    unit: str
+    metric: Metric
     level: Means
     chance: float | None
 
@@ -100,23 +96,17 @@ def find(run: Run, level: float = 0.95) -> Findings:
     """
     from lowmem_layers.findings.statement import verdict
 
-    tasks = tuple(_level(run, table, level) for table in run.value_tables())
+    tasks = []
+    for table in run.value_tables():
+        metric = metric_named(run.metric(table.task))
+        chance = run.chance(table.task) if metric.has_chance else None
+        tasks.append(TaskLevel(table.task, table.n_items, metric, coalition_means(table, [()], level), chance))
     sides: tuple[Side, ...] = ()
     if len(run.manifest.plan.coalitions) > 1:
         same = all(run.metric(task) == "loglikelihood" for task in run.tasks)
         gold = side(run, "loglikelihood", level)
         sides = (gold,) if same else (side(run, None, level), gold)
-    return Findings(sides, tasks, tuple(cornerstone_lines(run, sides)) if sides else (), verdict(run))
-
-
-def _level(run: Run, table: ValueTable, level: float) -> TaskLevel:
-    metric = run.metric(table.task)
-    scale, unit = scale_and_unit(metric)
-    chance = run.chance(table.task) if metric in ("acc", "acc_norm") else None
-    mean = coalition_means(table, [()], level)
-    if metric == "nll_per_byte":
-        unit = "nats per byte"
-    return TaskLevel(table.task, table.n_items, METRIC_WORDS[metric], scale, unit, mean, chance)
+    return Findings(sides, tuple(tasks), tuple(cornerstone_lines(run, sides)) if sides else (), verdict(run))
 
 
 def side(run: Run, value: str | None, level: float = 0.95) -> Side:

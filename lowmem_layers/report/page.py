@@ -87,27 +87,26 @@ def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
 
 def _summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     """Say in words what was measured, and what the two estimates mean."""
-    game, n_coalitions = manifest.game, len(manifest.plan.coalitions) - 1
-    player = "sublayer" if game.grouping is None else "group"
+    design, n_coalitions = manifest.game, len(manifest.plan.coalitions) - 1
+    player = "group" if any(each.is_group for each in design.players) else "sublayer"
     # 1) what was removed
-    largest = max(map(len, game.of_players))
+    largest = max(map(len, design.of_players))
+    who = f"of {len(design.players)} {player}s " if design.grouping is not None else ""
     if n_coalitions == 0:
         removed = ""
-    elif game.coalitions == "all":
-        removed = f", and with each of the {n_coalitions:,} sets of {player}s removed"
-    elif game.coalitions == "permutations":
+    elif design.coalitions == "all":
+        removed = f", and with each of the {n_coalitions:,} sets {who or f'of {player}s '}removed"
+    elif design.coalitions == "permutations":
         removed = (
-            f", and with each of {n_coalitions:,} sets of {player}s removed, along {len(game.orders)} random orders of "
-            f"removal, each down to chance level (after {min(game.cuts)} to {max(game.cuts)} removals)"
+            f", and with each of {n_coalitions:,} sets {who or f'of {player}s '}removed, along {len(design.orders)} "
+            f"random orders, each down to chance level (after {min(design.cuts)} to {max(design.cuts)} removals)"
         )
     elif largest == 1:
         removed = f", and with each of {n_coalitions:,} {player}s removed"
     else:
-        removed = f", and with each of {n_coalitions:,} windows of 1 to {largest} neighbouring {player}s removed"
-    if game.grouping is not None:
-        removed += f" ({len(game.players)} groups of sublayers)" if removed else ""
+        removed = f", and with each of {n_coalitions:,} windows of 1 to {largest} neighbouring {player}s {who}removed"
     # 2) what the numbers mean
-    meaning = _ESTIMATES[game.estimator].format(player=player)
+    meaning = _ESTIMATES[design.estimator].format(player=player)
     meaning += f" The ablation drop of a {player} is the loss when it alone is removed."
     return (
         f"{manifest.model.get('id')} in {manifest.model.get('dtype')} (quantisation {manifest.resolved.get('quant')}) "

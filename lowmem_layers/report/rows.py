@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lowmem_layers.findings.findings import TaskLevel
 from lowmem_layers.game.answers.importance import Importance
+from lowmem_layers.tasks.metrics import Metric
 
 Rows = list[list[str]]
 
@@ -22,23 +23,19 @@ def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
         [
             each.task,
             f"{each.n_items:,}",
-            each.words,
-            level(each.level.value[0], each.level.low[0], each.level.high[0], each.scale, each.unit),
-            "–" if each.chance is None else f"{each.scale * each.chance:.0f} %",
+            each.metric.words,
+            level(each.metric, each.level.value[0], each.level.low[0], each.level.high[0]),
+            "–" if each.chance is None else f"{each.metric.scale * each.chance:.0f} {each.metric.level_unit}",
         ]
         for each in tasks
     ]
     return ["task", "items", "metric", "full model, 95 %", "chance"], rows
 
 
-def level(value: float, low: float, high: float, scale: float, unit: str) -> str:
-    """Write a level of a metric (not a difference) with its interval: `84.5 % [80.1, 88.2]`, `−2.45 nats [−2.6, −2.3]`.
-
-    Units: `scale` 100 marks a fraction, whose differences are points and whose levels are per cent.
-    """
-    digits = 1 if scale == 100.0 else 2 if abs(value) >= 1 else 3  # of −0.812 nats per byte the third digit says much
-    shown = f"{number(scale * value, digits)} {'%' if scale == 100.0 else unit}"
-    return minus(f"{shown} {interval(scale * low, scale * high, digits)}")
+def level(metric: Metric, value: float, low: float, high: float) -> str:
+    """Write a level of a metric (not a difference) with its interval: `84.5 % [80.1, 88.2]`, `−2.5 nats [−2.6, −2.3]`."""
+    shown = f"{number(metric.scale * value, metric.decimals)} {metric.level_unit}"
+    return minus(f"{shown} {interval(metric.scale * low, metric.scale * high, metric.decimals)}")
 
 
 def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[str], Rows]:

@@ -20,8 +20,8 @@ from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.estimators.weights import largest_window
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.values.table import ValueTable
-from lowmem_layers.record.design import Game
 from lowmem_layers.record.files import cannot_write, make_folder, write_text
 from lowmem_layers.record.folder import REPORT_FOLDER
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
@@ -95,7 +95,7 @@ def write_report(
     return files.folder / PAGE
 
 
-def _importance_section(design: Game, findings: Findings, side: Side, found: Importance, files: _Files) -> Section:
+def _importance_section(design: Design, findings: Findings, side: Side, found: Importance, files: _Files) -> Section:
     """Draw one task (or the mean over tasks) by one value."""
     task, words = found.task, side.words
     name = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in task) + f"-{side.value}"
@@ -104,7 +104,7 @@ def _importance_section(design: Game, findings: Findings, side: Side, found: Imp
     pictures = [
         files.draw(
             f"{name}-importance",
-            importance_bars(found, side.scale, side.unit, f"{task}: importance by {words}"),
+            importance_bars(design.players, found, side.scale, side.unit, f"{task}: importance by {words}"),
             f"Bars: {found.estimator} estimate of each sublayer's importance by {words} on {task}. "
             "Lines: 95 % intervals.",
         )
@@ -116,7 +116,7 @@ def _importance_section(design: Game, findings: Findings, side: Side, found: Imp
     pictures.append(
         files.draw(
             f"{name}-shares",
-            share_pie(found, f"{task}: shares"),
+            share_pie(design.players, found, f"{task}: shares"),
             f"Each sublayer's share of the sum of estimates by {words}; negative estimates count as 0. The model's "
             "order runs anti-clockwise from the top.",
         )
@@ -129,7 +129,7 @@ def _importance_section(design: Game, findings: Findings, side: Side, found: Imp
         pictures.append(
             files.draw(
                 f"{name}-interactions",
-                interaction_map(between, side.scale, side.unit, f"{task}: interactions of neighbours"),
+                interaction_map(design.players, between, side.scale, side.unit, f"{task}: interactions of neighbours"),
                 f"Interactions of neighbouring sublayers by {words} on {task} (second-order differences). Blue, "
                 "negative: each covers for the other (redundancy). Red, positive: they need each other, so that losing "
                 "the second costs less once the first is lost (synergy). Dots: significant after Holm's correction.",
@@ -147,14 +147,14 @@ def _importance_section(design: Game, findings: Findings, side: Side, found: Imp
 
 
 def _levels_and_windows(
-    table: ValueTable, design: Game, findings: Findings, side: Side, name: str, files: _Files
+    table: ValueTable, design: Design, findings: Findings, side: Side, name: str, files: _Files
 ) -> list[Picture]:
     """Draw one task's level without each player, and what each window of neighbours costs."""
-    words, who = side.words, "sublayer" if design.grouping is None else "group"
+    words, who = side.words, "group" if any(each.is_group for each in design.players) else "sublayer"
     # Chance is a level of the task's own metric, which is the first side's.
     chances = {each.task: each.chance for each in findings.tasks if side is findings.sides[0]}
     scatter = ablation_scatter(
-        table.players,
+        design.players,
         coalition_means(table, [(position,) for position in range(table.n_players)]),
         coalition_means(table, [()]),
         side.scale,
@@ -162,7 +162,7 @@ def _levels_and_windows(
         f"{table.task}: one {who} removed",
         chances.get(table.task),
     )
-    windows = window_map(table, side.scale, side.unit, f"{table.task}: what removing a window costs")
+    windows = window_map(design.players, table, side.scale, side.unit, f"{table.task}: what removing a window costs")
     return [
         files.draw(
             f"{name}-ablation", scatter, f"The {words} on {table.task} with one {who} removed. Lines: 95 % intervals."
