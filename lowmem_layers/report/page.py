@@ -105,8 +105,10 @@ def _summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
         removed = f", and with each of {n_coalitions:,} {player}s removed"
     else:
         removed = f", and with each of {n_coalitions:,} windows of 1 to {largest} neighbouring {player}s {who}removed"
-    # 2) what the numbers mean
+    # 2) what the numbers mean; without windows of two there is one number, not two
     meaning = _ESTIMATES[design.estimator].format(player=player)
+    if design.coalitions == "windows" and largest == 1:
+        meaning = f"The estimate of a {player} is its ablation drop."
     meaning += f" The ablation drop of a {player} is the loss when it alone is removed."
     return (
         f"{manifest.model.get('id')} in {manifest.model.get('dtype')} (quantisation {manifest.resolved.get('quant')}) "

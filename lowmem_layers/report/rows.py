@@ -33,7 +33,7 @@ def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
 
 
 def level(metric: Metric, value: float, low: float, high: float) -> str:
-    """Write a level of a metric (not a difference) with its interval: `84.5 % [80.1, 88.2]`, `−2.5 nats [−2.6, −2.3]`."""
+    """Write a level of a metric with its interval: `84.5 % [80.1, 88.2]`, `−2.45 nats [−2.60, −2.31]`."""
     shown = f"{number(metric.scale * value, metric.decimals)} {metric.level_unit}"
     return minus(f"{shown} {interval(metric.scale * low, metric.scale * high, metric.decimals)}")
 

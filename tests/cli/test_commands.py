@@ -65,13 +65,14 @@ def test_each_command_has_its_whole_summary_in_the_list(capfd, monkeypatch):
         assert all(summary.endswith(".") and not summary.endswith("...") for _, summary in lines)
 
 
-def test_the_options_of_a_run_are_in_groups(capfd, monkeypatch):
+@pytest.mark.parametrize(("command", "last"), [("run", "--out"), ("plan", "--format")])
+def test_the_options_of_a_study_are_in_groups(capfd, monkeypatch, command, last):
     monkeypatch.setenv("COLUMNS", "80")
-    _, out, _ = call(capfd, "run", "--help")
+    _, out, _ = call(capfd, command, "--help")
     headings = re.findall(r"^(\S.*):$", out, re.MULTILINE)
     assert headings == ["Model", "Task", "What is removed and estimated", "Memory and device", "Output"]
     parts = dict(zip(headings, re.split(r"^\S.*:$", out, flags=re.MULTILINE)[1:], strict=True))
-    for heading, option in zip(headings, ("--quant", "--limit", "--until", "--offload", "--out"), strict=True):
+    for heading, option in zip(headings, ("--quant", "--limit", "--until", "--offload", last), strict=True):
         assert f"  {option} " in parts[heading]
     assert max(map(len, out.splitlines())) <= 80
 
