@@ -15,6 +15,7 @@ from rich.text import Text
 from lowmem_layers.findings.findings import METRIC_WORDS, Findings, Side, coalition_means, cornerstone_lines, find
 from lowmem_layers.findings.statement import verdict
 from lowmem_layers.game.answers.importance import Importance
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.report.rows import interval, number
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def task_table(run: Run) -> Table:
         mean = coalition_means(values, [()])
         chance = f"{scale * run.chance(values.task):.0f}{unit}" if unit else "–"
         digits = 1 if unit else 3
-        bounds = interval(scale * mean.low[0], scale * mean.high[0], digits)
+        bounds = interval(scale * mean.ci.low[0], scale * mean.ci.high[0], digits)
         shown = f"{number(scale * mean.value[0], digits)}{unit} {bounds}"
         table.add_row(values.task, f"{values.n_items:,}", METRIC_WORDS[metric], shown, chance)
     return table
@@ -101,16 +102,14 @@ def sublayer_table(findings: Findings) -> Table:
 def _cells(side: Side, position: int) -> tuple[str, str, str]:
     found: Importance = side.overall
     return (
-        _with_half(side, found.value[position], found.ci_low[position], found.ci_high[position]),
-        _with_half(
-            side, found.ablation_drop[position], found.ablation_ci_low[position], found.ablation_ci_high[position]
-        ),
+        _with_half(side, found.value[position], found.ci.at(position)),
+        _with_half(side, found.ablation_drop[position], found.ablation_ci.at(position)),
         number(100 * found.share[position], 1) + " %",
     )
 
 
-def _with_half(side: Side, value: float, low: float, high: float) -> str:
+def _with_half(side: Side, value: float, ci: Interval[float]) -> str:
     """Write a value with half its interval's width."""
     digits = 1 if side.scale == 100.0 or abs(side.scale * value) >= 10 else 2
-    half = side.scale * (high - low) / 2
+    half = side.scale * (ci.high - ci.low) / 2
     return number(side.scale * value, digits) + (f" ±{half:.{digits}f}" if np.isfinite(half) else "")

@@ -121,7 +121,7 @@ def _tasks(run: Run) -> str:
     for table in run.value_tables():
         metric, mean = run.metric(table.task), coalition_means(table, [()])
         scale, unit = (1.0, "") if metric == "nll_per_byte" else (100.0, " %")
-        shown = f"{scale * mean.value[0]:.1f}{unit} [{scale * mean.low[0]:.1f}, {scale * mean.high[0]:.1f}]"
+        shown = f"{scale * mean.value[0]:.1f}{unit} [{scale * mean.ci.low[0]:.1f}, {scale * mean.ci.high[0]:.1f}]"
         chance = f"{scale * run.chance(table.task):.0f}{unit}" if unit else "–"
         rows.append([table.task, f"{table.n_items:,}", METRIC_WORDS[metric], shown, chance])
     return "<h2>The full model</h2>\n" + html_table(["task", "items", "metric", "value, 95 % interval", "chance"], rows)

@@ -14,13 +14,14 @@ def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[st
     """Lay out one task's importance: header and rows, by rank."""
     digits = 1 if scale == 100.0 else 2
     header = ["sublayer", f"estimate ({unit})", "95 %", f"ablation drop ({unit})", "95 %", "share (%)", "rank"]
+    ci, drop_ci = found.ci.times(scale), found.ablation_ci.times(scale)
     rows = [
         [
             found.players[place],
             number(scale * found.value[place], digits),
-            interval(scale * found.ci_low[place], scale * found.ci_high[place], digits),
+            interval(ci.low[place], ci.high[place], digits),
             number(scale * found.ablation_drop[place], digits),
-            interval(scale * found.ablation_ci_low[place], scale * found.ablation_ci_high[place], digits),
+            interval(drop_ci.low[place], drop_ci.high[place], digits),
             number(100 * found.share[place], 1),
             number(found.rank[place], 0),
         ]
