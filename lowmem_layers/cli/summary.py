@@ -14,6 +14,7 @@ from rich.text import Text
 from lowmem_layers.cli.output import visible
 from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.run import Run
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.report.rows import level_rows, minus, number
 from lowmem_layers.tasks.metrics import metric_named
 
@@ -78,18 +79,16 @@ def importance_table(sides: tuple[Side, ...]) -> Table:
         for side in sides:
             found = side.overall
             cells += [
-                _with_half(side, found.value[place], found.ci_low[place], found.ci_high[place]),
-                _with_half(
-                    side, found.ablation_drop[place], found.ablation_ci_low[place], found.ablation_ci_high[place]
-                ),
-                number(100 * found.share[place], 1) + " %",
+                _with_half(side, found.value[place], found.ci.at(place)),
+                _with_half(side, found.ablation_drop[place], found.ablation_ci.at(place)),
+                f"{number(100 * found.share[place], 1)} %",
             ]
         table.add_row(Text(visible(name), style="red" if name.startswith("attn") else "blue"), *cells)
     return table
 
 
-def _with_half(side: Side, value: float, low: float, high: float) -> str:
+def _with_half(side: Side, value: float, ci: Interval[float]) -> str:
     """Write a value with half its interval's width."""
     digits = 1 if side.scale == 100.0 or abs(side.scale * value) >= 10 else 2
-    half = side.scale * (high - low) / 2
+    half = side.scale * (ci.high - ci.low) / 2
     return minus(number(side.scale * value, digits)) + (f" ±{half:.{digits}f}" if np.isfinite(half) else "")

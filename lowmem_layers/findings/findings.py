@@ -14,7 +14,7 @@ from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.estimators.weights import Estimator
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
-from lowmem_layers.game.uncertainty.intervals import mean_interval
+from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.tasks.metrics import Metric, metric_named
 
@@ -38,8 +38,7 @@ class Means:
     """v(S) of some coalitions, with intervals. Shapes: (coalitions,) each."""
 
     value: FloatArray
-    low: FloatArray
-    high: FloatArray
+    ci: Interval[FloatArray]
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,5 @@ def coalition_means(table: ValueTable, coalitions: Sequence[Removed], level: flo
     weights = np.zeros((len(coalitions), len(table.coalitions)))
     weights[np.arange(len(coalitions)), [table.column_index(removed) for removed in coalitions]] = 1.0
     influence = estimate_influence(table, weights)
-    low, high = mean_interval(influence, level)
-    if table.is_binary:
-        low, high = np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)
-    return Means(influence.value, low, high)
+    ci = mean_interval(influence, level)
+    return Means(influence.value, ci.clip(0.0, 1.0) if table.is_binary else ci)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lowmem_layers.findings.findings import TaskLevel
 from lowmem_layers.game.answers.importance import Importance
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.tasks.metrics import Metric
 
 Rows = list[list[str]]
@@ -24,7 +25,7 @@ def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
             each.task,
             f"{each.n_items:,}",
             each.metric.words,
-            level(each.metric, each.level.value[0], each.level.low[0], each.level.high[0]),
+            level(each.metric, each.level.value[0], each.level.ci.at(0)),
             "–" if each.chance is None else f"{each.metric.scale * each.chance:.0f} {each.metric.level_unit}",
         ]
         for each in tasks
@@ -32,23 +33,24 @@ def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
     return ["task", "items", "metric", "full model, 95 %", "chance"], rows
 
 
-def level(metric: Metric, value: float, low: float, high: float) -> str:
+def level(metric: Metric, value: float, ci: Interval[float]) -> str:
     """Write a level of a metric with its interval: `84.5 % [80.1, 88.2]`, `−2.45 nats [−2.60, −2.31]`."""
     shown = f"{number(metric.scale * value, metric.decimals)} {metric.level_unit}"
-    return minus(f"{shown} {interval(metric.scale * low, metric.scale * high, metric.decimals)}")
+    return minus(f"{shown} {interval(metric.scale * ci.low, metric.scale * ci.high, metric.decimals)}")
 
 
 def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[str], Rows]:
     """Lay out one task's importance: header and rows, by rank."""
     digits = 1 if scale == 100.0 else 2
     header = ["sublayer", f"estimate ({unit})", "95 %", f"ablation drop ({unit})", "95 %", "share (%)", "rank"]
+    ci, drop_ci = found.ci.times(scale), found.ablation_ci.times(scale)
     rows = [
         [
             found.players[place],
             number(scale * found.value[place], digits),
-            interval(scale * found.ci_low[place], scale * found.ci_high[place], digits),
+            interval(ci.low[place], ci.high[place], digits),
             number(scale * found.ablation_drop[place], digits),
-            interval(scale * found.ablation_ci_low[place], scale * found.ablation_ci_high[place], digits),
+            interval(drop_ci.low[place], drop_ci.high[place], digits),
             number(100 * found.share[place], 1),
             number(found.rank[place], 0),
         ]

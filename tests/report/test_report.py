@@ -22,6 +22,7 @@ from lowmem_layers.findings.findings import find
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.report import write_report
 from lowmem_layers.report.compared import draw_comparison
@@ -193,10 +194,10 @@ def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_drawn_once(tmp_path, b
 
 
 def test_levels_are_in_the_units_of_their_metric():
-    assert level(METRICS["acc"], 0.845, 0.801, 0.882) == "84.5 % [80.1, 88.2]"
-    assert level(METRICS["loglikelihood"], -2.4512, -2.6, -2.31) == "−2.45 nats [−2.60, −2.31]"
-    assert level(METRICS["nll_per_byte"], -0.81234, -0.9, -0.7) == "−0.812 nats per byte [−0.900, −0.700]"
-    assert level(METRICS["probability"], 1.0, float("nan"), float("nan")) == "100.0 % –"
+    assert level(METRICS["acc"], 0.845, Interval(0.801, 0.882)) == "84.5 % [80.1, 88.2]"
+    assert level(METRICS["loglikelihood"], -2.4512, Interval(-2.6, -2.31)) == "−2.45 nats [−2.60, −2.31]"
+    assert level(METRICS["nll_per_byte"], -0.81234, Interval(-0.9, -0.7)) == "−0.812 nats per byte [−0.900, −0.700]"
+    assert level(METRICS["probability"], 1.0, Interval(float("nan"), float("nan"))) == "100.0 % –"
 
 
 def test_the_template_is_installed_with_the_package():
