@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from rich.text import Text
 from lowmem_layers.cli.output import visible
 from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.run import Run
+from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.players.player import Player
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.report.rows import level_rows, minus, number
 from lowmem_layers.tasks.metrics import metric_named
@@ -36,7 +39,7 @@ def summarise(run: Run, findings: Findings, page: Path, console: Console | None 
     # 1) importance; no number is cut short, whatever the terminal's width
     if findings.sides:
         width, console.width = console.width, max(console.width, _WIDEST)
-        console.print(importance_table(findings.sides), crop=False)
+        console.print(importance_table(run.manifest.game.players, findings.sides), crop=False)
         console.width = width
         hidden = len(findings.sides[-1].overall.players) - _MOST_ROWS
         if hidden > 0:
@@ -58,7 +61,7 @@ def summarise(run: Run, findings: Findings, page: Path, console: Console | None 
     say(f"all numbers lowmem-layers importance {folder} --format csv")
 
 
-def importance_table(sides: tuple[Side, ...]) -> Table:
+def importance_table(players: Sequence[Player | Group], sides: Sequence[Side]) -> Table:
     """Lay out every sublayer, the most important by log-likelihood first; ± are 95 % intervals."""
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -73,9 +76,8 @@ def importance_table(sides: tuple[Side, ...]) -> Table:
         for name in ("estimate", "drop", "share"):
             heading = f"{metric_named(side.value).short}\n{name}"
             table.add_column(heading, justify="right", no_wrap=True, header_style=style)
-    last = sides[-1].overall
-    for place in last.order()[:_MOST_ROWS]:
-        name, cells = last.players[place], []
+    for place in sides[-1].overall.order()[:_MOST_ROWS]:
+        player, cells = players[place], []
         for side in sides:
             found = side.overall
             cells += [
@@ -83,7 +85,8 @@ def importance_table(sides: tuple[Side, ...]) -> Table:
                 _with_half(side, found.ablation_drop[place], found.ablation_ci.at(place)),
                 f"{number(100 * found.share[place], 1)} %",
             ]
-        table.add_row(Text(visible(name), style="red" if name.startswith("attn") else "blue"), *cells)
+        colour = "green" if isinstance(player, Group) else "red" if player.is_attention else "blue"
+        table.add_row(Text(visible(player.name), style=colour), *cells)
     return table
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lowmem_layers import StudySpec, run_study
 from lowmem_layers.cli.output import visible
-from lowmem_layers.cli.summary import summarise
+from lowmem_layers.cli.summary import importance_table, summarise
 from lowmem_layers.findings.findings import find
 
 
@@ -56,6 +56,16 @@ def test_names_are_shown_as_they_are(tmp_path, bench, name):
     assert f" task {visible(name)} " in text
     assert f"top 3 by accuracy: {visible(name)}, rest" in text or f"rest, {visible(name)}" in text
     assert not set(text) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
+    spec = StudySpec(tasks=("one",), players="attn.0=attn.0+ffn.0,rest=attn.1+ffn.1", max_removed=1)
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    table = importance_table(run.manifest.game.players, find(run).sides)
+    assert {(cell.plain, str(cell.style)) for cell in table.columns[0].cells} == {
+        ("attn.0", "green"),
+        ("rest", "green"),
+    }
 
 
 def test_control_characters_are_spelled_out():

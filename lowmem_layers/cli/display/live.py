@@ -84,7 +84,7 @@ class LiveDisplay:
         # 3) the sublayers whose removal costs most so far
         leaders = _line("nats lost without it, so far: ", style="dim")
         for name, drop in at.leaders:
-            leaders.append(f"{visible(name)} ", style="red" if name.startswith("attn") else "blue")
+            leaders.append(f"{visible(name)} ", style="cyan")
             leaders.append(f"{drop:.1f}  ", style="bold")
         return Group(headline, bar, counts, leaders)
 
