@@ -106,7 +106,9 @@ def _rows(found: Importance) -> pa.Table:
 
 def _numbers(found: Importance, field: pa.Field) -> pa.Array:
     """Take a column; a rank that is not a number (its value is none) becomes null."""
-    values = np.asarray(getattr(found, field.name), dtype=np.float64)
+    what, _, end = field.name.rpartition("_")  # ci_low, share_ci_high, …: one end of an interval
+    known = getattr(getattr(found, what), end) if end in ("low", "high") else getattr(found, field.name)
+    values = np.asarray(known, dtype=np.float64)
     if pa.types.is_floating(field.type):
         return pa.array(values)
     unknown = ~np.isfinite(values)

@@ -17,6 +17,8 @@ from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
+from lowmem_layers.game.uncertainty.intervals import Interval
+from lowmem_layers.game.values.table import FloatArray
 from lowmem_layers.record.files import cannot_write, make_folder
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import FORMATS, MARKERS, QUIET, colour, new_figure, paper_style, save
@@ -74,9 +76,8 @@ def _both(
 ) -> None:
     places = player_places(players)
     apart = 0.11 * (places[1] - places[0] if len(places) > 1 else 1.0) / 0.5
-    sides = ((one.value_a, one.low_a, one.high_a, -apart, True), (one.value_b, one.low_b, one.high_b, apart, False))
-    for value, low, high, shift, filled in sides:
-        _points(axes, players, places + shift, scale * value, (scale * low, scale * high), np.full(len(value), filled))
+    for value, ci, shift, filled in ((one.value_a, one.ci_a, -apart, True), (one.value_b, one.ci_b, apart, False)):
+        _points(axes, players, places + shift, scale * value, ci.times(scale), np.full(len(value), filled))
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, scale * np.concatenate([one.value_a, one.value_b]))
     axes.set_ylabel(f"{one.estimator} estimate\n({unit}{'; ' + note if note else ''})")
@@ -85,15 +86,15 @@ def _both(
 
 def _difference(axes: Axes, players: Sequence[Player | Group], one: Comparison, scale: float, unit: str) -> None:
     places = player_places(players)
-    _points(axes, players, places, scale * one.difference, (scale * one.ci_low, scale * one.ci_high), one.significant)
+    _points(axes, players, places, scale * one.difference, one.ci.times(scale), one.significant)
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, scale * one.difference)
     axes.set_ylabel(f"A − B\n({unit}{'; ' + note if note else ''})")
     same = one.agreement
     axes.set_title(
-        f"Spearman {same.spearman:.2f} [{same.spearman_low:.2f}, {same.spearman_high:.2f}], {same.overlap} of the top "
-        f"{same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed (filled: "
-        f"{CORRECTIONS[one.correction]}, {one.level:.0%})",
+        f"Spearman {same.spearman:.2f} [{same.spearman_ci.low:.2f}, {same.spearman_ci.high:.2f}], "
+        f"{same.overlap} of the top {same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed "
+        f"(filled: {CORRECTIONS[one.correction]}, {one.level:.0%})",
         fontsize=8,
     )
 
@@ -103,13 +104,13 @@ def _points(
     players: Sequence[Player | Group],
     x: np.ndarray,
     y: np.ndarray,
-    bounds: tuple[np.ndarray, np.ndarray],
+    ci: Interval[FloatArray],
     filled: np.ndarray,
 ) -> None:
     """Draw every player in its kind's colour and marker, filled or hollow, with its interval."""
     colours = np.array([colour(player) for player in players])
-    known = np.isfinite(y) & np.isfinite(bounds[0]) & np.isfinite(bounds[1])
-    axes.vlines(x[known], bounds[0][known], bounds[1][known], colors=list(colours[known]), linewidth=0.7)
+    known = np.isfinite(y) & np.isfinite(ci.low) & np.isfinite(ci.high)
+    axes.vlines(x[known], ci.low[known], ci.high[known], colors=list(colours[known]), linewidth=0.7)
     for kind, marker in MARKERS.items():
         for full in (True, False):
             chosen = (colours == kind) & (filled == full)

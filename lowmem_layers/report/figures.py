@@ -14,7 +14,8 @@ from lowmem_layers.findings.findings import Means
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
-from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.game.uncertainty.intervals import Interval
+from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure
 
@@ -33,7 +34,7 @@ def importance_bars(
     values, colours = scale * found.value, [colour(player) for player in players]
     x = player_places(players, 0.2)
     axes.bar(x, values, width=0.4, color=colours, linewidth=0)
-    _intervals(axes, x, values, scale * found.ci_low, scale * found.ci_high, ["#222222"] * len(x))
+    _intervals(axes, x, values, found.ci.times(scale), ["#222222"] * len(x))
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, values)
     axes.set_ylabel(f"{found.estimator} estimate\n({unit}{'; ' + note if note else ''})")
@@ -66,7 +67,7 @@ def ablation_scatter(
         )
     colours = [colour(player) for player in players]
     x = player_places(players, 0.1)
-    _intervals(axes, x, scale * single.value, scale * single.low, scale * single.high, colours)
+    _intervals(axes, x, scale * single.value, single.ci.times(scale), colours)
     for kind, marker in MARKERS.items():
         chosen = np.array([each == kind for each in colours])
         axes.scatter(x[chosen], scale * single.value[chosen], s=13, marker=marker, color=kind, linewidths=0, zorder=3)
@@ -143,13 +144,10 @@ def window_map(players: Sequence[Player | Group], table: ValueTable, scale: floa
     return figure
 
 
-def _intervals(
-    axes: Axes, x: np.ndarray, values: np.ndarray, low: np.ndarray, high: np.ndarray, colours: list[str]
-) -> None:
-    known = np.isfinite(values) & np.isfinite(low) & np.isfinite(high)
-    axes.vlines(
-        x[known], low[known], high[known], colors=[c for c, k in zip(colours, known, strict=True) if k], linewidth=0.7
-    )
+def _intervals(axes: Axes, x: np.ndarray, values: np.ndarray, ci: Interval[FloatArray], colours: list[str]) -> None:
+    known = np.isfinite(values) & np.isfinite(ci.low) & np.isfinite(ci.high)
+    shown = [colour for colour, is_known in zip(colours, known, strict=True) if is_known]
+    axes.vlines(x[known], ci.low[known], ci.high[known], colors=shown, linewidth=0.7)
 
 
 def _sample(line: Line2D) -> Line2D:

@@ -62,12 +62,13 @@ def interaction_rows(found: Interactions, scale: float, unit: str, most: int | N
     """Lay pairs out, the surest first: by adjusted p-value, then by size. `most` None takes all."""
     digits = 1 if scale == 100.0 else 2
     header = ["pair", f"interaction ({unit})", "95 %", "adjusted p", "kind"]
+    ci = found.ci.times(scale)
     order = np.lexsort((-np.abs(found.value), found.p_adjusted))[:most]
     rows = [
         [
             f"{found.players[found.first[pair]]} + {found.players[found.second[pair]]}",
             number(scale * float(found.value[pair]), digits),
-            interval(scale * float(found.ci_low[pair]), scale * float(found.ci_high[pair]), digits),
+            interval(float(ci.low[pair]), float(ci.high[pair]), digits),
             p_value(float(found.p_adjusted[pair])),
             found.kind(pair),
         ]
