@@ -10,7 +10,7 @@ from scipy.special import stdtr, stdtrit
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.uncertainty.errors import Influence
-from lowmem_layers.game.uncertainty.skewness import uncorrected_t
+from lowmem_layers.game.uncertainty.skewness import corrected_t, uncorrected_t
 from lowmem_layers.game.values.table import FloatArray
 
 Bound = TypeVar("Bound", float, FloatArray)
@@ -76,13 +76,20 @@ def skewed_radii(quantile: FloatArray, skewness: FloatArray, is_binary: bool) ->
 
 
 def two_sided_p(estimate: Influence) -> FloatArray:
-    """Test every estimate against 0 by Student's t.
+    """Test every estimate against 0: p is the smallest α at which 0 lies outside `mean_interval` at level 1 − α.
 
+    The interval is a union, so 0 is outside where both of its parts exclude 0: the smaller one of Student's t and of
+    Hall's corrected t decides (for accuracies, Student's t alone).
     Shapes: (players,); nan where the estimate or its error is unknown.
     """
     value, error = estimate.value, estimate.standard_error
     varies = error > 0
     t = np.divide(value, error, out=np.zeros(value.shape), where=varies)
-    p = 2.0 * stdtr(estimate.dof, -np.abs(t))
+    statistic = np.abs(t)
+    if not estimate.is_binary:
+        # `corrected_t` increases with t, so comparing it with the quantile is comparing t with the interval's radius.
+        hall = np.sign(t) * corrected_t(t, estimate.skewness)
+        statistic = np.clip(hall, 0.0, statistic)
+    p = 2.0 * stdtr(estimate.dof, -statistic)
     p = np.where(varies, p, np.where(value == 0, 1.0, 0.0))  # without any spread the interval is one point
     return np.where(np.isfinite(value) & np.isfinite(error), p, np.nan)
