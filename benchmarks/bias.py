@@ -49,7 +49,7 @@ from lowmem_layers.game.players.coalitions import (
     permutations,
     windows,
 )
-from lowmem_layers.game.players.groups import Grouping, grouped_table
+from lowmem_layers.game.players.groups import Group, Grouping, grouped_table
 from lowmem_layers.game.uncertainty.errors import Influence, contributions, influence_of
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
@@ -130,7 +130,7 @@ def options_of() -> argparse.Namespace:
 def twelve_groups(names: Sequence[str]) -> Grouping:
     """Cut the sublayers into 12 runs of (nearly) equal length."""
     members = [tuple(int(i) for i in part) for part in np.array_split(np.arange(len(names)), N_GROUPS)]
-    return Grouping(tuple(f"{names[m[0]]}…{names[m[-1]]}" for m in members), tuple(members))
+    return Grouping(tuple(Group(f"{names[m[0]]}…{names[m[-1]]}", m) for m in members))
 
 
 def draws_of(item: str, n_players: int, options: argparse.Namespace) -> Draws:
@@ -275,8 +275,8 @@ def described(
         "items": table.n_items,
         "full_minus_none": total,
         "value": {name: each.value.tolist() for name, each in everything.items()},
-        "low": {name: low.tolist() for name, (low, _) in bounds.items()},
-        "high": {name: high.tolist() for name, (_, high) in bounds.items()},
+        "low": {name: ci.low.tolist() for name, ci in bounds.items()},
+        "high": {name: ci.high.tolist() for name, ci in bounds.items()},
         "agreement": {
             f"{name} / {against}": compared(table.players, everything[name], truth, total)
             for against, truth in truths.items()
@@ -295,9 +295,9 @@ def compared(players: Sequence[str], one: Influence, truth: Influence, total: fl
     gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof))
     corrected = adjusted(two_sided_p(gap), "holm")
     return {
-        "spearman": [found.spearman, found.spearman_low, found.spearman_high],
-        "kendall": [found.kendall, found.kendall_low, found.kendall_high],
-        "top3": [found.overlap, found.overlap_low, found.overlap_high],
+        "spearman": [found.spearman, found.spearman_ci.low, found.spearman_ci.high],
+        "kendall": [found.kendall, found.kendall_ci.low, found.kendall_ci.high],
+        "top3": [found.overlap, found.overlap_ci.low, found.overlap_ci.high],
         "resolved": found.resolved,
         "differ": {players[p]: float(gap.value[p]) for p in np.argsort(-np.abs(gap.value)) if corrected[p] < 0.05},
         "sum_over_total": float(one.value.sum() / total) if total else None,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from lowmem_layers.game.players.player import parse_player
 from lowmem_layers.report.style import QUIET, colour, new_figure, paper_style, save
 
 UNITS = {"loglikelihood": "nats", "probability": "probability", "metric": "accuracy"}
@@ -39,7 +40,7 @@ def _scatter(axes: Axes, found: dict[str, Any], value: str) -> None:
     low, high = found["low"], found["high"]
     axes.hlines(y, low["random windows"], high["random windows"], color="#dddddd", linewidth=0.5, zorder=1)
     axes.vlines(x, low["neighbourhood"], high["neighbourhood"], color="#dddddd", linewidth=0.5, zorder=1)
-    axes.scatter(x, y, s=12, c=[colour(name) for name in found["players"]], linewidths=0, zorder=2)
+    axes.scatter(x, y, s=12, c=[colour(parse_player(name)) for name in found["players"]], linewidths=0, zorder=2)
     span = [min(x.min(), y.min()), max(x.max(), y.max())]
     room = 0.12 * (span[1] - span[0])
     for place, index in enumerate(np.argsort(-y)[:3]):

@@ -33,6 +33,7 @@ from lowmem_layers.game import ValueTable, compare, estimate, interactions, play
 from lowmem_layers.game.answers.interactions import interaction_pairs, interaction_weights
 from lowmem_layers.game.estimators.weights import estimator_weights, largest_window
 from lowmem_layers.game.uncertainty.errors import contributions
+from lowmem_layers.game.uncertainty.intervals import Interval
 
 MARGINS = 40_000  # items in a population
 
@@ -100,9 +101,9 @@ def of_record(table: ValueTable, other: ValueTable) -> Population:
     return Population(table.take_items(both), second, np.arange(len(both)), ones)
 
 
-def inside(low: np.ndarray, high: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def inside(ci: Interval, truth: np.ndarray | float) -> np.ndarray:
     """Tell which intervals hold the truth."""
-    return (low <= truth + 1e-12) & (truth <= high + 1e-12)
+    return (ci.low <= truth + 1e-12) & (truth <= ci.high + 1e-12)
 
 
 def seen(population: Population, n_items: int) -> dict[str, np.ndarray]:
@@ -136,21 +137,21 @@ def measure(population: Population, n_items: int, runs: int, seed: int) -> dict[
     for run in range(runs):
         first, second = population.sample(n_items, rng)
         found = estimate(first, seed=run)
-        note("value", inside(found.ci_low, found.ci_high, truth.value))
-        note("drop", inside(found.ablation_ci_low, found.ablation_ci_high, truth.ablation_drop))
-        note("share", inside(found.share_ci_low, found.share_ci_high, truth.share)[counted])
-        note("rank", inside(found.rank_ci_low, found.rank_ci_high, true_rank))
-        note("rank_width", found.rank_ci_high - found.rank_ci_low)
+        note("value", inside(found.ci, truth.value))
+        note("drop", inside(found.ablation_ci, truth.ablation_drop))
+        note("share", inside(found.share_ci, truth.share)[counted])
+        note("rank", inside(found.rank_ci, true_rank))
+        note("rank_width", found.rank_ci.high - found.rank_ci.low)
         stated_in, stated_out = found.top_k_decision == 1, found.top_k_decision == -1
         note("top3_wrong", bool((stated_in & (true_rank > 3)).any() or (stated_out & (true_rank <= 3)).any()))
         between = interactions(first)
-        note("interaction", inside(between.ci_low, between.ci_high, pairs.value))
+        note("interaction", inside(between.ci, pairs.value))
         difference = compare(first, second, seed=run)
-        note("difference", inside(difference.ci_low, difference.ci_high, changed.difference))
+        note("difference", inside(difference.ci, changed.difference))
         both, agreed = difference.agreement, changed.agreement
-        note("kendall", both.kendall_low <= agreed.kendall <= both.kendall_high)
-        note("spearman", both.spearman_low <= agreed.spearman <= both.spearman_high)
-        note("overlap", both.overlap_low <= agreed.overlap <= both.overlap_high)
+        note("kendall", inside(both.kendall_ci, agreed.kendall))
+        note("spearman", inside(both.spearman_ci, agreed.spearman))
+        note("overlap", inside(both.overlap_ci, agreed.overlap))
     return summary(hits, runs)
 
 

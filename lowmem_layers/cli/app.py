@@ -1,4 +1,4 @@
-"""The command group."""
+"""The command group: all commands, in the order in which a newcomer needs them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from difflib import get_close_matches
 import click
 
 from lowmem_layers._version import __version__
-from lowmem_layers.cli.compare import compare, interactions, tables
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
-from lowmem_layers.cli.results import importance, report, scores
+from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
 from lowmem_layers.cli.run import run
 
 _COMMANDS: Mapping[str, click.Command] = {
@@ -30,7 +29,7 @@ _COMMANDS: Mapping[str, click.Command] = {
 
 
 class _InOrder(click.Group):
-    """Lists commands in the order in which a newcomer needs them, and guesses what was meant."""
+    """A group that lists its commands in the given order, and names the nearest command for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -51,8 +50,10 @@ class _InOrder(click.Group):
 )
 @click.version_option(__version__, message="lowmem-layers %(version)s")
 def app() -> None:
-    """Which sublayers of this language model matter?
+    """Measure which sublayers of a language model matter.
 
-    Removes every contiguous window of attention and feed-forward sublayers from a (quantised) language model, scores a
-    task without them, and estimates every sublayer's importance with an interval. Start with: lowmem-layers run
+    Removes every window of neighbouring attention and feed-forward sublayers from a (quantised) language model, scores
+    a task without them, and estimates the importance of each sublayer with an interval.
+
+    Start with: lowmem-layers run
     """

@@ -13,6 +13,7 @@ from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison, Walks, compare, compare_mean
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.estimators.weights import Estimator
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.multiplicity import Correction
 from lowmem_layers.game.uncertainty.rank_correlation import Agreement
 from lowmem_layers.game.values.table import ValueTable
@@ -111,17 +112,17 @@ def agreement_table(found: dict[str, Comparison]) -> pa.Table:
             "items_b": one.n_items[1],
             "paired": str(one.paired).lower(),
             "kendall": one.agreement.kendall,
-            "kendall_low": one.agreement.kendall_low,
-            "kendall_high": one.agreement.kendall_high,
+            "kendall_low": one.agreement.kendall_ci.low,
+            "kendall_high": one.agreement.kendall_ci.high,
             "spearman": one.agreement.spearman,
-            "spearman_low": one.agreement.spearman_low,
-            "spearman_high": one.agreement.spearman_high,
+            "spearman_low": one.agreement.spearman_ci.low,
+            "spearman_high": one.agreement.spearman_ci.high,
             "resolved": one.agreement.resolved,
             "opposite": one.agreement.opposite,
             "top": one.agreement.top_k,
             "overlap": one.agreement.overlap,
-            "overlap_low": one.agreement.overlap_low,
-            "overlap_high": one.agreement.overlap_high,
+            "overlap_low": one.agreement.overlap_ci.low,
+            "overlap_high": one.agreement.overlap_ci.high,
             "changed": int(np.sum(one.significant)),
             "players": len(one.players),
             "correction": one.correction,
@@ -139,10 +140,11 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
         changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
         lines.append(
             f"{task} ({_items(one)}): "
-            f"Spearman {_bounded(same.spearman, same.spearman_low, same.spearman_high)}, "
-            f"Kendall {_bounded(same.kendall, same.kendall_low, same.kendall_high)}; "
+            f"Spearman {_bounded(same.spearman, same.spearman_ci)}, "
+            f"Kendall {_bounded(same.kendall, same.kendall_ci)}; "
             f"{_certain_pairs(same)}; "
-            f"{same.overlap} of the top {same.top_k} are the same [{same.overlap_low:.0f}, {same.overlap_high:.0f}]; "
+            f"{same.overlap} of the top {same.top_k} are the same "
+            f"[{same.overlap_ci.low:.0f}, {same.overlap_ci.high:.0f}]; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
             f"({CORRECTIONS[one.correction]}, {100 * one.level:g}%){': ' + changed if changed else ''}"
         )
@@ -175,8 +177,8 @@ def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -
             "first": [found.players[place] for place in found.first],
             "second": [found.players[place] for place in found.second],
             "value": found.value,
-            "ci_low": found.ci_low,
-            "ci_high": found.ci_high,
+            "ci_low": found.ci.low,
+            "ci_high": found.ci.high,
             "p_adjusted": found.p_adjusted,
             "kind": [found.kind(pair) for pair in range(len(found.value))],
         }
@@ -248,8 +250,8 @@ def _said(option: object) -> str:
     return "none" if option is None else str(option)
 
 
-def _bounded(value: float, low: float, high: float) -> str:
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def _bounded(value: float, ci: Interval[float]) -> str:
+    return f"{value:.2f} [{ci.low:.2f}, {ci.high:.2f}]"
 
 
 def _compared(task: str, one: Comparison) -> pa.Table:
@@ -261,8 +263,8 @@ def _compared(task: str, one: Comparison) -> pa.Table:
             "value_a": one.value_a,
             "value_b": one.value_b,
             "difference": one.difference,
-            "ci_low": one.ci_low,
-            "ci_high": one.ci_high,
+            "ci_low": one.ci.low,
+            "ci_high": one.ci.high,
             "p_adjusted": one.p_adjusted,
             "significant": [str(bool(each)).lower() for each in one.significant],
         }

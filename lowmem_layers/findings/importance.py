@@ -11,8 +11,8 @@ import pyarrow as pa
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.importance import Importance, combine, estimate, estimate_permutations
 from lowmem_layers.game.estimators.weights import Estimator
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.values.table import ValueTable
-from lowmem_layers.record.design import Game
 from lowmem_layers.record.spec import one_of
 
 N_TOP = 3
@@ -43,7 +43,7 @@ _MEMBERSHIP = {1: "in", -1: "out", 0: "undecided"}
 
 
 def estimates(
-    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
+    tables: Sequence[ValueTable], game: Design, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
 ) -> list[Importance]:
     """Estimate importance on every task, and on their mean (`all`) where there are several.
 
@@ -64,7 +64,7 @@ def estimates(
     return found if len(tables) == 1 else [*found, combine(tables, known, level=level, top_k=top_k)]
 
 
-def _by_orders(tables: Sequence[ValueTable], game: Game, level: float, top_k: int) -> Importance:
+def _by_orders(tables: Sequence[ValueTable], game: Design, level: float, top_k: int) -> Importance:
     if not game.orders:
         raise UsageError(
             "no removal orders were measured", "they are with: lowmem-layers run --coalitions permutations"
@@ -73,7 +73,7 @@ def _by_orders(tables: Sequence[ValueTable], game: Game, level: float, top_k: in
 
 
 def importance_table(
-    tables: Sequence[ValueTable], game: Game, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
+    tables: Sequence[ValueTable], game: Design, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
 ) -> pa.Table:
     """Lay out `estimates`: a row a task and sublayer, in execution order.
 
@@ -106,7 +106,9 @@ def _rows(found: Importance) -> pa.Table:
 
 def _numbers(found: Importance, field: pa.Field) -> pa.Array:
     """Take a column; a rank that is not a number (its value is none) becomes null."""
-    values = np.asarray(getattr(found, field.name), dtype=np.float64)
+    what, _, end = field.name.rpartition("_")  # ci_low, share_ci_high, …: one end of an interval
+    known = getattr(getattr(found, what), end) if end in ("low", "high") else getattr(found, field.name)
+    values = np.asarray(known, dtype=np.float64)
     if pa.types.is_floating(field.type):
         return pa.array(values)
     unknown = ~np.isfinite(values)

@@ -21,7 +21,8 @@ from lowmem_layers.game.players.coalitions import (
     single_removals,
     windows,
 )
-from lowmem_layers.game.players.groups import Grouping, group_players, grouped_table, parse_groups
+from lowmem_layers.game.players.design import Design
+from lowmem_layers.game.players.groups import Group, Grouping, group_players, grouped_table, parse_groups
 from lowmem_layers.game.players.player import Player, parse_player, players_of
 from lowmem_layers.game.uncertainty.rank_correlation import Agreement, kendall_tau, spearman_rho
 from lowmem_layers.game.uncertainty.ranks import ranks
@@ -33,7 +34,9 @@ __all__ = [
     "Agreement",
     "Comparison",
     "Cornerstones",
+    "Design",
     "Estimator",
+    "Group",
     "Grouping",
     "Importance",
     "Interactions",

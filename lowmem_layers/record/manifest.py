@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lowmem_layers.errors import RecordError
-from lowmem_layers.game.players.groups import Grouping
-from lowmem_layers.record.design import Game
+from lowmem_layers.errors import RecordError, UsageError
+from lowmem_layers.game.players.design import Design
+from lowmem_layers.game.players.groups import Group, Grouping
+from lowmem_layers.game.players.player import parse_player
 from lowmem_layers.record.files import write_text
 from lowmem_layers.record.tile_plan import TilePlan, parse_tile, spell_tile
 
@@ -39,7 +40,7 @@ class Manifest:
     versions: Mapping[str, str]
     players: tuple[str, ...]
     plan: TilePlan
-    game: Game
+    game: Design
     work: int
     seed: int
     elapsed_s: float = 0.0
@@ -107,26 +108,25 @@ def _to_json(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _game_to_json(game: Game) -> dict[str, Any]:
+def _game_to_json(game: Design) -> dict[str, Any]:
     """Write what is not the plain game of all sublayers' windows."""
     found: dict[str, Any] = {}
     if game.grouping is not None:
-        members = zip(game.grouping.names, game.grouping.members, strict=True)
-        found["groups"] = [[name, " ".join(map(str, member))] for name, member in members]
+        found["groups"] = [[group.name, " ".join(map(str, group.members))] for group in game.grouping.groups]
     if game.orders:
         found["orders"] = [" ".join(map(str, order)) for order in game.orders]
         found["cuts"] = list(game.cuts)
     return found
 
 
-def _game_from_json(stored: Mapping[str, Any]) -> Game:
+def _game_from_json(stored: Mapping[str, Any]) -> Design:
     resolved = stored["spec"]["resolved"]
-    groups = [(str(name), _numbers(member)) for name, member in stored.get("groups", ())]
-    return Game(
-        sublayers=tuple(stored["players"].split()),
-        coalitions=str(resolved.get("coalitions", "windows")),
+    groups = tuple(Group(str(name), _numbers(members)) for name, members in stored.get("groups", ()))
+    return Design(
+        sublayers=tuple(map(parse_player, stored["players"].split())),
+        coalitions=resolved.get("coalitions", "windows"),
         max_removed=int(resolved["max_removed"]),
-        grouping=Grouping(tuple(n for n, _ in groups), tuple(m for _, m in groups)) if groups else None,
+        grouping=Grouping(groups) if groups else None,
         orders=tuple(map(_numbers, stored.get("orders", ()))),
         cuts=tuple(map(int, stored.get("cuts", ()))),
     )
@@ -163,5 +163,5 @@ def _from_json(stored: Any, path: Path) -> Manifest:
             elapsed_s=float(stored["elapsed_s"]),
             stopped=str(stored.get("stopped", "")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise RecordError(f"{path} is damaged: {type(error).__name__} {error}", START_ANEW) from error

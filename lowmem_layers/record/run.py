@@ -38,7 +38,7 @@ class RunRecord:
     @property
     def players(self) -> tuple[str, ...]:
         """Name the players: sublayers, or groups of them."""
-        return self.manifest.game.players
+        return self.manifest.game.names
 
     @property
     def n_items_done(self) -> int:

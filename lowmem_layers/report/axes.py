@@ -9,30 +9,34 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
-from lowmem_layers.report.style import ATTENTION, MARKERS, colour, is_group, kind_words, layer
+from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.players.player import Player
+from lowmem_layers.report.style import MARKERS, kind_words
 
 _MOST_TICKS = 32
 _MOST_SIGNS = 90  # of all names along x before they are slanted
 _DOMINANT = 25.0
 
 
-def player_places(players: tuple[str, ...], apart: float = 0.25) -> np.ndarray:
+def player_places(players: Sequence[Player | Group], apart: float = 0.25) -> np.ndarray:
     """Place sublayers along x by decoder layer, attention left and feed-forward right of it; groups one by one.
 
     Shapes: (players,), ascending for players in execution order.
     """
-    if any(map(is_group, players)):
+    sublayers = [player for player in players if isinstance(player, Player)]
+    if len(sublayers) < len(players):  # a group belongs to no decoder layer
         return np.arange(len(players), dtype=float)
-    return np.array([layer(name) + (-apart if colour(name) == ATTENTION else apart) for name in players])
+    return np.array([player.layer + (-apart if player.is_attention else apart) for player in sublayers])
 
 
-def player_axis(axes: Axes, players: tuple[str, ...]) -> None:
-    """Number the decoder layers along x, or name the groups."""
+def player_axis(axes: Axes, players: Sequence[Player | Group]) -> None:
+    """Number the decoder layers along x; where groups play, name all players."""
     axes.grid(visible=False, axis="x")
-    if any(map(is_group, players)):
+    sublayers = [player for player in players if isinstance(player, Player)]
+    if len(sublayers) < len(players):
         every = -(-len(players) // _MOST_TICKS)
         shown = range(0, len(players), every)
-        names = [players[place] for place in shown]
+        names = [players[place].name for place in shown]
         slanted = sum(map(len, names)) > _MOST_SIGNS
         axes.set_xticks(
             list(shown), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", parse_math=False
@@ -40,14 +44,14 @@ def player_axis(axes: Axes, players: tuple[str, ...]) -> None:
         axes.set_xlim(-0.7, len(players) - 0.3)
         axes.set_xlabel("group of sublayers")
         return
-    n_layers = 1 + max(layer(name) for name in players)
+    n_layers = 1 + max(player.layer for player in sublayers)
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if n_layers / step <= _MOST_TICKS)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.set_xlim(-0.7, n_layers - 0.3)
     axes.set_xlabel("decoder layer")
 
 
-def kind_legend(axes: Axes, players: tuple[str, ...], extra: Sequence[Line2D] = ()) -> None:
+def kind_legend(axes: Axes, players: Sequence[Player | Group], extra: Sequence[Line2D] = ()) -> None:
     """Say which colour and marker is which kind, above the axes' right end."""
     handles = [
         *(

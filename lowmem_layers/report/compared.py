@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ from lowmem_layers.findings.comparing import CORRECTIONS, packing_of
 from lowmem_layers.findings.findings import METRIC_WORDS, scale_and_unit
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
+from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.players.player import Player
+from lowmem_layers.game.uncertainty.intervals import Interval
+from lowmem_layers.game.values.table import FloatArray
 from lowmem_layers.record.files import cannot_write, make_folder
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import FORMATS, MARKERS, QUIET, colour, new_figure, paper_style, save
@@ -32,7 +37,8 @@ def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | N
     make_folder(path.parent)
     try:
         with paper_style():
-            save(comparison_figure(one, task, metric, _names(a, b)), path.parent, path.stem, (form,))
+            figure = comparison_figure(a.manifest.game.players, one, task, metric, _names(a, b))
+            save(figure, path.parent, path.stem, (form,))
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -49,54 +55,62 @@ def figure_format(file: str | Path) -> str:
     return form
 
 
-def comparison_figure(one: Comparison, task: str, metric: str, names: tuple[str, str]) -> Figure:
+def comparison_figure(
+    players: Sequence[Player | Group], one: Comparison, task: str, metric: str, names: tuple[str, str]
+) -> Figure:
     """Draw A's and B's estimates with intervals, and A − B with those that changed significantly filled."""
     scale, unit = scale_and_unit(metric)
     figure = new_figure(4.3)
     above, below = figure.subplots(2, 1, height_ratios=(3, 2), sharex=True)
-    _both(above, one, scale, unit, names)
+    _both(above, players, one, scale, unit, names)
     above.set_title(f"{task}, by {METRIC_WORDS[metric]}", pad=14)
-    _difference(below, one, scale, unit)
-    player_axis(below, one.players)
+    _difference(below, players, one, scale, unit)
+    player_axis(below, players)
     above.tick_params(labelbottom=False)
     above.grid(visible=False, axis="x")
     return figure
 
 
-def _both(axes: Axes, one: Comparison, scale: float, unit: str, names: tuple[str, str]) -> None:
-    places = player_places(one.players)
+def _both(
+    axes: Axes, players: Sequence[Player | Group], one: Comparison, scale: float, unit: str, names: tuple[str, str]
+) -> None:
+    places = player_places(players)
     apart = 0.11 * (places[1] - places[0] if len(places) > 1 else 1.0) / 0.5
-    sides = ((one.value_a, one.low_a, one.high_a, -apart, True), (one.value_b, one.low_b, one.high_b, apart, False))
-    for value, low, high, shift, filled in sides:
-        _points(axes, one, places + shift, scale * value, (scale * low, scale * high), np.full(len(value), filled))
+    for value, ci, shift, filled in ((one.value_a, one.ci_a, -apart, True), (one.value_b, one.ci_b, apart, False)):
+        _points(axes, players, places + shift, scale * value, ci.times(scale), np.full(len(value), filled))
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, scale * np.concatenate([one.value_a, one.value_b]))
     axes.set_ylabel(f"{one.estimator} estimate\n({unit}{'; ' + note if note else ''})")
-    kind_legend(axes, one.players, [_sample(names[0], filled=True), _sample(names[1], filled=False)])
+    kind_legend(axes, players, [_sample(names[0], filled=True), _sample(names[1], filled=False)])
 
 
-def _difference(axes: Axes, one: Comparison, scale: float, unit: str) -> None:
-    places = player_places(one.players)
-    _points(axes, one, places, scale * one.difference, (scale * one.ci_low, scale * one.ci_high), one.significant)
+def _difference(axes: Axes, players: Sequence[Player | Group], one: Comparison, scale: float, unit: str) -> None:
+    places = player_places(players)
+    _points(axes, players, places, scale * one.difference, one.ci.times(scale), one.significant)
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, scale * one.difference)
     axes.set_ylabel(f"A − B\n({unit}{'; ' + note if note else ''})")
     same = one.agreement
     axes.set_title(
-        f"Spearman {same.spearman:.2f} [{same.spearman_low:.2f}, {same.spearman_high:.2f}], {same.overlap} of the top "
-        f"{same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed (filled: "
-        f"{CORRECTIONS[one.correction]}, {one.level:.0%})",
+        f"Spearman {same.spearman:.2f} [{same.spearman_ci.low:.2f}, {same.spearman_ci.high:.2f}], "
+        f"{same.overlap} of the top {same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed "
+        f"(filled: {CORRECTIONS[one.correction]}, {one.level:.0%})",
         fontsize=8,
     )
 
 
 def _points(
-    axes: Axes, one: Comparison, x: np.ndarray, y: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], filled: np.ndarray
+    axes: Axes,
+    players: Sequence[Player | Group],
+    x: np.ndarray,
+    y: np.ndarray,
+    ci: Interval[FloatArray],
+    filled: np.ndarray,
 ) -> None:
     """Draw every player in its kind's colour and marker, filled or hollow, with its interval."""
-    colours = np.array([colour(name) for name in one.players])
-    known = np.isfinite(y) & np.isfinite(bounds[0]) & np.isfinite(bounds[1])
-    axes.vlines(x[known], bounds[0][known], bounds[1][known], colors=list(colours[known]), linewidth=0.7)
+    colours = np.array([colour(player) for player in players])
+    known = np.isfinite(y) & np.isfinite(ci.low) & np.isfinite(ci.high)
+    axes.vlines(x[known], ci.low[known], ci.high[known], colors=list(colours[known]), linewidth=0.7)
     for kind, marker in MARKERS.items():
         for full in (True, False):
             chosen = (colours == kind) & (filled == full)

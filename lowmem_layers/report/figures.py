@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -10,35 +12,46 @@ from matplotlib.lines import Line2D
 
 from lowmem_layers.findings.findings import Means
 from lowmem_layers.game.answers.importance import Importance
-from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.players.player import Player
+from lowmem_layers.game.uncertainty.intervals import Interval
+from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure
 
 _CAPTIONED = 4
 
 
-def importance_bars(found: Importance, scale: float, unit: str, title: str) -> Figure:
+def importance_bars(
+    players: Sequence[Player | Group], found: Importance, scale: float, unit: str, title: str
+) -> Figure:
     """Draw the estimates as bars with intervals, attention and feed-forward side by side in every decoder layer.
 
     Source: the paper's figure 6, with intervals.
     """
     figure = new_figure(2.5)
     axes = figure.subplots()
-    values, colours = scale * found.value, [colour(name) for name in found.players]
-    x = player_places(found.players, 0.2)
+    values, colours = scale * found.value, [colour(player) for player in players]
+    x = player_places(players, 0.2)
     axes.bar(x, values, width=0.4, color=colours, linewidth=0)
-    _intervals(axes, x, values, scale * found.ci_low, scale * found.ci_high, ["#222222"] * len(x))
+    _intervals(axes, x, values, found.ci.times(scale), ["#222222"] * len(x))
     axes.axhline(0, color=QUIET, linewidth=0.6)
     note = tame(axes, values)
     axes.set_ylabel(f"{found.estimator} estimate\n({unit}{'; ' + note if note else ''})")
     axes.set_title(title, pad=14)
-    player_axis(axes, found.players)
-    kind_legend(axes, found.players)
+    player_axis(axes, players)
+    kind_legend(axes, players)
     return figure
 
 
 def ablation_scatter(
-    players: tuple[str, ...], single: Means, full: Means, scale: float, label: str, title: str, chance: float | None
+    players: Sequence[Player | Group],
+    single: Means,
+    full: Means,
+    scale: float,
+    label: str,
+    title: str,
+    chance: float | None,
 ) -> Figure:
     """Draw the value without each single sublayer, the full model's, and random guessing's where there is one.
 
@@ -52,9 +65,9 @@ def ablation_scatter(
         lines.append(
             axes.axhline(scale * chance, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label="random guess")
         )
-    colours = [colour(name) for name in players]
+    colours = [colour(player) for player in players]
     x = player_places(players, 0.1)
-    _intervals(axes, x, scale * single.value, scale * single.low, scale * single.high, colours)
+    _intervals(axes, x, scale * single.value, single.ci.times(scale), colours)
     for kind, marker in MARKERS.items():
         chosen = np.array([each == kind for each in colours])
         axes.scatter(x[chosen], scale * single.value[chosen], s=13, marker=marker, color=kind, linewidths=0, zorder=3)
@@ -67,7 +80,7 @@ def ablation_scatter(
     return figure
 
 
-def share_pie(found: Importance, title: str) -> Figure:
+def share_pie(players: Sequence[Player | Group], found: Importance, title: str) -> Figure:
     """Draw the shares in layer order, anti-clockwise from the top, the four largest captioned.
 
     Source: the paper's figure 2.
@@ -87,7 +100,7 @@ def share_pie(found: Importance, title: str) -> Figure:
     ]
     _, texts = axes.pie(
         shares,
-        colors=[colour(name) for name in found.players],
+        colors=[colour(player) for player in players],
         startangle=90,
         counterclock=True,
         wedgeprops={"linewidth": 0.4 if len(shares) <= 80 else 0.15, "edgecolor": "white"},
@@ -99,7 +112,7 @@ def share_pie(found: Importance, title: str) -> Figure:
     return figure
 
 
-def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure:
+def window_map(players: Sequence[Player | Group], table: ValueTable, scale: float, unit: str, title: str) -> Figure:
     """Draw what every removed window costs: its first sublayer along x, its size along y.
 
     The colours' scale is compressed, so that the few dear windows do not hide the others; gains are drawn as 0.
@@ -112,7 +125,7 @@ def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure
             drops[len(removed) - 1, removed[0]] = scale * (full - table.values[:, column].mean())
     figure = new_figure(1.1 + 0.22 * sizes)
     axes = figure.subplots()
-    places = player_places(table.players)
+    places = player_places(players)
     step = places[1] - places[0] if len(places) > 1 else 1.0
     mesh = axes.pcolormesh(
         np.append(places, places[-1] + step) - step / 2,
@@ -125,19 +138,16 @@ def window_map(table: ValueTable, scale: float, unit: str, title: str) -> Figure
     axes.set_ylabel("sublayers\nremoved")
     axes.set_title(title)
     axes.grid(visible=False)
-    player_axis(axes, table.players)
+    player_axis(axes, players)
     axes.set_xlabel(f"{axes.get_xlabel()} of the first removed")
     figure.colorbar(mesh, ax=axes, label=f"lost ({unit})", pad=0.01, aspect=8)
     return figure
 
 
-def _intervals(
-    axes: Axes, x: np.ndarray, values: np.ndarray, low: np.ndarray, high: np.ndarray, colours: list[str]
-) -> None:
-    known = np.isfinite(values) & np.isfinite(low) & np.isfinite(high)
-    axes.vlines(
-        x[known], low[known], high[known], colors=[c for c, k in zip(colours, known, strict=True) if k], linewidth=0.7
-    )
+def _intervals(axes: Axes, x: np.ndarray, values: np.ndarray, ci: Interval[FloatArray], colours: list[str]) -> None:
+    known = np.isfinite(values) & np.isfinite(ci.low) & np.isfinite(ci.high)
+    shown = [colour for colour, is_known in zip(colours, known, strict=True) if is_known]
+    axes.vlines(x[known], ci.low[known], ci.high[known], colors=shown, linewidth=0.7)
 
 
 def _sample(line: Line2D) -> Line2D:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from lowmem_layers.game.answers.interactions import Interactions
+from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.players.player import Player
 from lowmem_layers.report.axes import player_axis, player_places
 from lowmem_layers.report.rows import Rows, interval, number, p_value
 from lowmem_layers.report.style import new_figure
@@ -14,7 +18,9 @@ from lowmem_layers.report.style import new_figure
 N_STRONGEST = 12  # rows of the table on the page; the files have all
 
 
-def interaction_map(found: Interactions, scale: float, unit: str, title: str) -> Figure:
+def interaction_map(
+    players: Sequence[Player | Group], found: Interactions, scale: float, unit: str, title: str
+) -> Figure:
     """Draw the matrix's band: a pair's first sublayer along x, how far apart the two are along y.
 
     Blue is redundancy, red synergy; dots mark pairs that are significant after Holm's correction. The colours' scale
@@ -28,7 +34,7 @@ def interaction_map(found: Interactions, scale: float, unit: str, title: str) ->
     linear_to = max(float(np.quantile(size, 0.75)) if len(size) else 0.0, most / 100)
     figure = new_figure(1.1 + 0.24 * len(band))
     axes = figure.subplots()
-    places = player_places(found.players)
+    places = player_places(players)
     step = places[1] - places[0] if len(places) > 1 else 1.0
     mesh = axes.pcolormesh(
         np.append(places, places[-1] + step) - step / 2,
@@ -43,7 +49,7 @@ def interaction_map(found: Interactions, scale: float, unit: str, title: str) ->
     axes.set_ylabel("places\napart")
     axes.set_title(title)
     axes.grid(visible=False)
-    player_axis(axes, found.players)
+    player_axis(axes, players)
     axes.set_xlabel(f"{axes.get_xlabel()} of the pair's first")
     bar = figure.colorbar(mesh, ax=axes, label=f"interaction ({unit})", pad=0.01, aspect=8)
     ticks = [-most, -linear_to, 0.0, linear_to, most] if linear_to < 0.7 * most else [-most, 0.0, most]
@@ -56,12 +62,13 @@ def interaction_rows(found: Interactions, scale: float, unit: str, most: int | N
     """Lay pairs out, the surest first: by adjusted p-value, then by size. `most` None takes all."""
     digits = 1 if scale == 100.0 else 2
     header = ["pair", f"interaction ({unit})", "95 %", "adjusted p", "kind"]
+    ci = found.ci.times(scale)
     order = np.lexsort((-np.abs(found.value), found.p_adjusted))[:most]
     rows = [
         [
             f"{found.players[found.first[pair]]} + {found.players[found.second[pair]]}",
             number(scale * float(found.value[pair]), digits),
-            interval(scale * float(found.ci_low[pair]), scale * float(found.ci_high[pair]), digits),
+            interval(float(ci.low[pair]), float(ci.high[pair]), digits),
             p_value(float(found.p_adjusted[pair])),
             found.kind(pair),
         ]

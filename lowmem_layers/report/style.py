@@ -11,8 +11,8 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players.player import parse_player
+from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.players.player import Player
 
 # Vermillion and blue of Okabe and Ito: told apart with every common colour vision deficiency; markers differ too.
 ATTENTION = "#D55E00"
@@ -75,39 +75,17 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
         figure.set_layout_engine("none")
 
 
-def colour(player: str) -> str:
-    """Colour attention red, feed-forward blue and groups green."""
-    if is_group(player):
+def colour(player: Player | Group) -> str:
+    """Colour attention red, feed-forward blue and groups green, whatever a group is called."""
+    if isinstance(player, Group):
         return GROUP
-    return ATTENTION if parse_player(player).is_attention else FEED_FORWARD
+    return ATTENTION if player.is_attention else FEED_FORWARD
 
 
-def is_group(player: str) -> bool:
-    """Tell a group of sublayers, which has a name of its own, from a sublayer."""
-    try:
-        parse_player(player)
-    except UsageError:
-        return True
-    return False
-
-
-def layer(sublayer: str) -> int:
-    """Read a sublayer's decoder-layer index."""
-    return parse_player(sublayer).layer
-
-
-def kind_words(players: tuple[str, ...]) -> dict[str, str]:
+def kind_words(players: Sequence[Player | Group]) -> dict[str, str]:
     """Name the kinds that play, by their colour."""
-    words = {
-        ATTENTION: "attention",
-        FEED_FORWARD: feed_forward_word(players),
-        GROUP: "groups of sublayers",
-    }
-    found = {colour(name) for name in players}
+    kinds = {player.kind for player in players if isinstance(player, Player)}
+    feed_forward = " / ".join(word for kind, word in (("ffn", "FFN"), ("moe", "MoE")) if kind in kinds)
+    words = {ATTENTION: "attention", FEED_FORWARD: feed_forward, GROUP: "groups of sublayers"}
+    found = {colour(player) for player in players}
     return {kind: word for kind, word in words.items() if kind in found}
-
-
-def feed_forward_word(players: tuple[str, ...]) -> str:
-    """Name the feed-forward kind that the model has."""
-    kinds = {name.split(".")[0] for name in players}
-    return " / ".join(word for kind, word in (("ffn", "FFN"), ("moe", "MoE")) if kind in kinds)

@@ -11,11 +11,11 @@ from typing import Any
 
 from lowmem_layers._version import __version__
 from lowmem_layers.errors import EngineError
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.uncertainty.stopping import item_order
-from lowmem_layers.record.design import Game
 from lowmem_layers.record.identity import code_digest, fingerprint
 from lowmem_layers.record.manifest import Manifest
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import Specification
 from lowmem_layers.record.tile_plan import TilePlan
 from lowmem_layers.study.contracts import Prepared, TaskLike
 from lowmem_layers.tasks.items import EncodedItem
@@ -23,16 +23,16 @@ from lowmem_layers.tasks.items import EncodedItem
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
 
 
-def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared, game: Game) -> Manifest:
+def describe_run(specification: Specification, prepared: Prepared, game: Design) -> Manifest:
     """Say all there is to say about a run before its first tile."""
-    seed, n_items = resolved.seed or 0, len(prepared.encoded)
-    plan = make_plan(prepared, game, item_order(n_items, seed) if resolved.until else None)
+    seed, n_items = specification.seed, len(prepared.encoded)
+    plan = make_plan(prepared, game, item_order(n_items, seed) if specification.until else None)
     return Manifest(
         status="running",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        passed={name: value for name, value in spec.to_json().items() if value is not None},
-        resolved=resolved.to_json(),
-        identity=resolved.identity(),
+        passed=specification.passed.to_json(),
+        resolved=specification.to_json(),
+        identity=specification.identity(),
         model=dict(prepared.model),
         data=describe_data(prepared),
         machine=dict(prepared.machine),
@@ -46,7 +46,7 @@ def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared, game:
     )
 
 
-def make_plan(prepared: Prepared, game: Game, order: Sequence[int] | None = None) -> TilePlan:
+def make_plan(prepared: Prepared, game: Design, order: Sequence[int] | None = None) -> TilePlan:
     """Plan the game's coalitions over all items, taken in this order (None: their own)."""
     coalitions = tuple(game.removed)
     order = range(len(prepared.encoded)) if order is None else order

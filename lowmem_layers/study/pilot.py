@@ -8,8 +8,8 @@ import numpy as np
 
 from lowmem_layers.game.estimators.permutation import first_cut
 from lowmem_layers.game.players.coalitions import Removed, chain
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.values.table import ValueTable
-from lowmem_layers.record.design import Game
 from lowmem_layers.record.items import ItemRow, rows_of
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import Announce, StageStarted
@@ -20,7 +20,7 @@ _FIRST_DEPTH = 4
 _CHANCE_METRICS = ("acc", "acc_norm")
 
 
-def settle_cuts(prepared: Prepared, game: Game, seed: int, announce: Announce) -> Game:
+def settle_cuts(prepared: Prepared, game: Design, seed: int, announce: Announce) -> Design:
     """Walk every order down, twice as deep each time, until all tasks are at chance within noise; cut it there.
 
     A task that is not judged by accuracy has no chance level: then no order is cut.
@@ -60,7 +60,7 @@ def _pilot_items(prepared: Prepared, seed: int) -> list[int]:
 
 
 def _measure(
-    prepared: Prepared, game: Game, items: Sequence[int], coalitions: list[Removed]
+    prepared: Prepared, game: Design, items: Sequence[int], coalitions: list[Removed]
 ) -> dict[Removed, list[np.ndarray]]:
     """Score the pilot's items. Shapes: (choices,) nats, a list with one entry an item for each coalition."""
     removed = coalitions if game.grouping is None else game.grouping.expand_all(coalitions)
@@ -75,7 +75,7 @@ def _measure(
 
 
 def _tables(
-    prepared: Prepared, game: Game, items: Sequence[int], known: dict[Removed, list[np.ndarray]]
+    prepared: Prepared, game: Design, items: Sequence[int], known: dict[Removed, list[np.ndarray]]
 ) -> list[ValueTable]:
     """Make a table of each task's own metric."""
     rows = rows_of([prepared.encoded[index] for index in items])
@@ -84,7 +84,7 @@ def _tables(
         places = [place for place, row in enumerate(rows) if row.task == task.name]
         values = [_values(rows[place], task.metric, [known[c][place] for c in known]) for place in places]
         clusters = np.unique([rows[place].cluster for place in places], return_inverse=True)[1]
-        tables.append(ValueTable(game.players, tuple(known), np.stack(values), clusters, None, task.name))
+        tables.append(ValueTable(game.names, tuple(known), np.stack(values), clusters, None, task.name))
     return tables
 
 

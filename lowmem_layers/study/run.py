@@ -11,23 +11,24 @@ from pathlib import Path
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.run import Run, open_run
 from lowmem_layers.findings.statement import check_statement
-from lowmem_layers.record.design import Game, plan_game
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.record.folder import claim, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
 from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, read_manifest, write_manifest
 from lowmem_layers.record.scores import write_table
-from lowmem_layers.record.spec import StudySpec, default_folder
+from lowmem_layers.record.spec import Specification, StudySpec, default_folder
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks, TaskLike
 from lowmem_layers.study.description import describe_run
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
 from lowmem_layers.study.pilot import settle_cuts
 from lowmem_layers.study.tiles import score_tiles
 
 
 def run_study(
-    spec: StudySpec,
+    spec: StudySpec | Specification,
     out: str | Path | None = None,
     *,
     announce: Announce = ignore,
@@ -46,7 +47,7 @@ def run_study(
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
     resolved = spec.resolved()
-    folder = Path(out) if out is not None else default_folder(spec)
+    folder = Path(out) if out is not None else default_folder(resolved)
     with contextlib.ExitStack() as stack:
         known = known_run(folder, resolved)
         if known is not None:
@@ -58,7 +59,7 @@ def run_study(
             resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
             _note_changed_code(known, announce)
         prepared = (prepare or _real_prepare())(resolved, announce)
-        manifest = _settled(spec, resolved, prepared, folder, known, stack, announce)
+        manifest = _settled(resolved, prepared, folder, known, stack, announce)
         with _accounted(folder, manifest, announce, clock) as account:
             tidy(folder)
             write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
@@ -68,8 +69,7 @@ def run_study(
 
 
 def _settled(
-    spec: StudySpec,
-    resolved: StudySpec,
+    resolved: Specification,
     prepared: Prepared,
     folder: Path,
     known: Manifest | None,
@@ -79,7 +79,7 @@ def _settled(
     """Settle what is run: the folder claimed and locked, or an earlier call's plan taken over."""
     announce(StageStarted("testing the model, planning"))
     game = _game_of(resolved, prepared, known, announce)
-    manifest = describe_run(spec, resolved, prepared, game)
+    manifest = describe_run(resolved, prepared, game)
     if known is None:
         claim(folder)
         stack.enter_context(locked(folder))
@@ -87,15 +87,15 @@ def _settled(
     return manifest if known is None else _taken_over(folder, known, manifest)
 
 
-def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, announce: Announce) -> Game:
+def _game_of(resolved: Specification, prepared: Prepared, known: Manifest | None, announce: Announce) -> Design:
     """Read the game off the options; how far removal orders are walked is settled once, and kept by the record."""
-    game = plan_game(resolved, prepared.players)
+    game = plan_design(resolved, prepared.players)
     check_statement(resolved.until, len(game.players), max(map(len, game.of_players)))
     if not game.orders:
         return game
     if known is not None and known.game.orders == game.orders:
         return game.cut(known.game.cuts)
-    return settle_cuts(prepared, game, resolved.seed or 0, announce)
+    return settle_cuts(prepared, game, resolved.seed, announce)
 
 
 @dataclass

@@ -92,11 +92,11 @@ def test_removal_orders_are_compared_with_their_own_noise(tmp_path, bench, engin
     np.testing.assert_allclose(found.difference, expected)
     other = make(tmp_path, bench, "c", engine(seed=1), **options, seed=5)
     wider = compare_runs(one, other, "loglikelihood")["one"]
-    reached = np.isfinite(found.ci_high)
+    reached = np.isfinite(found.ci.high)
     assert reached.any(), "a player that no walk reaches has no interval"
-    assert np.mean((wider.ci_high - wider.ci_low)[reached]) > np.mean((found.ci_high - found.ci_low)[reached])
+    assert np.mean((wider.ci.high - wider.ci.low)[reached]) > np.mean((found.ci.high - found.ci.low)[reached])
     same = compare_runs(one, one, "loglikelihood")["one"]
-    np.testing.assert_allclose((same.ci_high - same.ci_low)[reached], 0.0)  # the same orders and items: nothing varies
+    np.testing.assert_allclose((same.ci.high - same.ci.low)[reached], 0.0)  # the same orders and items: nothing varies
 
 
 def test_refusals_and_defaults(tmp_path, bench):

@@ -7,6 +7,7 @@ import pytest
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import (
+    Group,
     Grouping,
     ValueTable,
     all_coalitions,
@@ -22,6 +23,10 @@ from lowmem_layers.game.values.games import additive_game
 PLAYERS = players_of(["ffn", "ffn", "moe"])
 
 
+def grouped(*groups):
+    return Grouping(tuple(Group(name, members) for name, members in groups))
+
+
 @pytest.mark.parametrize(
     ("by", "names", "members"),
     [
@@ -32,12 +37,12 @@ PLAYERS = players_of(["ffn", "ffn", "moe"])
     ],
 )
 def test_kinds_of_players(by, names, members):
-    assert group_players(PLAYERS, by) == Grouping(names, members)
+    assert group_players(PLAYERS, by) == grouped(*zip(names, members, strict=True))
 
 
 def test_groups_of_the_users_own():
     grouping = parse_groups("early=attn.0+ffn.0, late=moe.2,attn.1", PLAYERS)
-    assert grouping == Grouping(("early", "late", "attn.1"), ((0, 1), (5,), (2,)))
+    assert grouping == grouped(("early", (0, 1)), ("late", (5,)), ("attn.1", (2,)))
     assert parse_groups("early = attn.0 + ffn.0 , late=moe.2, attn.1", PLAYERS) == grouping
     assert grouping.expand((0, 2)) == (0, 1, 2)
     assert grouping.expand_all([(), (1,)]) == [(), (5,)]
@@ -66,7 +71,7 @@ def test_additive_groups_sum_their_members():
 
 def test_exact_shapley_of_groups_needs_only_their_own_coalitions():
     game = additive_game([1.0, 2.0, 3.0, 4.0])
-    grouping = Grouping(("x", "y"), ((0, 3), (1, 2)))
+    grouping = grouped(("x", (0, 3)), ("y", (1, 2)))
     table = grouped_table(game.table(grouping.expand_all(all_coalitions(2))), grouping)
     np.testing.assert_allclose(estimate(table, "shapley").value, [5.0, 5.0])
 
@@ -74,6 +79,6 @@ def test_exact_shapley_of_groups_needs_only_their_own_coalitions():
 def test_a_table_without_whole_groups_is_refused():
     table = ValueTable(("a", "b"), ((0,),), np.zeros((1, 1)))
     with pytest.raises(UsageError, match="whole groups"):
-        grouped_table(table, Grouping(("g",), ((0, 1),)))
+        grouped_table(table, grouped(("g", (0, 1))))
     with pytest.raises(UsageError, match="beyond"):
-        grouped_table(table, Grouping(("g",), ((0, 7),)))
+        grouped_table(table, grouped(("g", (0, 7))))

@@ -37,7 +37,7 @@ def test_by_hand():
     pairs = dict(zip(zip(result.first.tolist(), result.second.tolist(), strict=True), result.value, strict=True))
     # a-b: 10-6-7+1; a-c given that b is gone: 7-1-5+0; b-c: 10-7-9+5.
     assert pairs == {(0, 1): -2.0, (0, 2): 1.0, (1, 2): -1.0}
-    assert np.isnan(result.ci_low).all()
+    assert np.isnan(result.ci.low).all()
     assert result.kind(0) == "none"
 
 

@@ -62,8 +62,8 @@ def test_intervals_cover_items_and_orders():
     covered = []
     for seed in range(150):
         table = population.take_items(rng.integers(0, 20_000, 100))
-        low, high = mean_interval(permutation_influence(table, permutations(4, 12, seed)), 0.95)
-        covered.append((low <= truth) & (truth <= high))
+        ci = mean_interval(permutation_influence(table, permutations(4, 12, seed)), 0.95)
+        covered.append((ci.low <= truth) & (truth <= ci.high))
     assert 0.92 <= np.mean(covered) <= 0.985
 
 
@@ -134,7 +134,7 @@ def test_front_door():
     result = estimate_permutations(table, permutations(4, 20, seed=0))
     assert result.estimator == "permutation"
     assert list(result.order()) == [0, 1, 2, 3]
-    assert (result.ci_low < result.value).all()
+    assert (result.ci.low < result.value).all()
     np.testing.assert_allclose(result.ablation_drop, estimate(table, "ablation").value)
     two = estimate_permutations([table, table], permutations(4, 20, seed=0), chance=[0.0, None])
     np.testing.assert_allclose(two.value, result.value)
@@ -149,7 +149,7 @@ def test_bad_orders_are_refused(orders):
 def test_one_pair_leaves_the_error_unknown():
     result = estimate_permutations(noisy_game(50, np.random.default_rng(3)), permutations(4, 2, seed=0))
     assert np.isfinite(result.value).all()
-    assert np.isnan(result.ci_low).all()
+    assert np.isnan(result.ci.low).all()
 
 
 def accuracies_that_collapse(n_items: int) -> ValueTable:
@@ -188,9 +188,9 @@ def test_accuracies_that_never_change_are_not_certainly_worth_nothing():
     table = ValueTable(("a", "b", "c"), tuple(all_coalitions(3)), values)
     found = estimate_permutations(table, permutations(3, 8, 0))
     assert (found.value == 0).all()
-    assert (found.ci_low < 0).all()
-    assert (found.ci_high > 0).all()
-    assert found.ci_high.max() < 0.1
+    assert (found.ci.low < 0).all()
+    assert (found.ci.high > 0).all()
+    assert found.ci.high.max() < 0.1
 
 
 def test_tasks_share_the_noise_of_their_orders():
@@ -200,11 +200,11 @@ def test_tasks_share_the_noise_of_their_orders():
     tasks = [replace(table, values=table.values + 0.05 * rng.normal(size=(200, 32)), task=str(k)) for k in range(4)]
     orders = permutations(5, 12, seed=0)
     one, four = estimate_permutations(tasks[0], orders), estimate_permutations(tasks, orders)
-    width_one, width_four = one.ci_high - one.ci_low, four.ci_high - four.ci_low
+    width_one, width_four = one.ci.high - one.ci.low, four.ci.high - four.ci.low
     np.testing.assert_allclose(width_four, width_one, rtol=0.15)
-    assert ((four.share_ci_high - four.share_ci_low) > 0.8 * (one.share_ci_high - one.share_ci_low)).all()
+    assert ((four.share_ci.high - four.share_ci.low) > 0.8 * (one.share_ci.high - one.share_ci.low)).all()
     without = estimate(tasks[0], "shapley"), combine(tasks, "shapley")
-    narrower = (without[1].ci_high - without[1].ci_low) / (without[0].ci_high - without[0].ci_low)
+    narrower = (without[1].ci.high - without[1].ci.low) / (without[0].ci.high - without[0].ci.low)
     np.testing.assert_allclose(narrower, 0.5, rtol=0.15)
     with pytest.raises(UsageError, match="share"):
         mean_over_tasks([permutation_influence(tasks[0], orders), permutation_influence(tasks[1], orders[:6])])
@@ -220,4 +220,4 @@ def test_compared_tasks_share_the_noise_of_their_orders():
     for seeds in ((0, 0), (0, 1)):
         walks = tuple(Walks(tuple(permutations(4, 12, seed))) for seed in seeds)
         one, four = compare(*pairs[0], walks=walks), compare_mean(pairs, walks=walks)
-        np.testing.assert_allclose(four.ci_high - four.ci_low, one.ci_high - one.ci_low, rtol=0.15)
+        np.testing.assert_allclose(four.ci.high - four.ci.low, one.ci.high - one.ci.low, rtol=0.15)

@@ -25,7 +25,7 @@ from lowmem_layers.game.uncertainty.errors import (
     mean_over_tasks,
     with_coin_flip_item,
 )
-from lowmem_layers.game.uncertainty.intervals import check_level, mean_interval
+from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval
 from lowmem_layers.game.uncertainty.multiplicity import Correction, adjusted, two_sided_p
 from lowmem_layers.game.uncertainty.rank_correlation import Agreement, agreement
 from lowmem_layers.game.values.table import FloatArray, ValueTable
@@ -55,14 +55,11 @@ class Comparison:
     n_items: tuple[int, int]
     n_given: tuple[int, int]
     value_a: FloatArray
+    ci_a: Interval[FloatArray]
     value_b: FloatArray
-    low_a: FloatArray
-    high_a: FloatArray
-    low_b: FloatArray
-    high_b: FloatArray
+    ci_b: Interval[FloatArray]
     difference: FloatArray
-    ci_low: FloatArray
-    ci_high: FloatArray
+    ci: Interval[FloatArray]
     p_adjusted: FloatArray
     significant: NDArray[np.bool_]
     correction: str
@@ -154,8 +151,7 @@ def _compared(
     check_level(level)
     both = _mean_of(parts)
     first, second, difference = both.first, both.second, both.difference
-    (low, high), p_adjusted = mean_interval(difference, level), adjusted(two_sided_p(difference), correction)
-    (low_a, high_a), (low_b, high_b) = mean_interval(first, level), mean_interval(second, level)
+    p_adjusted = adjusted(two_sided_p(difference), correction)
     return Comparison(
         players=players,
         estimator=estimator,
@@ -163,14 +159,11 @@ def _compared(
         n_items=both.n_items,
         n_given=both.n_given,
         value_a=first.value,
+        ci_a=mean_interval(first, level),
         value_b=second.value,
-        low_a=low_a,
-        high_a=high_a,
-        low_b=low_b,
-        high_b=high_b,
+        ci_b=mean_interval(second, level),
         difference=difference.value,
-        ci_low=low,
-        ci_high=high,
+        ci=mean_interval(difference, level),
         p_adjusted=p_adjusted,
         significant=p_adjusted < 1.0 - level,
         correction=correction,

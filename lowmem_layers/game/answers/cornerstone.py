@@ -71,7 +71,7 @@ def cornerstones(
     n = table.n_players
     strict = 1.0 - 2.0 * (1.0 - level) / n  # two-sided level whose one side is Bonferroni's
     value = estimate_influence(table, estimator_weights(estimator, table.coalitions, table.players, max_removed))
-    share_low, _ = share_intervals([value], strict)
+    share_low = share_intervals([value], strict).low
     remaining, high = _remaining(table, chance, strict)
     collapsed = np.less_equal(high, tolerance, where=np.isfinite(high), out=np.zeros(n, dtype=np.bool_))
     large = np.greater(share_low, factor / n, where=np.isfinite(share_low), out=np.zeros(n, dtype=np.bool_))

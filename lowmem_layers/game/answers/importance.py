@@ -11,23 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.shares import share_intervals, shares
 from lowmem_layers.game.estimators.permutation import Order, permutation_influence
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks
-from lowmem_layers.game.uncertainty.intervals import check_level, mean_interval
+from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval
 from lowmem_layers.game.uncertainty.ranks import rank_intervals, ranks
-from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable
 
 
 @dataclass(frozen=True, eq=False)
 class Importance:
     """What one estimator says about every player on one task (or on the mean of several, task `all`).
 
-    Shapes: every array (players,), in execution order; `in_top_k` boolean.
+    Shapes: every array (players,), in execution order.
     Intervals are nan with fewer than 2 clusters (items, where these are not clustered).
     Units: `value` and `ablation_drop` those of the metric; `share` a fraction of the sum of the clipped values; ranks
     from 1 (ties share the best one). `top_k_decision`: 1 in the top k at `level`, −1 not in it at `level`, 0 undecided.
@@ -40,20 +39,15 @@ class Importance:
     n_clusters: int
     level: float
     value: FloatArray
-    ci_low: FloatArray
-    ci_high: FloatArray
+    ci: Interval[FloatArray]
     ablation_drop: FloatArray
-    ablation_ci_low: FloatArray
-    ablation_ci_high: FloatArray
+    ablation_ci: Interval[FloatArray]
     share: FloatArray
-    share_ci_low: FloatArray
-    share_ci_high: FloatArray
+    share_ci: Interval[FloatArray]
     rank: FloatArray
-    rank_ci_low: FloatArray
-    rank_ci_high: FloatArray
+    rank_ci: Interval[FloatArray]
     top_k: int
-    in_top_k: NDArray[np.bool_]
-    top_k_decision: NDArray[np.int64]
+    top_k_decision: IntArray
 
     def order(self) -> list[int]:
         """List the players' positions from the most important; equal values in execution order, nan last."""
@@ -144,11 +138,8 @@ def _importance(
     seed: int,
 ) -> Importance:
     value, drop = mean_over_tasks(values), mean_over_tasks(drops)
-    rank = ranks(value.value)
-    rank_low, rank_high = rank_intervals(value, level, seed)
-    ci_low, ci_high = mean_interval(value, level)
-    drop_low, drop_high = mean_interval(drop, level)
-    share_low, share_high = share_intervals(values, level)
+    rank_ci = rank_intervals(value, level, seed)
+    decision = np.where(rank_ci.high <= top_k, 1, np.where(rank_ci.low > top_k, -1, 0))
     return Importance(
         task=task,
         estimator=estimator,
@@ -157,20 +148,15 @@ def _importance(
         n_clusters=sum(table.n_clusters for table in tables),
         level=level,
         value=value.value,
-        ci_low=ci_low,
-        ci_high=ci_high,
+        ci=mean_interval(value, level),
         ablation_drop=drop.value,
-        ablation_ci_low=drop_low,
-        ablation_ci_high=drop_high,
+        ablation_ci=mean_interval(drop, level),
         share=np.mean([shares(part.value) for part in values], axis=0),
-        share_ci_low=share_low,
-        share_ci_high=share_high,
-        rank=rank,
-        rank_ci_low=rank_low,
-        rank_ci_high=rank_high,
+        share_ci=share_intervals(values, level),
+        rank=ranks(value.value),
+        rank_ci=rank_ci,
         top_k=top_k,
-        in_top_k=rank <= top_k,
-        top_k_decision=np.where(rank_high <= top_k, 1, np.where(rank_low > top_k, -1, 0)).astype(np.int64),
+        top_k_decision=decision.astype(np.int64),
     )
 
 

@@ -22,7 +22,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.estimators.weights import largest_window
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
-from lowmem_layers.game.uncertainty.intervals import check_level, mean_interval
+from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval
 from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
 from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable, missing_coalition
 
@@ -40,8 +40,7 @@ class Interactions:
     first: IntArray
     second: IntArray
     value: FloatArray
-    ci_low: FloatArray
-    ci_high: FloatArray
+    ci: Interval[FloatArray]
     p_adjusted: FloatArray
     significant: NDArray[np.bool_]
     level: float
@@ -107,15 +106,13 @@ def interactions(
     estimate = mean_over_tasks(
         [estimate_influence(table, interaction_weights(pairs, table.coalitions, players), 0.5) for table in listed]
     )
-    low, high = mean_interval(estimate, level)
     p_adjusted = adjusted(two_sided_p(estimate), "holm")
     return Interactions(
         players,
         np.array([i for i, _ in pairs]),
         np.array([j for _, j in pairs]),
         estimate.value,
-        low,
-        high,
+        mean_interval(estimate, level),
         p_adjusted,
         p_adjusted < 1.0 - level,
         level,

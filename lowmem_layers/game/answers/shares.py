@@ -15,7 +15,7 @@ import numpy as np
 
 from lowmem_layers.game.uncertainty.deconvolution import expected_clipping_bias
 from lowmem_layers.game.uncertainty.errors import Influence, joined_pieces, shared_pieces, skewness_of
-from lowmem_layers.game.uncertainty.intervals import skewed_radii
+from lowmem_layers.game.uncertainty.intervals import Interval, skewed_radii
 from lowmem_layers.game.uncertainty.quantiles import normal_cdf, normal_density, normal_quantile, student_quantile
 from lowmem_layers.game.values.table import FloatArray
 
@@ -32,19 +32,19 @@ def shares(value: FloatArray, decimals: int | None = None) -> FloatArray:
     return np.divide(clipped, total, out=np.full(clipped.shape, np.nan), where=total > 0)
 
 
-def share_intervals(parts: Sequence[Influence], level: float) -> tuple[FloatArray, FloatArray]:
+def share_intervals(parts: Sequence[Influence], level: float) -> Interval[FloatArray]:
     """Bound the shares, averaged over tasks; extended where needed to hold the plug-in share itself.
 
     A task whose sum of values is not significantly positive could have any share: it contributes 0 to the lower and
     1 to the upper ends. Measured coverage: benchmarks/coverage.py.
-    Shapes: two arrays (players,); nan where a task has fewer than 2 clusters, a nan value or no positive value.
+    Shapes: (players,); nan where a task has fewer than 2 clusters, a nan value or no positive value.
     Source: Imbens and Manski 2004, section 4, for the interval between two ends that are both estimated.
     """
     n_players = len(parts[0].value)
     plug_in = np.mean([shares(part.value) for part in parts], axis=0)
     dof = float(np.min([part.dof for part in parts]))
     if np.isnan(plug_in).any() or np.isnan(dof):
-        return np.full(n_players, np.nan), np.full(n_players, np.nan)
+        return Interval(np.full(n_players, np.nan), np.full(n_players, np.nan))
     quantile = student_quantile(0.5 + level / 2, dof)
     ends = [_ends(part, quantile) for part in parts]
     first, first_error, first_skew = _average([pair[0] for pair in ends], shared_pieces(parts))
@@ -57,8 +57,8 @@ def share_intervals(parts: Sequence[Influence], level: float) -> tuple[FloatArra
     binary = all(part.is_binary for part in parts)
     below, _ = skewed_radii(width, np.where(swap, second_skew, first_skew), binary)
     _, above = skewed_radii(width, np.where(swap, first_skew, second_skew), binary)
-    low, high = np.clip(low - below * low_error, 0.0, 1.0), np.clip(high + above * high_error, 0.0, 1.0)
-    return np.minimum(low, plug_in), np.maximum(high, plug_in)
+    wide = Interval(low - below * low_error, high + above * high_error).clip(0.0, 1.0)
+    return Interval(np.minimum(wide.low, plug_in), np.maximum(wide.high, plug_in))
 
 
 @dataclass(frozen=True, eq=False)

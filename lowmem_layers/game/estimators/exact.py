@@ -10,10 +10,8 @@ import numpy as np
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.estimators.terms import Term
-from lowmem_layers.game.players.coalitions import chain
+from lowmem_layers.game.players.coalitions import MAX_EXACT_PLAYERS, chain
 from lowmem_layers.game.values.table import FloatArray, ValueTable
-
-MAX_EXACT_PLAYERS = 14
 
 
 def shapley_terms(player: int, n_players: int) -> list[Term]:

@@ -13,12 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players.coalitions import Removed, chain
+from lowmem_layers.game.players.coalitions import Order, Removed, chain
 from lowmem_layers.game.uncertainty.errors import Influence, influence_of, with_coin_flip_item
 from lowmem_layers.game.uncertainty.quantiles import normal_quantile
 from lowmem_layers.game.values.table import FloatArray, ValueTable, missing_coalition
-
-Order = tuple[int, ...]
 
 
 def at_chance(table: ValueTable, removed: Removed, chance: float, level: float = 0.95) -> bool:

@@ -1,7 +1,4 @@
-"""Coalitions, named by what is removed: windows, single removals, permutation chains, random ones.
-
-A coalition is stored as the sorted positions of the sublayers *removed* (`Removed`); `()` is the full model.
-"""
+"""Coalitions, named by what is removed: windows, single removals, the walks of removal orders, random ones."""
 
 from __future__ import annotations
 
@@ -14,8 +11,11 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.players.player import Player
 
 Removed = tuple[int, ...]
+"""A coalition, written as the sorted positions of the players that are *removed*; `()` is the full model."""
+Order = tuple[int, ...]
+"""A removal order: every player's position once, the first to be removed first."""
 
-_NO_PLAYERS = "a game needs at least one player"
+MAX_EXACT_PLAYERS = 14  # 16,384 coalitions, as many columns in a table of values
 
 
 def windows(n_players: int, max_removed: int) -> list[Removed]:
@@ -27,7 +27,7 @@ def windows(n_players: int, max_removed: int) -> list[Removed]:
         UsageError: no players, or `max_removed` is negative or above N.
     """
     if n_players < 1:
-        raise UsageError(_NO_PLAYERS, "check that the model has decoder layers")
+        raise UsageError("a game needs at least one player", "check that the model has decoder layers")
     if not 0 <= max_removed <= n_players:
         raise UsageError(
             f"cannot remove windows of up to {max_removed} of {n_players} sublayers",
@@ -43,15 +43,15 @@ def single_removals(n_players: int) -> list[Removed]:
 
 
 def all_coalitions(n_players: int) -> list[Removed]:
-    """List all 2^N coalitions by size, then lexicographically (at most 14 players: 16,384 coalitions).
+    """List all 2^N coalitions by size, then lexicographically.
 
     Raises:
-        UsageError: more than 14 players, or none.
+        UsageError: more than `MAX_EXACT_PLAYERS` players, or none.
     """
-    if not 1 <= n_players <= 14:
+    if not 1 <= n_players <= MAX_EXACT_PLAYERS:
         raise UsageError(
             f"all coalitions of {n_players} players would be 2^{n_players}",
-            "choose 1 to 14 players, or group them, or sample permutations",
+            f"choose 1 to {MAX_EXACT_PLAYERS} players, or group them, or sample permutations",
         )
     return [c for k in range(n_players + 1) for c in combinations(range(n_players), k)]
 
@@ -61,7 +61,7 @@ def is_window(removed: Removed) -> bool:
     return len(removed) > 0 and removed[-1] - removed[0] + 1 == len(removed)
 
 
-def permutations(n_players: int, n_permutations: int, seed: int) -> list[tuple[int, ...]]:
+def permutations(n_players: int, n_permutations: int, seed: int) -> list[Order]:
     """Draw removal orders in antithetic pairs: every second one is the one before it reversed.
 
     An odd count leaves the last pair without its second half.
@@ -70,7 +70,7 @@ def permutations(n_players: int, n_permutations: int, seed: int) -> list[tuple[i
     if n_players < 1 or n_permutations < 1:
         raise UsageError(f"cannot draw {n_permutations} permutations of {n_players} players", "both must be at least 1")
     rng = np.random.default_rng(seed)
-    orders: list[tuple[int, ...]] = []
+    orders: list[Order] = []
     while len(orders) < n_permutations:
         order = tuple(int(p) for p in rng.permutation(n_players))
         orders += [order, order[::-1]]

@@ -1,14 +1,14 @@
-"""Groups as players: attention only, FFN only, whole decoder layers, or groups of the user's own.
+"""Groups as players: attention only, FFN only, whole decoder layers, or groups that the user names.
 
-A grouping turns a game of sublayers into a game of groups; a table of the first that holds unions of whole groups
-becomes a table of the second, and every estimator applies to it unchanged.
+With a grouping, groups of sublayers play instead of sublayers. A table of sublayers that holds removals of whole groups
+becomes a table of groups, and every estimator applies to it unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -21,31 +21,39 @@ PlayersOption = Literal["sublayer", "attention", "ffn", "decoder-layer"]
 
 
 @dataclass(frozen=True)
+class Group:
+    """Several sublayers that are removed together: a name, and the sublayers' positions in execution order."""
+
+    name: str
+    members: tuple[int, ...]
+    is_group: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class Grouping:
     """The groups that play, in order; sublayers in no group are always present.
 
     Raises:
-        UsageError: no groups, an empty one, names or members that occur twice.
+        UsageError: no groups, an empty or unnamed one, names or members that occur twice.
     """
 
-    names: tuple[str, ...]
-    members: tuple[tuple[int, ...], ...]
+    groups: tuple[Group, ...]
 
     def __post_init__(self) -> None:
-        flat = [position for member in self.members for position in member]
-        if not self.members or not all(self.members) or not all(self.names) or len(self.names) != len(self.members):
-            raise UsageError(f"{len(self.members)} groups, some of them empty or unnamed", "give each group a sublayer")
-        if len(set(flat)) != len(flat) or len(set(self.names)) != len(self.names):
+        if not self.groups or not all(group.name and group.members for group in self.groups):
+            raise UsageError(f"{len(self.groups)} groups, some of them empty or unnamed", "give each group a sublayer")
+        flat = [position for group in self.groups for position in group.members]
+        if len(set(flat)) != len(flat) or len(set(self.names)) != len(self.groups):
             raise UsageError("a sublayer or a name occurs in two groups", "put every sublayer into one group at most")
 
     @property
-    def n_groups(self) -> int:
-        """Count the groups."""
-        return len(self.members)
+    def names(self) -> tuple[str, ...]:
+        """Name the groups."""
+        return tuple(group.name for group in self.groups)
 
     def expand(self, removed_groups: Removed) -> Removed:
-        """Name the sublayers that go when these groups go."""
-        return tuple(sorted(position for group in removed_groups for position in self.members[group]))
+        """Name the sublayers that are removed when these groups are removed."""
+        return tuple(sorted(position for place in removed_groups for position in self.groups[place].members))
 
     def expand_all(self, coalitions: Sequence[Removed]) -> list[Removed]:
         """Turn coalitions of groups into coalitions of sublayers: what the engine is asked for."""
@@ -62,10 +70,10 @@ def group_players(players: Sequence[Player], by: PlayersOption) -> Grouping:
         raise UsageError(f"{by!r} is no kind of players", f"choose one of {', '.join(get_args(PlayersOption))}")
     if by == "decoder-layer":
         layers = sorted({player.layer for player in players})
-        members = tuple(tuple(i for i, player in enumerate(players) if player.layer == layer) for layer in layers)
-        return Grouping(tuple(f"layer.{layer}" for layer in layers), members)
+        members = [tuple(i for i, player in enumerate(players) if player.layer == layer) for layer in layers]
+        return Grouping(tuple(Group(f"layer.{layer}", m) for layer, m in zip(layers, members, strict=True)))
     kept = [i for i, player in enumerate(players) if by == "sublayer" or player.is_attention == (by == "attention")]
-    return Grouping(tuple(players[i].name for i in kept), tuple((i,) for i in kept))
+    return Grouping(tuple(Group(players[i].name, (i,)) for i in kept))
 
 
 def parse_groups(text: str, players: Sequence[Player]) -> Grouping:
@@ -74,35 +82,34 @@ def parse_groups(text: str, players: Sequence[Player]) -> Grouping:
     Raises:
         UsageError: an unknown sublayer, an empty group, one sublayer in two groups.
     """
-    names: list[str] = []
-    members: list[tuple[int, ...]] = []
+    groups: list[Group] = []
     for part in text.split(","):
         name, equals, listed = part.strip().partition("=")
         listed = listed if equals else name
-        names.append(name.strip())
-        members.append(parse_coalition("+".join(member.strip() for member in listed.split("+")), players))
-    return Grouping(tuple(names), tuple(members))
+        members = parse_coalition("+".join(member.strip() for member in listed.split("+")), players)
+        groups.append(Group(name.strip(), members))
+    return Grouping(tuple(groups))
 
 
 def grouped_table(table: ValueTable, grouping: Grouping) -> ValueTable:
-    """Read a table of sublayers as a table of groups: keep the coalitions that are unions of whole groups.
+    """Read a table of sublayers as a table of groups: keep the coalitions that remove whole groups.
 
     Raises:
         UsageError: a group of sublayers that the table does not have, or no coalition fits.
     """
-    if max(max(member) for member in grouping.members) >= table.n_players:
+    owner = {position: place for place, group in enumerate(grouping.groups) for position in group.members}
+    if max(owner) >= table.n_players:
         raise UsageError(f"a group reaches beyond the {table.n_players} players", "group the players of this very run")
-    owner = {position: g for g, member in enumerate(grouping.members) for position in member}
     columns: list[int] = []
     coalitions: list[Removed] = []
     for column, removed in enumerate(table.coalitions):
         if any(position not in owner for position in removed):
             continue
         whole = tuple(sorted({owner[position] for position in removed}))
-        if grouping.expand(whole) == removed:
+        if grouping.expand(whole) == removed:  # else a part of a group is removed, and the rest of it is not
             columns.append(column)
             coalitions.append(whole)
     if not columns:
         raise UsageError("no coalition of the table is made of whole groups", "measure the groups' own coalitions")
-    values = np.ascontiguousarray(table.values[:, columns])
+    values = np.ascontiguousarray(table.values[:, columns])  # (items, coalitions of groups)
     return ValueTable(grouping.names, tuple(coalitions), values, table.clusters, table.items, table.task)

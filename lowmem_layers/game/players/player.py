@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from lowmem_layers.errors import UsageError
 
@@ -20,6 +20,7 @@ class Player:
 
     layer: int
     kind: Kind
+    is_group: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind) or self.layer < 0:

@@ -16,9 +16,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 
 from lowmem_layers.errors import UsageError
-
-Removed = tuple[int, ...]
-"""A coalition, written as the sorted positions of the sublayers that are removed; `()` is the full model."""
+from lowmem_layers.game.players.coalitions import Removed
 
 
 @dataclass(frozen=True)

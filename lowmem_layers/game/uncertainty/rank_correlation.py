@@ -14,31 +14,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.quantiles import student_quantile
 from lowmem_layers.game.uncertainty.ranks import difference_errors, ranks
 from lowmem_layers.game.values.table import FloatArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Agreement:
     """Kendall's tau-b and Spearman's rho with intervals, and how many of the top k are the same.
 
     nan where a ranking is all ties, holds a nan, or has fewer than 2 players; intervals nan with fewer than 2 clusters.
-    `overlap_low` and `overlap_high` are bootstrap percentiles of the count, `resolved` the share of pairs of
-    players whose order is certain (each at `level`) in both runs, `opposite` the share of those that are in opposite
-    orders (nan where none is certain).
+    `overlap_ci` are bootstrap percentiles of the count, `resolved` the share of pairs of players whose order is certain
+    (each at `level`) in both runs, `opposite` the share of those that are in opposite orders (nan where none is
+    certain).
     """
 
     kendall: float
-    kendall_low: float
-    kendall_high: float
+    kendall_ci: Interval[float]
     spearman: float
-    spearman_low: float
-    spearman_high: float
-    top_k: int
+    spearman_ci: Interval[float]
     overlap: int
-    overlap_low: float
-    overlap_high: float
+    overlap_ci: Interval[float]
+    top_k: int
     resolved: float
     opposite: float
 
@@ -118,28 +116,25 @@ def agreement(
     resolved = float(certain.sum() / (len(a) * (len(a) - 1)))
     opposite = float((order_a != order_b)[certain].mean()) if certain.any() else float("nan")
     slack = 2.0 * (1.0 - level) * (1.0 - resolved)  # of nearly tied pairs, 1 − level are taken for certain by mistake
-    tau_low, tau_high = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b), slack)
-    rho_low, rho_high = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b), slack)
-    overlaps = np.percentile(drawn[2], [tail, 100 - tail])
-    bounds = (float(overlaps[0]), float(overlaps[1]))
-    return Agreement(
-        kendall, tau_low, tau_high, spearman, rho_low, rho_high, top_k, overlap, *bounds, resolved, opposite
-    )
+    tau_ci = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b), slack)
+    rho_ci = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b), slack)
+    overlap_ci = Interval(*np.percentile(drawn[2], [tail, 100.0 - tail]).tolist())
+    return Agreement(kendall, tau_ci, spearman, rho_ci, overlap, overlap_ci, top_k, resolved, opposite)
 
 
 def _without_intervals(kendall: float, spearman: float, top_k: int, overlap: int) -> Agreement:
-    unknown = float("nan")
-    nothing = [unknown] * 4
-    return Agreement(kendall, unknown, unknown, spearman, unknown, unknown, top_k, overlap, *nothing)
+    nan = float("nan")
+    unknown = Interval(nan, nan)
+    return Agreement(kendall, unknown, spearman, unknown, overlap, unknown, top_k, nan, nan)
 
 
 def _span(
     estimate: float, draws: FloatArray, tail: float, bounds: tuple[float, float], slack: float
-) -> tuple[float, float]:
+) -> Interval[float]:
     # The percentile and the basic bootstrap interval and the bounds together, within [−1, 1].
     low, high = (float(q) for q in np.percentile(draws, [tail, 100.0 - tail]))
     least, most = min(low, 2.0 * estimate - high, bounds[0] - slack), max(high, 2.0 * estimate - low, bounds[1] + slack)
-    return max(-1.0, least), min(1.0, most)
+    return Interval(max(-1.0, least), min(1.0, most))
 
 
 def _certain_order(value: FloatArray, pieces: FloatArray, dof: FloatArray, level: float) -> FloatArray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from lowmem_layers.game.uncertainty.errors import Influence
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import FloatArray
 
 
@@ -17,14 +18,14 @@ def ranks(value: FloatArray) -> FloatArray:
     return np.where(np.isnan(value), np.nan, 1.0 + larger)
 
 
-def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 1000) -> tuple[FloatArray, FloatArray]:
+def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 1000) -> Interval[FloatArray]:
     """Bound every player's rank by comparing it with all others at once.
 
     A player ranks below those that are significantly larger and above those significantly smaller; the critical value
     is the `level` quantile of the largest of its N − 1 studentised differences, so each player's interval covers its
     true rank with at least `level`, also with ties (where a bootstrap of the ranks themselves fails).
     Players with nan values could be anywhere: they widen every interval by one place each and get nan themselves.
-    Shapes: two arrays (players,).
+    Shapes: (players,).
     Ranks are whole numbers: where the values are well apart the interval is one rank and always right, so the measured
     coverage lies above the nominal one (benchmarks/coverage.py).
     Source: Mogstad, Romano, Shaikh, Wilhelm 2024, "Inference for ranks", marginal confidence sets, with step-down.
@@ -33,11 +34,11 @@ def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 10
     known = np.flatnonzero(np.isfinite(estimate.value) & np.isfinite(estimate.dof))
     low, high = np.full(n_players, np.nan), np.full(n_players, np.nan)
     if len(known) == 0:
-        return low, high
+        return Interval(low, high)
     larger, smaller = significant_differences(estimate, known, level, seed, draws)
     low[known] = 1.0 + larger
     high[known] = n_players - smaller
-    return low, high
+    return Interval(low, high)
 
 
 def significant_differences(

@@ -190,7 +190,7 @@ def read_table(path: Path) -> dict[str, Any]:
         raise OtherVersionError(
             f"the packed weights in {path} cannot be used: it is of version {table.get('version')}, "
             f"this is version {FORMAT_VERSION}",
-            "lowmem-layers models --clear-cache deletes what was kept, --no-cache goes without it",
+            "lowmem-layers models --cache --clear deletes what was kept, --no-cache goes without it",
         )
     return table
 

@@ -12,19 +12,19 @@ from lowmem_layers.errors import RecordError, UsageError
 from lowmem_layers.findings.statement import proven
 from lowmem_layers.game import all_coalitions, chain_coalitions, estimate, estimate_permutations, windows
 from lowmem_layers.game.players.player import players_of
-from lowmem_layers.record.design import plan_game
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.pilot import settle_cuts
 
 PLAYERS = players_of(["ffn", "moe", "ffn"])
 
 
 def game_of(**options):
-    return plan_game(StudySpec(**options).resolved(), PLAYERS)
+    return plan_design(StudySpec(**options).resolved(), PLAYERS)
 
 
 def test_sublayers_by_default():
     game = game_of(max_removed=2)
-    assert game.players == ("attn.0", "ffn.0", "attn.1", "moe.1", "attn.2", "ffn.2")
+    assert game.names == ("attn.0", "ffn.0", "attn.1", "moe.1", "attn.2", "ffn.2")
     assert game.removed == windows(6, 2)
     assert game.estimator == "neighbourhood"
 
@@ -40,7 +40,7 @@ def test_sublayers_by_default():
 )
 def test_groups_as_players(players, names, single):
     game = game_of(players=players, max_removed=2)
-    assert game.players == names
+    assert game.names == names
     assert game.removed[2] == single
     assert len(game.removed) == len(windows(len(names), 2))
 
@@ -77,7 +77,7 @@ def test_games_that_cannot_be_played_are_refused(options, said):
 
 def test_all_coalitions_of_too_many_players():
     with pytest.raises(UsageError, match="2\\^16"):
-        plan_game(StudySpec(coalitions="all").resolved(), players_of(["ffn"] * 8))
+        plan_design(StudySpec(coalitions="all").resolved(), players_of(["ffn"] * 8))
 
 
 def test_a_run_of_groups_is_a_game_of_groups(tmp_path, bench):
@@ -154,7 +154,7 @@ def pilot_calls(bench, spec):
     """Count the engine's calls of the pilot alone."""
     made = bench()
     prepared = made.prepare(spec.resolved(), lambda _: None)
-    settle_cuts(prepared, plan_game(spec.resolved(), prepared.players), 0, lambda _: None)
+    settle_cuts(prepared, plan_design(spec.resolved(), prepared.players), 0, lambda _: None)
     return made.engine.scored
 
 
@@ -173,7 +173,7 @@ def test_walks_end_where_everything_is_at_chance(tmp_path, bench):
     spec = StudySpec(tasks=("one",), coalitions="permutations", permutations=6).resolved()
     prepared = made.prepare(spec, lambda _: None)
     heard = []
-    game = settle_cuts(prepared, plan_game(spec, prepared.players), 0, heard.append)
+    game = settle_cuts(prepared, plan_design(spec, prepared.players), 0, heard.append)
     assert all(0 <= cut <= 12 for cut in game.cuts)
     assert min(game.cuts) < 12
     assert "pilot: 6 removal orders down to 4 removed" in heard[0].stage
