@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lowmem_layers.record.design import plan_game
 
 from lowmem_layers.errors import BudgetError, UsageError
 from lowmem_layers.forecast import forecast
 from lowmem_layers.forecast.forecast import plan_study
-from lowmem_layers.record.design import plan_game
 from lowmem_layers.record.spec import PAPER_TASKS, StudySpec
 from lowmem_layers.study.prepare import prepare_study
 from tests.model.conftest import save_model
