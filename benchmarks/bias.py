@@ -51,8 +51,8 @@ from lowmem_layers.game.players.coalitions import (
 )
 from lowmem_layers.game.players.groups import Group, Grouping, grouped_table
 from lowmem_layers.game.uncertainty.errors import Influence, contributions, influence_of
-from lowmem_layers.game.uncertainty.intervals import mean_interval
-from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
+from lowmem_layers.game.uncertainty.intervals import mean_interval, two_sided_p
+from lowmem_layers.game.uncertainty.multiplicity import adjusted
 from lowmem_layers.game.uncertainty.rank_correlation import agreement
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -292,7 +292,8 @@ def compared(players: Sequence[str], one: Influence, truth: Influence, total: fl
     rows = max(len(one.pieces), len(truth.pieces))  # only the coin-flip item's rows, which come last, can be missing
     first, second = (np.pad(each.pieces, ((0, rows - len(each.pieces)), (0, 0))) for each in (one, truth))
     found = agreement(one.value, truth.value, first, second, np.minimum(one.dof, truth.dof))
-    gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof))
+    binary = one.is_binary and truth.is_binary
+    gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof), binary)
     corrected = adjusted(two_sided_p(gap), "holm")
     return {
         "spearman": [found.spearman, found.spearman_ci.low, found.spearman_ci.high],
