@@ -46,7 +46,7 @@ def main() -> None:
             rows.append({"value": value, "statement": statement, **first_proof(run, tables, taken, statement, options)})
             print("  ".join(str(entry) for entry in rows[-1].values()), flush=True)
     about = {"items": run.manifest.n_items, "scored": len(taken), "seed": run.manifest.seed}
-    print(json.dumps({"benchmark": "certify", "model": run.manifest.model.get("id"), **about, "rows": rows}))
+    print(json.dumps({"benchmark": "certify", "model": run.manifest.model.id, **about, "rows": rows}))
 
 
 def items_in_order(run: Run) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ OUTSIDE = {
         "psutil",
     },
     "engine": {"numpy", "torch"},
-    "record": {"numpy", "pyarrow"},
+    "record": {"numpy", "pyarrow", "msgspec"},
     "findings": {"numpy", "pyarrow"},
     "study": {"numpy", "pyarrow"},
     "forecast": {"numpy", "torch", "transformers"},

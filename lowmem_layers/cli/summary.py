@@ -39,7 +39,7 @@ def summarise(run: Run, findings: Findings, page: Path, console: Console | None 
     # 1) importance; no number is cut short, whatever the terminal's width
     if findings.sides:
         width, console.width = console.width, max(console.width, _WIDEST)
-        console.print(importance_table(run.manifest.game.players, findings.sides), crop=False)
+        console.print(importance_table(run.manifest.design.players, findings.sides), crop=False)
         console.width = width
         hidden = len(findings.sides[-1].overall.players) - _MOST_ROWS
         if hidden > 0:

@@ -125,7 +125,7 @@ def side(run: Run, value: str | None, level: float = 0.95) -> Side:
         unit,
         scale,
         tables,
-        tuple(estimates(tables, run.manifest.game, level=level)),
+        tuple(estimates(tables, run.manifest.design, level=level)),
     )
 
 
@@ -140,9 +140,9 @@ def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones
     Its shares are those of the neighbourhood estimate (or of exact values, where those were measured), which removal
     orders alone do not give: then nothing is judged.
     """
-    if run.manifest.game.estimator == "permutation":
+    if run.manifest.design.estimator == "permutation":
         return []
-    known: Estimator = run.manifest.game.estimator  # type: ignore[assignment]
+    known: Estimator = run.manifest.design.estimator  # type: ignore[assignment]
     return [
         (table.task, cornerstones(table, run.chance(table.task), estimator=known))
         for table in metric.tables

@@ -10,7 +10,8 @@ from lowmem_layers.record.files import TEMPORARY, discard, make_folder
 from lowmem_layers.record.identity import same_identity
 from lowmem_layers.record.items import ITEMS_FILE
 from lowmem_layers.record.lock import LOCK
-from lowmem_layers.record.manifest import RUN_FILE, Manifest, read_manifest
+from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.record.run_json import RUN_FILE, read_manifest
 from lowmem_layers.record.scores import SCORES_FOLDER, tile_file
 from lowmem_layers.record.spec import Specification
 

@@ -74,7 +74,7 @@ def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
     ]
     return template.render(
         style=folder.joinpath("page.css").read_text(encoding="utf-8"),
-        title=f"Which sublayers of {manifest.model.get('id', 'the model')} matter?",
+        title=f"Which sublayers of {manifest.model.id} matter?",
         summary=_summary(manifest, run.tasks, done),
         warning=unfinished if run.is_unfinished else "",
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
@@ -87,7 +87,7 @@ def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
 
 def _summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     """Say in words what was measured, and what the two estimates mean."""
-    design, n_coalitions = manifest.game, len(manifest.plan.coalitions) - 1
+    design, n_coalitions = manifest.design, len(manifest.plan.coalitions) - 1
     player = "group" if any(each.is_group for each in design.players) else "sublayer"
     # 1) what was removed
     largest = max(map(len, design.of_players))
@@ -111,7 +111,7 @@ def _summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
         meaning = f"The estimate of a {player} is its ablation drop."
     meaning += f" The ablation drop of a {player} is the loss when it alone is removed."
     return (
-        f"{manifest.model.get('id')} in {manifest.model.get('dtype')} (quantisation {manifest.resolved.get('quant')}) "
+        f"{manifest.model.id} in {manifest.model.dtype} (quantisation {manifest.resolved.quant}) "
         f"was scored on {n_items:,} items of {', '.join(tasks)}: complete{removed}."
         f"{' ' + meaning if removed else ''}"
     )
@@ -122,9 +122,9 @@ def _facts(manifest: Manifest) -> Listing:
     facts = {
         "status": manifest.status,
         "created": manifest.created,
-        **{f"model: {name}": value for name, value in manifest.model.items()},
-        **{f"option: {name}": value for name, value in manifest.resolved.items() if value is not None},
-        **{f"data: {task['task']}": task["fingerprint"] for task in manifest.data},
+        **{f"model: {name}": value for name, value in manifest.model.to_json().items()},
+        **{f"option: {name}": value for name, value in manifest.resolved.to_json().items() if value is not None},
+        **{f"data: {task.task}": task.fingerprint for task in manifest.data},
         **{f"version: {name}": value for name, value in manifest.versions.items()},
     }
     rows = []

@@ -65,7 +65,7 @@ def write_report(
     Raises:
         RecordError: the record is damaged, or the folder cannot be written.
     """
-    findings, design = find(run) if findings is None else findings, run.manifest.game
+    findings, design = find(run) if findings is None else findings, run.manifest.design
     files = _Files(Path(output) if output is not None else run.folder / REPORT_FOLDER, formats)
     tables = files.folder / "tables"
     make_folder(files.folder / "figures")

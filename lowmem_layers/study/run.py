@@ -16,7 +16,8 @@ from lowmem_layers.record.folder import claim, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
 from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
 from lowmem_layers.record.lock import locked
-from lowmem_layers.record.manifest import Manifest, read_manifest, write_manifest
+from lowmem_layers.record.manifest import Manifest, Status
+from lowmem_layers.record.run_json import read_manifest, write_manifest
 from lowmem_layers.record.scores import write_table
 from lowmem_layers.record.spec import Specification, StudySpec, default_folder
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks, TaskLike
@@ -56,7 +57,7 @@ def run_study(
             if read is not None and _is_complete(folder, known, read(resolved)):
                 announce(StageStarted("complete already"))
                 return open_run(folder)
-            resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
+            resolved = replace(resolved, threads=resolved.threads or known.machine.threads)
             _note_changed_code(known, announce)
         prepared = (prepare or _real_prepare())(resolved, announce)
         manifest = _settled(resolved, prepared, folder, known, stack, announce)
@@ -93,8 +94,8 @@ def _game_of(resolved: Specification, prepared: Prepared, known: Manifest | None
     check_statement(resolved.until, len(game.players), max(map(len, game.of_players)))
     if not game.orders:
         return game
-    if known is not None and known.game.orders == game.orders:
-        return game.cut(known.game.cuts)
+    if known is not None and known.design.orders == game.orders:
+        return game.cut(known.design.cuts)
     return settle_cuts(prepared, game, resolved.seed, announce)
 
 
@@ -109,7 +110,7 @@ class _Account:
 def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Callable[[], float]) -> Iterator[_Account]:
     """Keep the run's status in run.json true, however the body ends."""
     start = clock()
-    status = "failed"
+    status: Status = "failed"
     account = _Account()
     try:
         yield account
@@ -134,7 +135,7 @@ def _taken_over(folder: Path, known: Manifest, now: Manifest) -> Manifest:
 
 def _is_complete(folder: Path, known: Manifest, tasks: Sequence[TaskLike]) -> bool:
     """Tell whether nothing is left to do: every tile there (or stopped early), of data that are still the same."""
-    same = [(task.name, dict(task.source)) for task in tasks] == [(e["task"], e["source"]) for e in known.data]
+    same = [(task.name, dict(task.source)) for task in tasks] == [(entry.task, entry.source) for entry in known.data]
     return same and known.status == "done" and not Run(folder, known).is_unfinished
 
 

@@ -61,7 +61,7 @@ def test_names_are_shown_as_they_are(tmp_path, bench, name):
 def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
     spec = StudySpec(tasks=("one",), players="attn.0=attn.0+ffn.0,rest=attn.1+ffn.1", max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    table = importance_table(run.manifest.game.players, find(run).sides)
+    table = importance_table(run.manifest.design.players, find(run).sides)
     assert {(cell.plain, str(cell.style)) for cell in table.columns[0].cells} == {
         ("attn.0", "green"),
         ("rest", "green"),

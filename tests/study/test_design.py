@@ -88,7 +88,7 @@ def test_a_run_of_groups_is_a_game_of_groups(tmp_path, bench):
     }  # fmt: skip
     table = run.importance().to_pydict()
     assert table["sublayer"][:3] == ["layer.0", "layer.1", "layer.2"]
-    assert open_run(run.folder).manifest.game == run.manifest.game
+    assert open_run(run.folder).manifest.design == run.manifest.design
     full, without = (run.value_tables()[0].mean(removed) for removed in ((), (0,)))
     assert table["ablation_drop"][0] == pytest.approx(full - without)
 
@@ -120,10 +120,10 @@ def test_exact_values_from_all_coalitions(tmp_path, bench):
 def test_removal_orders_are_estimated_with_the_recorded_cuts(tmp_path, bench):
     spec = StudySpec(tasks=("one", "three"), coalitions="permutations", permutations=4)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    game = run.manifest.game
+    game = run.manifest.design
     assert len(game.orders) == len(game.cuts) == 4
     stored = open_run(run.folder)
-    assert stored.manifest.game == game
+    assert stored.manifest.design == game
     found = stored.importance("probability").to_pydict()
     assert set(found["estimator"]) == {"permutation"}
     tables = stored.value_tables("probability")
@@ -146,7 +146,7 @@ def test_an_interrupted_run_of_orders_goes_on_without_another_pilot(tmp_path, be
     second = bench()
     run = run_study(spec, tmp_path / "r", prepare=second.prepare)
     assert len(second.engine.scored) == calls - 1
-    assert run.manifest.game == whole.manifest.game
+    assert run.manifest.design == whole.manifest.design
     assert run.scores().equals(whole.scores())
 
 
