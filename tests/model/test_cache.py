@@ -110,7 +110,7 @@ def test_a_cache_of_another_version_is_refused(
     with pytest.raises(OtherVersionError, match="it is of version") as caught:
         load_model(spec(llama_folder))
     assert str(kept) in caught.value.message
-    assert "--clear-cache" in caught.value.hint
+    assert "models --cache --clear" in caught.value.hint
     assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [before]
 
 

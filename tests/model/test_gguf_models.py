@@ -19,9 +19,9 @@ from lowmem_layers.model.checkpoint import embedded
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import ARCHITECTURES, GgufReader, complete_config, own_gguf_packing
-from lowmem_layers.model.checkpoint.packing import OwnPacking, choose_recipe
+from lowmem_layers.model.checkpoint.packing import choose_packing
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
-from lowmem_layers.model.formats import unpack
+from lowmem_layers.model.formats import GGUF, OwnPacking, unpack
 from lowmem_layers.model.homes.places import streamed_places
 from lowmem_layers.model.homes.store import Visit
 from tests.model.conftest import tiny_config, tiny_model
@@ -65,10 +65,10 @@ def test_the_embedded_model_is_not_quantised_twice() -> None:
     assert EMBEDDED is not None
     own = own_gguf_packing(read_gguf_header(EMBEDDED))
     assert own is not None
-    assert choose_recipe("4bit", own, requantize=False).label == "GGUF Q4_1, kept as it is"
-    assert choose_recipe("4bit", own, requantize=True).label == "GGUF Q4_1, unpacked and packed as nf4"
+    assert choose_packing("4bit", own, requantize=False).label == "GGUF Q4_1, kept as it is"
+    assert choose_packing("4bit", own, requantize=True).label == "GGUF Q4_1, unpacked and packed as nf4"
     with pytest.raises(ModelError, match="--quant 8bit, but the checkpoint already is 4-bit"):
-        choose_recipe("8bit", own, requantize=False)
+        choose_packing("8bit", own, requantize=False)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_pa
     anatomy = dissect(skeleton)
     places = list(streamed_places(anatomy, "model.layers", torch.float32))
     layer_of = Converter(skeleton, "model.layers", torch.float32).layer_of
-    recipe = choose_recipe("none", OwnPacking("gguf", 4, quant_type), requantize=False)
-    reader = GgufReader(tmp_path / "tiny.gguf", skeleton, layer_of, places, recipe, torch.float32)
+    packing = choose_packing("none", OwnPacking(GGUF, 4, quant_type), requantize=False)
+    reader = GgufReader(tmp_path / "tiny.gguf", skeleton, layer_of, places, packing, torch.float32)
     reader.read_resident()
     for layer in range(3):
         for key, packed in reader.read_layer(layer).items():

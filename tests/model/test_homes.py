@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from lowmem_layers.errors import CheckpointError
-from lowmem_layers.model.formats import dense, four_bit
-from lowmem_layers.model.formats.packed import Packed
+from lowmem_layers.model.formats import DENSE, FOUR_BIT, Packed
 from lowmem_layers.model.homes import packed_file
 from lowmem_layers.model.homes.home import DiskHome, Home, MemoryHome, largest_layer_bytes
 from lowmem_layers.model.homes.layout import lay_out, layout_from_json, layout_to_json
-from lowmem_layers.model.homes.packed_file import DiskFullError, PackedFile, PackedFileWriter
+from lowmem_layers.model.homes.packed_file import DiskFullError, PackedFile, PackedFileWriter, write_packed_file
 from lowmem_layers.model.homes.staging import HostLane, Lane, StagedFeed
 from lowmem_layers.model.homes.store import GroupKey
 
@@ -29,8 +28,8 @@ def groups() -> dict[GroupKey, dict[str, Packed]]:
     for layer in range(4):
         attn = torch.randn(16, 64, generator=random).bfloat16()
         ffn = torch.randn(24 + 8 * layer, 64, generator=random).bfloat16()
-        made[layer, "attn"] = {f"{layer}.q": four_bit.pack(attn), f"{layer}.odd": dense.pack(attn[:3, :5])}
-        made[layer, "ffn"] = {f"{layer}.up": dense.pack(ffn)}
+        made[layer, "attn"] = {f"{layer}.q": FOUR_BIT.pack(attn), f"{layer}.odd": DENSE.pack(attn[:3, :5])}
+        made[layer, "ffn"] = {f"{layer}.up": DENSE.pack(ffn)}
     return made
 
 
@@ -42,7 +41,7 @@ def memory_home() -> MemoryHome:
 
 
 def disk_home(path: Path) -> DiskHome:
-    with PackedFileWriter(path, {"model": "tiny"}) as writer:
+    with write_packed_file(path, {"model": "tiny"}) as writer:
         for key, packed in groups().items():
             writer.add(key, packed)
     return DiskHome(PackedFile(path))
@@ -143,7 +142,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "weights.packed"
 
     def write_then_fail() -> None:
-        with PackedFileWriter(path, {}) as writer:
+        with write_packed_file(path, {}) as writer:
             writer.add((0, "attn"), groups()[0, "attn"])
             assert list(tmp_path.iterdir())
             raise RuntimeError("stop")
