@@ -42,9 +42,14 @@ def find_source(spec: ModelSpec) -> Source:
         return Source(EMBEDDED_MODEL, path.parent, path.name)
     path = Path(spec.model).expanduser()
     if path.is_file():
-        return _from_file(path)
+        if path.suffix.lower() == ".gguf":
+            return Source(path.name, path.parent, path.name)
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            raise _pickle_error(path)
+        raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
     if not path.is_dir():
-        if _looks_like_a_path(spec.model):
+        name = spec.model  # an id is NAME or OWNER/NAME; anything else that is not here is a path
+        if name.startswith((".", "~", "/")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
             raise ModelError(f"{spec.model} does not exist", "name a folder with config.json and *.safetensors")
         path = _download(spec.model, spec.revision)
     return _from_folder(spec.model, path)
@@ -62,14 +67,6 @@ def list_hub_models() -> list[tuple[str, Path]]:
             if has_weights or any(folder.glob("*.gguf")):
                 found.append((repository.name.removeprefix("models--").replace("--", "/"), folder))
     return found
-
-
-def _from_file(path: Path) -> Source:
-    if path.suffix.lower() == ".gguf":
-        return Source(path.name, path.parent, path.name)
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise _pickle_error(path)
-    raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
 
 
 def _from_folder(name: str, folder: Path) -> Source:
@@ -95,10 +92,6 @@ def _pickle_error(path: Path) -> ModelError:
         f"{path} is a pickle: opening it could run any code, so it is not read",
         "convert it to safetensors (save_pretrained of a current transformers writes that)",
     )
-
-
-def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "~", "/")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
 
 
 def _download(name: str, revision: str | None) -> Path:
