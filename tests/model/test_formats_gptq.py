@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,22 @@ def test_a_file_without_g_idx_has_its_groups_in_order() -> None:
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
+
+
+@pytest.mark.parametrize("has_g_idx", [True, False])
+def test_the_bytes_at_home_are_known_from_headers(has_g_idx: bool) -> None:
+    tensors, _ = example(4, 32, act_order=False, version=1)
+    if not has_g_idx:
+        del tensors["g_idx"]
+    headers = {part: Header(tuple(tensor.shape), tensor.nbytes) for part, tensor in tensors.items()}
+    packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32), "file")
+    assert GPTQ.home_bytes("q_proj.weight", headers, GptqConfig(4, 32)) == packed.n_bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    shape: tuple[int, ...]
+    n_bytes: int
 
 
 @pytest.mark.parametrize("config", [GptqConfig(8, 32), GptqConfig(4, 64), GptqConfig(4, -1)])

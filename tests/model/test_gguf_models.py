@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,41 @@ def test_a_changed_embedded_model_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(embedded, "find_embedded_model", lambda: fake)
     with pytest.raises(ModelError, match="its sha256 is"):
         embedded.embedded_model_path()
+
+
+def text(word: str, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(word) if length is None else length) + word.encode()
+
+
+def field(kind: int, value: bytes, name: str = "general.alignment") -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+DAMAGED_FIELDS = {
+    "a string of 2^62 bytes": field(8, text("word", 1 << 62)),
+    "a string that is no text": field(8, struct.pack("<Q", 2) + b"\xff\xff"),
+    "a value of an unknown type": field(77, b""),
+    "an array of 2^63 numbers": field(9, struct.pack("<IQ", 10, 1 << 63)),
+    "an array of a string of 2^63 bytes": field(9, struct.pack("<IQ", 8, 1) + text("word", 1 << 63)),
+    "an array of an unknown type": field(9, struct.pack("<IQ", 77, 2)),
+    "no alignment": field(4, struct.pack("<I", 0)),
+    "a word for an alignment": field(8, text("wide")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_FIELDS)
+def test_a_damaged_gguf_field(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "odd.gguf"
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + DAMAGED_FIELDS[damage] + bytes(64))
+    with pytest.raises(CheckpointError, match=r"odd\.gguf has a truncated or damaged GGUF header"):
+        read_gguf_header(file)
+
+
+def test_a_gguf_tensor_of_more_dimensions_than_ggml_has(tmp_path: Path) -> None:
+    file = tmp_path / "odd.gguf"
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + text("weight") + struct.pack("<I", 1 << 31) + bytes(64))
+    with pytest.raises(CheckpointError, match=r"odd\.gguf has a truncated or damaged GGUF header"):
+        read_gguf_header(file)
 
 
 @needs_embedded

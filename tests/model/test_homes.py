@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,49 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
         disk_home(tmp_path / "weights.packed")
     assert "LOWMEM_LAYERS_CACHE" in caught.value.hint
     assert not list(tmp_path.iterdir())
+
+
+class ElsewhereOs:
+    """The module `os` as other systems have it: Windows has neither of these functions, macOS not always."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("preadv", "statvfs"):
+            raise AttributeError(name)
+        return getattr(os, name)
+
+
+def test_systems_without_preadv_and_statvfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_file, "os", ElsewhereOs())
+    home = disk_home(tmp_path / "weights.packed")
+    expected = groups()
+
+    def read(key: GroupKey) -> bool:
+        buffer = torch.empty(home.layouts[key].n_bytes, dtype=torch.uint8)
+        home.read_into(key, buffer)
+        views = home.layouts[key].views(buffer)
+        return all(torch.equal(views[k].parts[n], p) for k, e in expected[key].items() for n, p in e.parts.items())
+
+    with ThreadPoolExecutor(4) as threads:  # which share the file's one position
+        assert all(threads.map(read, list(expected) * 50))
+    (tmp_path / "weights.packed").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"it ends inside attn\.0"):
+        home.read_into((0, "attn"), torch.empty(home.layouts[0, "attn"].n_bytes, dtype=torch.uint8))
+
+    def full(self: PackedFileWriter, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PackedFileWriter, "_write", full)
+    with pytest.raises(DiskFullError, match=r"the disk is full: .* \(\d.* free\)"):
+        disk_home(tmp_path / "other.packed")
+
+
+@pytest.mark.parametrize(("writer", "stays"), [(str(os.getppid()), True), ("999999999", False), ("somebody", False)])
+def test_what_a_running_process_writes_is_left_alone(tmp_path: Path, writer: str, stays: bool) -> None:
+    partial = tmp_path / f"weights.packed.{writer}.partial"
+    partial.write_bytes(b"half")
+    os.utime(partial, (0, 0))
+    disk_home(tmp_path / "weights.packed")
+    assert partial.exists() == stays
 
 
 @pytest.mark.parametrize("keep", [0, 10, 5000, -1, -20])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +99,12 @@ def _download(name: str, revision: str | None) -> Path:
     """Fetch config, tokenizer and safetensors from the hub into its cache.
 
     Raises:
-        ModelError: no such model, no access to it, or no network.
+        ModelError: no such model, no access to it, no network, or no room for it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -125,5 +123,10 @@ def _download(name: str, revision: str | None) -> Path:
         raise ModelError(f"{name} has no revision {revision!r}", "leave --revision out for its main one") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"there is no model {name} on the hub, or it is private", local_hint) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except OSError as error:  # of the network, which huggingface_hub has many kinds of, or of this machine's disk
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise ModelError(
+                f"{name} cannot be downloaded: {error.strerror}",
+                "free some space, or point HF_HOME to a folder of yours on another disk",
+            ) from error
         raise ModelError(f"{name} is not on this machine and the model hub cannot be reached", local_hint) from error
