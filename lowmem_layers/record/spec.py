@@ -6,11 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from lowmem_layers.errors import UsageError
+from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.game.uncertainty.stopping import parse_statement
 from lowmem_layers.model.spec import EMBEDDED_MODEL
 from lowmem_layers.tasks.metrics import VALUES
@@ -139,9 +138,8 @@ def one_of(option: str, value: str | None, allowed: Sequence[str]) -> None:
     """
     if value is None or value in allowed:
         return
-    near = get_close_matches(value.lower(), allowed, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"{option} {value!r} is not known", f"{meant}{option} takes {', '.join(allowed)}")
+    hint = f"{did_you_mean(value, allowed)}{option} takes {', '.join(allowed)}"
+    raise UsageError(f"{option} {value!r} is not known", hint)
 
 
 def _check(spec: StudySpec) -> None:
