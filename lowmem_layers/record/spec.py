@@ -12,6 +12,7 @@ from typing import Any
 from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.game.uncertainty.stopping import parse_statement
 from lowmem_layers.model.spec import EMBEDDED_MODEL
+from lowmem_layers.tasks.encode import Bos
 from lowmem_layers.tasks.metrics import VALUES
 
 QUANTISATIONS = ("none", "4bit", "8bit")
@@ -67,7 +68,7 @@ class StudySpec:
     fewshot_file: str | None = None
     window: int | None = None
     stride: int | None = None
-    bos: str | None = None
+    bos: Bos | None = None
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
