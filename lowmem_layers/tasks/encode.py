@@ -119,7 +119,10 @@ class _Encoder:
             TaskError: the tokenizer cannot say where in the text its tokens begin, or has no token to begin with.
         """
         if not getattr(self.tokenizer, "is_fast", False):
-            raise TaskError("this model's tokenizer does not tell where tokens begin", "text needs a fast tokenizer")
+            raise TaskError(
+                "this model's tokenizer does not tell where tokens begin",
+                "plain text needs a fast tokenizer: use another model",
+            )
         if not self.prefix:  # the first token of the text would have nothing before it to be predicted from
             raise TaskError(
                 "this tokenizer has neither a BOS nor an EOS token to begin a text with", "use another model"

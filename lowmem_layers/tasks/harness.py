@@ -91,7 +91,7 @@ def harness_items(
             raise TaskError(
                 f"{HARNESS_PREFIX}{name}, item {item_id!r}: the harness' task fails "
                 f"({type(error).__name__}: {reason(error)})",
-                "its documents are not what it expects: another version of the data, or of the harness?",
+                "the task expects other documents: the data or the harness may be of another version",
             ) from error
     # 2) the metric and the source
     metrics = {entry["metric"] for entry in task.config.metric_list or []}

@@ -134,7 +134,7 @@ def _own(path: Path) -> _DataSet:
 
     def train() -> Iterator[Record]:
         if own.train is None:
-            raise TaskError(f"{path.name}, field 'train': missing", "name the file of few-shot examples")
+            raise TaskError(f"{path.name}, field 'train': missing", "name the file that has the few-shot examples")
         return read_split(own.train, own.train_split)
 
     # a template for ids takes the place of the data's own ids, which are then not looked at
@@ -192,7 +192,9 @@ def _read(data: _DataSet, options: _Options) -> Task:
     elif data.train is not None:
         records = data.train()
     else:
-        raise TaskError(f"{data.name} has no training examples", "give --fewshot-file FILE with records of its kind")
+        raise TaskError(
+            f"{data.name} has no training examples", "give --fewshot-file FILE, with records like those of the task"
+        )
     examples = (data.read(record, data.name, f"example-{index}") for index, record in enumerate(records))
     prefixed, prefix = with_examples(items, first_distinct(examples, shots), shots)
     task = _build(data.name, prefixed, data.metric, data.source)

@@ -73,7 +73,7 @@ def read_own_task(path: Path) -> OwnTask:
         raise file.problem("metric", f"there is no metric {metric!r}", hint)
     fewshot = file.fields.get("fewshot", 0)
     if isinstance(fewshot, bool) or not isinstance(fewshot, int) or fewshot < 0:
-        raise file.problem("fewshot", f"expected a whole number from 0, got {shown(fewshot)}")
+        raise file.problem("fewshot", f"expected a whole number of at least 0, got {shown(fewshot)}")
     return OwnTask(
         name=texts["name"] or path.stem,
         data=data,
@@ -109,7 +109,7 @@ def _fields(path: Path) -> dict[str, Any]:
     except failures as error:
         raise TaskError(f"{path.name}: {' '.join(str(error).split())}", "correct the task file") from error
     if not isinstance(fields, dict):
-        raise TaskError(f"{path.name}: expected fields and their values", "begin with: context = ...")
+        raise TaskError(f"{path.name}: expected fields with values", 'the first line may be: data = "FILE"')
     return {str(key): value for key, value in fields.items()}
 
 
@@ -135,7 +135,7 @@ class _TaskFile:
         """Compile a template that gives text."""
         source = self.text(key)
         if source is None:
-            raise self.problem(key, "expected a template")
+            raise self.problem(key, "expected a template, as text")
         return text_template(source, f"{self.path.name}, field {key!r}")
 
     def name_template(self, key: str) -> Callable[[Record], str] | None:
@@ -147,7 +147,7 @@ class _TaskFile:
         def checked(record: Record) -> str:
             value = render(record)
             if not value.strip() or not value.isprintable():
-                raise self.problem(key, f"{record.where} gives {shown(value)}, which names nothing")
+                raise self.problem(key, f"{record.where} gives {shown(value)}, expected printable text")
             return value
 
         return checked
@@ -159,7 +159,7 @@ class _TaskFile:
             return lambda record: value
         source = self.text(key)
         if source is None:
-            raise self.problem(key, "expected an expression")
+            raise self.problem(key, "expected an expression, as text")
         return expression(source, f"{self.path.name}, field {key!r}")
 
     def texts(self, key: str) -> Callable[[Record], tuple[str, ...]]:

@@ -144,7 +144,7 @@ def read_jsonl(path: Path) -> Iterator[Record]:
         TaskError: the file does not exist, or a line is not UTF-8, not JSON, or not an object.
     """
     if not path.is_file():
-        raise TaskError(f"no data file {path}", "one JSON object a line; check the folder and the name")
+        raise TaskError(f"no data file {path}", "check the folder and the name; the file has one JSON object a line")
     # read as bytes and decode line by line, so that a line that is not UTF-8 is named by its number
     with open_data(path) as lines:
         for number, line in enumerate(lines, start=1):
@@ -182,7 +182,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
             problem = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         else:  # Python's own limits, on the depth of objects and on the digits of a number
             problem = "nested too deeply, or a number of thousands of digits"
-        raise TaskError(f"{where}: malformed JSON ({problem})", "one JSON object a line") from error
+        raise TaskError(f"{where}: malformed JSON ({problem})", "write one JSON object on each line") from error
     if not isinstance(value, dict):
-        raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "one JSON object a line")
+        raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "write one JSON object on each line")
     return value

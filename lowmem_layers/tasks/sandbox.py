@@ -102,7 +102,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Refuse a filter, or a method of a text, if its result would be too large; it is applied to `value`."""
         given = (*args, *kwargs.values())
         if name in _NO_METHODS:
-            raise ValueError(f"{name} is not for templates")
+            raise ValueError(f"templates may not use {name}")
         if name in _FORMATS:
             _check_format(str(value))
         elif any(isinstance(one, int) and one > _MAX_NUMBER for one in given):
@@ -152,4 +152,4 @@ def _size(value: Any) -> int:
 
 def _check_format(text: str) -> None:
     if _WIDE.search(text):
-        raise OverflowError("a format with a width of its own values, or of six digits")
+        raise OverflowError("a format whose width has six digits or comes from the values")

@@ -49,7 +49,7 @@ def read_file(path: Path) -> Iterator[Record]:
     """
     if not path.is_file():
         kind = "a folder, not a data file:" if path.is_dir() else "no data file"
-        raise TaskError(f"{kind} {path}", "one JSON object a line; check the folder and the name")
+        raise TaskError(f"{kind} {path}", "check the folder and the name; the file has one JSON object a line")
     if path.suffix not in _SUFFIXES:
         raise TaskError(f"{path.name}: unknown kind of data file", f"use one of {', '.join(_SUFFIXES)}")
     # 1) parquet, streamed: otherwise `datasets` copies the file into its cache
@@ -74,11 +74,13 @@ def read_file(path: Path) -> Iterator[Record]:
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path.name}: malformed JSON ({error})", "use one JSON object a line (.jsonl)") from error
+        raise TaskError(
+            f"{path.name}: malformed JSON ({error})", "write a JSON list of objects, or one JSON object on each line"
+        ) from error
     for index, value in enumerate(values, start=1):
         where = f"{path.name}, entry {index}"
         if not isinstance(value, dict):
-            raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "use a list of JSON objects")
+            raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "write a list of JSON objects")
         yield Record(value, where)
 
 
@@ -144,7 +146,9 @@ def folder_records(folder: Path, split: str, config: str | None = None) -> tuple
         return folder_records(inner[0], split)
     if inner:
         names = ", ".join(place.name for place in inner[:8])
-        raise TaskError(f"{folder} has several folders with the split {split!r}: {names}", "give one of them")
+        raise TaskError(
+            f"{folder} has several folders with the split {split!r}: {names}", "give the path of one of them"
+        )
     there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise TaskError(f"{folder} has no files for the split {split!r}", f"it holds: {there}")
 

@@ -25,7 +25,7 @@ def load_text(path: Path, *, window: int, stride: int, limit: int | None) -> Tas
     """
     if not MIN_STRIDE_TOKENS <= stride <= window:
         raise UsageError(
-            f"stride {stride} and window {window} do not fit", f"use {MIN_STRIDE_TOKENS} <= stride <= window"
+            f"--stride {stride} and --window {window} do not fit", f"use {MIN_STRIDE_TOKENS} <= stride <= window"
         )
     text = read_text(path)
     name = TEXT_PREFIX + path.name
