@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lowmem_layers.game.players.player import players_of
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Task
 
@@ -76,10 +76,10 @@ class Bench:
     threads: int = 2
     calls: int = 0
 
-    def prepare(self, spec: StudySpec, announce: Callable[[Any], None]) -> Prepared:
+    def prepare(self, spec: Specification, announce: Callable[[Any], None]) -> Prepared:
         """Stand in for loading a model."""
         self.calls += 1
-        names = spec.tasks or ()
+        names = spec.tasks
         counts = {name: min(self.n_items - place, spec.limit or 1000) for place, name in enumerate(names)}
         encoded = [make_item(name, i, 2 + (i % 3)) for name, count in counts.items() for i in range(count)]
         tasks = tuple(Task(name, (), "acc", 0.25, {"kind": "made up"}) for name in names)

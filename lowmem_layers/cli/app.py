@@ -1,18 +1,17 @@
-"""The command group."""
+"""The command group: all commands, in the order in which a newcomer needs them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import click
 
 from lowmem_layers._version import __version__
-from lowmem_layers.cli.compare import compare, interactions, tables
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
-from lowmem_layers.cli.results import importance, report, scores
+from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
 from lowmem_layers.cli.run import run
+from lowmem_layers.errors import did_you_mean
 
 _COMMANDS: Mapping[str, click.Command] = {
     "run": run,
@@ -30,7 +29,7 @@ _COMMANDS: Mapping[str, click.Command] = {
 
 
 class _InOrder(click.Group):
-    """Lists commands in the order in which a newcomer needs them, and guesses what was meant."""
+    """A group that lists its commands in the given order, and names the nearest command for a mistyped one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -40,9 +39,8 @@ class _InOrder(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = get_close_matches(name, self.commands, n=1, cutoff=0.5)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+            meant = did_you_mean(name, self.commands).rstrip()
+            raise click.UsageError(f"there is no command {name!r}{'; ' if meant else ''}{meant}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -51,8 +49,10 @@ class _InOrder(click.Group):
 )
 @click.version_option(__version__, message="lowmem-layers %(version)s")
 def app() -> None:
-    """Which sublayers of this language model matter?
+    """Measure which sublayers of a language model matter.
 
-    Removes every contiguous window of attention and feed-forward sublayers from a (quantised) language model, scores a
-    task without them, and estimates every sublayer's importance with an interval. Start with: lowmem-layers run
+    Removes every window of neighbouring attention and feed-forward sublayers from a (quantised) language model, scores
+    a task without them, and estimates the importance of each sublayer with an interval.
+
+    Start with: lowmem-layers run
     """

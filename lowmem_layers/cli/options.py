@@ -1,14 +1,59 @@
-"""The options of a study, shared by the commands that take one."""
+"""The options of a study, in groups, shared by the commands that take them.
+
+Which values an option takes and what it means when it is left out come from `record.spec`, which owns these facts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import (
+    BOS,
+    COALITIONS,
+    DEVICES,
+    DTYPES,
+    N_ORDERS,
+    OFFLOADS,
+    PLAYERS,
+    PRESETS,
+    QUANTISATIONS,
+    StudySpec,
+)
+
+MODEL, TASK, REMOVED = "Model", "Task", "What is removed and estimated"
+MEMORY, OUTPUT = "Memory and device", "Output"
+# Listed here too because the modules that own these names need numpy, which `--help` does not wait for; tests compare.
+VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability or nll_per_byte"
+ESTIMATOR_NAMES = "neighbourhood, stratified, ablation, shapley or permutation"
+
+_DEFAULTS = StudySpec().resolved()
+_COLUMN = 30  # where the words begin, alike under all headings
+
+
+class GroupedOption(click.Option):
+    """An option that stands under a heading in its command's help."""
+
+    def __init__(self, *args: Any, heading: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.heading = heading
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists options under headings; those without one (`--help`) are under the last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of options for each heading, in the order in which headings first occur."""
+        lists: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                lists.setdefault(getattr(param, "heading", OUTPUT), []).append(record)
+        for heading, records in lists.items():
+            with formatter.section(heading):
+                formatter.write_dl([(names.ljust(_COLUMN), words) for names, words in records], col_max=_COLUMN)
 
 
 class Size(click.ParamType):
@@ -23,65 +68,95 @@ class Size(click.ParamType):
         return value if isinstance(value, int) else parse_bytes(str(value))
 
 
+def _option(heading: str, flag: str, words: str, metavar: str | None = None, **settings: Any) -> Callable[..., Any]:
+    """Make an option; the help ends with its default where the specification has one that is not named in `words`."""
+    default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"), None)
+    if default is not None and not isinstance(default, bool) and "[default:" not in words:
+        words = f"{words} [default: {','.join(default) if isinstance(default, tuple) else default}]"
+    return click.option(flag, cls=GroupedOption, heading=heading, metavar=metavar, help=words, **settings)
+
+
+def _flag(heading: str, flag: str, words: str) -> Callable[..., Any]:
+    return _option(heading, flag, words, is_flag=True)
+
+
 _OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.option(
-        "--model", metavar="ID_OR_FOLDER", help="Hub id, folder or GGUF file. [default: the embedded SmolLM2-135M]"
+    # Model
+    _option(
+        MODEL,
+        "--model",
+        f"Hub id, folder or GGUF file of a language model. [default: the embedded {_DEFAULTS.model}]",
+        "ID_OR_FOLDER",
     ),
-    click.option("--quant", metavar="none|4bit|8bit", help="Quantise the decoder layers' weights. [default: none]"),
-    click.option(
-        "--dtype", metavar="float32|bfloat16|float16", help="Compute in. [default: what the device is fast at]"
+    _option(MODEL, "--revision", "Branch, tag or commit of a model on the Hub.", "REV"),
+    _flag(MODEL, "--trust-remote-code", "Run the Python code that comes with the model."),
+    _option(MODEL, "--quant", "Quantise the weights of the decoder layers.", "|".join(QUANTISATIONS)),
+    _flag(MODEL, "--requantize", "If the checkpoint is quantised already: unpack it, then do what --quant says."),
+    _option(
+        MODEL,
+        "--dtype",
+        "Number type of the computation. [default: bfloat16 where the device is fast at it, else float32]",
+        "|".join(DTYPES),
     ),
-    click.option(
-        "--tasks", metavar="NAMES", help="Task names joined by commas; see lowmem-layers tasks. [default: quick]"
+    # Task
+    _option(TASK, "--tasks", "Task names, joined by commas. The command tasks lists them.", "NAMES"),
+    _option(
+        TASK,
+        "--preset",
+        "Set the paper's protocol: six tasks, the first 1,000 items of each, no BOS token, windows of up to 4.",
+        "|".join(PRESETS),
     ),
-    click.option("--data-dir", metavar="FOLDER", help="Folder with TASK.jsonl files, used instead of the hub."),
-    click.option("--limit", type=int, metavar="N", help="Take the first N items of each task. [default: all]"),
-    click.option(
-        "--max-removed", type=int, metavar="L", help="Largest window removed; 0: the full model only. [default: 4]"
+    _option(TASK, "--data-dir", "Read TASK.jsonl files in this folder instead of the Hub.", "FOLDER"),
+    _option(TASK, "--limit", "Use only the first N items of each task. [default: all]", "N", type=int),
+    _option(TASK, "--fewshot", "Solved examples before each item. [default: the task's own number]", "K", type=int),
+    _option(TASK, "--fewshot-file", "File with these examples. [default: the task's training data]", "FILE"),
+    _option(TASK, "--window", "Task text:FILE: number of tokens that the model sees at once.", "TOKENS", type=int),
+    _option(TASK, "--stride", "Task text:FILE: number of these that are scored, the last ones.", "TOKENS", type=int),
+    _option(TASK, "--bos", "Whether a BOS token comes first; auto leaves this to the tokenizer.", "|".join(BOS)),
+    # What is removed and estimated
+    _option(
+        REMOVED,
+        "--max-removed",
+        "Remove windows of 1 to L neighbouring players; 0 measures the full model only.",
+        "L",
+        type=int,
     ),
-    click.option(
+    _option(
+        REMOVED,
         "--players",
-        metavar="sublayer|attention|ffn|decoder-layer|GROUPS",
-        help="Who plays; groups are written a=attn.0+ffn.0,b=ffn.1. [default: sublayer]",
+        "What is removed as one unit. GROUPS of your own are written a=attn.0+ffn.0,b=ffn.1.",
+        "|".join((*PLAYERS, "GROUPS")),
     ),
-    click.option(
+    _option(
+        REMOVED,
         "--coalitions",
-        metavar="windows|permutations|all",
-        help="Remove windows of neighbours (the paper), walk down random removal orders to chance (unbiased Shapley "
-        "values), or measure every set of at most 14 players (exact). [default: windows]",
+        "What is removed together: windows of neighbours (the paper's way), growing sets along random orders, down to "
+        "chance level (unbiased Shapley values), or all sets of up to 14 players (exact Shapley values).",
+        "|".join(COALITIONS),
     ),
-    click.option(
-        "--permutations", type=int, metavar="M", help="Removal orders of --coalitions permutations. [default: 32]"
+    _option(REMOVED, "--permutations", f"Number of random orders. [default: {N_ORDERS}]", "M", type=int),
+    _option(REMOVED, "--value", f"Measure importance by {VALUE_NAMES}. [default: each task's own metric]", "NAME"),
+    _option(
+        REMOVED,
+        "--until",
+        "Take the items in random order and stop when this is certain at 95 %: the 3 or K most important players, all "
+        "ranks, or all estimates within ±X.",
+        "top3|top=K|rank|ci=X",
     ),
-    click.option(
-        "--preset", metavar="paper", help="The paper's protocol: six tasks, first 1,000 items, no BOS, L = 4."
+    _option(REMOVED, "--seed", "Seed of all random choices.", "N", type=int),
+    # Memory and device
+    _option(MEMORY, "--device", "Where to compute.", "|".join(DEVICES)),
+    _option(
+        MEMORY,
+        "--offload",
+        "Where the packed weights are kept: on the device (none), in the host's memory, or on disk; auto takes the "
+        "first that fits.",
+        "|".join(OFFLOADS),
     ),
-    click.option(
-        "--value",
-        metavar="NAME",
-        help="What a sublayer is worth something for: acc, acc_norm, loglikelihood, "
-        "margin, probability, nll_per_byte. [default: each task's own metric]",
-    ),
-    click.option(
-        "--until", metavar="top3|top=K|rank|ci=X", help="Take items in random order and stop when this holds at 95 %."
-    ),
-    click.option(
-        "--fewshot", type=int, metavar="K", help="Examples before each item. [default: the task's own number]"
-    ),
-    click.option("--fewshot-file", metavar="FILE", help="Take those examples from here. [default: the training data]"),
-    click.option("--window", type=int, metavar="TOKENS", help="Of text:FILE, an item sees so much. [default: 512]"),
-    click.option("--stride", type=int, metavar="TOKENS", help="Of text:FILE, an item scores so much. [default: 256]"),
-    click.option("--bos", metavar="auto|none|always", help="Begin with the BOS token. [default: auto]"),
-    click.option("--device", metavar="auto|cpu|cuda", help="Compute on. [default: auto]"),
-    click.option("--offload", metavar="auto|none|cpu|disk", help="Where packed weights live. [default: auto]"),
-    click.option("--max-gpu-memory", type=Size(), metavar="SIZE", help="Use at most this much GPU memory, e.g. 8GiB."),
-    click.option("--max-cpu-memory", type=Size(), metavar="SIZE", help="Use at most this much host memory."),
-    click.option("--threads", type=int, metavar="N", help="CPU threads. [default: torch's own]"),
-    click.option("--revision", metavar="REV", help="Revision of a model on the hub."),
-    click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model."),
-    click.option("--requantize", is_flag=True, help="Quantise anew what is quantised at another width."),
-    click.option("--no-cache", is_flag=True, help="Do not keep packed weights on disk."),
-    click.option("--seed", type=int, metavar="N", help="Seed of whatever is random. [default: 0]"),
+    _option(MEMORY, "--max-gpu-memory", "Use at most this much GPU memory, for example 8GiB.", "SIZE", type=Size()),
+    _option(MEMORY, "--max-cpu-memory", "Use at most this much memory of the host.", "SIZE", type=Size()),
+    _option(MEMORY, "--threads", "Number of CPU threads. [default: torch's choice]", "N", type=int),
+    _flag(MEMORY, "--no-cache", "Do not keep packed weights on disk for later runs."),
 )
 
 
@@ -93,16 +168,8 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spec_from(options: dict[str, Any]) -> StudySpec:
-    """Make the spec of what was passed.
-
-    Raises:
-        UsageError: an option has a value that it does not take.
-    """
-    from lowmem_layers.record.spec import StudySpec
-
+    """Make the spec of the options that were passed."""
     tasks = options.pop("tasks")
     if tasks is not None:
         tasks = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    spec = StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)
-    spec.resolved()
-    return spec
+    return StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)

@@ -1,10 +1,11 @@
-"""Data goes to stdout or a file, as a table, CSV, JSON, parquet, or a table for a paper (Markdown, LaTeX)."""
+"""Write data to stdout or a file: as a table, CSV, JSON, parquet, or a table for a paper (Markdown, LaTeX)."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +25,25 @@ _SUFFIXES = {
     ".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table", ".md": "markdown", ".tex": "latex",
 }  # fmt: skip
 _SHOWN_ROWS = 200
+_BATCH_ROWS = 50_000  # as Python objects at a time
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def visible(text: str) -> str:
+    """Spell control characters out, so that a terminal shows them and does not obey them: names come from data."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --format and -o to a data command."""
-    command = click.option("-o", "--output", metavar="FILE", help="Write to this file. [default: stdout]")(command)
-    return click.option(
-        "--format", "form", metavar="|".join(FORMATS), help="[default: by the file's ending, else table]"
-    )(command)
+    file = click.option("-o", "--output", metavar="FILE", help="Write the data to this file. [default: stdout]")
+    form = click.option(
+        "--format",
+        "form",
+        metavar="|".join(FORMATS),
+        help="Format of the data. [default: by the file's ending, else table]",
+    )
+    return form(file(command))
 
 
 def note_unfinished(*runs: Run) -> None:
@@ -40,23 +52,6 @@ def note_unfinished(*runs: Run) -> None:
         if run.is_unfinished:
             done, total = run.n_items_done, run.manifest.n_items
             click.echo(f"note: {run.folder} is unfinished: {done} of {total} items are in it", err=True)
-
-
-def write_data(table: pa.Table, form: str | None, output: str | None, decimals: int = 4) -> None:
-    """Write a table in the format asked for; `decimals` are those of tables for people.
-
-    Raises:
-        UsageError: unknown format, a file that cannot be written, or parquet to a terminal.
-    """
-    form = chosen_format(form, output)
-    if output is None:
-        _to_stdout(table, form, decimals)
-        return
-    try:
-        with Path(output).open("wb") as file:
-            _write(table, form, file, decimals)
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file with -o") from error
 
 
 def chosen_format(form: str | None, output: str | None) -> str:
@@ -71,95 +66,94 @@ def chosen_format(form: str | None, output: str | None) -> str:
     return form or _SUFFIXES.get(Path(output or "").suffix.lower(), "table")
 
 
-def _to_stdout(table: pa.Table, form: str, decimals: int) -> None:
+def write_data(table: pa.Table, form: str | None, output: str | None, decimals: int = 4) -> None:
+    """Write a table in the format asked for; `decimals` are those of tables for people.
+
+    Raises:
+        UsageError: unknown format, a file that cannot be written, or parquet to a terminal.
+    """
+    form = chosen_format(form, output)
+    if output is not None:
+        try:
+            with Path(output).open("wb") as file:
+                _write(table, form, file, decimals)
+        except OSError as error:
+            raise UsageError(f"cannot write {output}: {error.strerror}", "choose another file with -o") from error
+        return
     if form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal", "give a file with -o, or pipe it somewhere")
-    _write(table, form, sys.stdout.buffer, decimals)
+    left_out = len(table) - _SHOWN_ROWS if form == "table" else 0
+    _write(table.slice(0, _SHOWN_ROWS) if left_out > 0 else table, form, sys.stdout.buffer, decimals)
     sys.stdout.buffer.flush()
-    if form == "table" and len(table) > _SHOWN_ROWS:
-        click.echo(f"{len(table) - _SHOWN_ROWS:,} more rows; --format csv gives all {len(table):,}", err=True)
+    if left_out > 0:
+        click.echo(f"{left_out:,} more rows; --format csv gives all {len(table):,}", err=True)
 
 
 def _write(table: pa.Table, form: str, file: BinaryIO, decimals: int) -> None:
-    if form == "parquet":
-        import pyarrow.parquet as pq
+    """Write a table in one format: whole columns at a time for people, batches of rows for programs."""
+    match form:
+        case "parquet":
+            import pyarrow.parquet as pq
 
-        pq.write_table(table, file, compression="zstd")
-    elif form == "csv":
-        _write_csv(table, file)
-    elif form == "json":
-        _write_json(table, file)
-    elif form == "table":
-        shown = table.slice(0, _SHOWN_ROWS) if file is sys.stdout.buffer else table
-        file.write(as_text(shown, decimals).encode())
-    else:
-        file.write(_for_paper(table, form, decimals).encode())
+            pq.write_table(table, file, compression="zstd")
+        case "csv":
+            import csv
 
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(table.column_names)
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            text.detach()
+        case "json":
+            # A list of records, one a line. JSON knows no nan and inf: they are the strings "nan" and "inf".
+            before = b"[\n "
+            for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    record = {
+                        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+                        for name, value in row.items()
+                    }
+                    file.write(before + json.dumps(record, ensure_ascii=False).encode())
+                    before = b",\n "
+            file.write(b"\n]\n" if len(table) else b"[\n]\n")
+        case "table":
+            file.write(_as_text(table, decimals).encode())
+        case _:
+            from lowmem_layers.report.table_formats import as_latex, as_markdown
 
-def _for_paper(table: pa.Table, form: str, decimals: int) -> str:
-    from lowmem_layers.report.table_formats import as_latex, as_markdown
-
-    header = [name.replace("_", " ") for name in table.column_names]
-    rows = zip(*([_dashed(value, decimals) for value in column.to_pylist()] for column in table.columns), strict=True)
-    return (as_markdown if form == "markdown" else as_latex)(header, list(rows))
-
-
-def _dashed(value: Any, decimals: int) -> str:
-    """Write a cell for readers of a paper: what is no number is missing."""
-    return "–" if isinstance(value, float) and math.isnan(value) else _cell(value, decimals)
-
-
-def _write_csv(table: pa.Table, file: BinaryIO) -> None:
-    import csv
-
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.column_names)
-    for batch in table.to_batches(max_chunksize=50_000):
-        writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    text.detach()
-
-
-def _write_json(table: pa.Table, file: BinaryIO) -> None:
-    """Write a list of records, one a line; JSON knows no nan and inf, so they are the strings "nan" and "inf"."""
-    file.write(b"[")
-    first = True
-    for batch in table.to_batches(max_chunksize=50_000):
-        for row in batch.to_pylist():
-            record = {name: plain(value) for name, value in row.items()}
-            file.write((b"\n " if first else b",\n ") + json.dumps(record, ensure_ascii=False).encode())
-            first = False
-    file.write(b"\n]\n")
+            header = [name.replace("_", " ") for name in table.column_names]
+            # In a paper a missing number is a dash, whether it is null or NaN (which alone differs from itself).
+            columns = [
+                [
+                    "–" if isinstance(value, float) and math.isnan(value) else _cell(value, decimals)
+                    for value in column.to_pylist()
+                ]
+                for column in table.columns
+            ]
+            lay_out = as_markdown if form == "markdown" else as_latex
+            file.write(lay_out(header, list(zip(*columns, strict=True))).encode())
 
 
-def plain(value: Any) -> Any:
-    """Spell a number that JSON does not know."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_text(table: pa.Table, decimals: int = 4) -> str:
+def _as_text(table: pa.Table, decimals: int) -> str:
     """Lay a table out in columns: numbers to the right, names to the left."""
+    import pyarrow.types as types
+
     cells = [[_cell(value, decimals) for value in column.to_pylist()] for column in table.columns]
-    numeric = [not _is_name(column.type) for column in table.columns]
+    left = [types.is_string(column.type) or types.is_dictionary(column.type) for column in table.columns]
     widths = [max(map(len, [name, *column])) for name, column in zip(table.column_names, cells, strict=True)]
     lines = [table.column_names, *map(list, zip(*cells, strict=True))]
     return "".join(
         "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
+            cell.ljust(width) if to_left else cell.rjust(width)
+            for cell, width, to_left in zip(line, widths, left, strict=True)
         ).rstrip()
         + "\n"
         for line in lines
     )
 
 
-def _is_name(kind: pa.DataType) -> bool:
-    import pyarrow.types as types
-
-    return types.is_string(kind) or types.is_dictionary(kind)
-
-
 def _cell(value: Any, decimals: int) -> str:
     if value is None:
         return "–"
-    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
+    return f"{value:.{decimals}f}" if isinstance(value, float) else visible(str(value))

@@ -6,13 +6,20 @@ from typing import Any
 
 import click
 
-from lowmem_layers.cli.options import spec_from, study_options
+from lowmem_layers.cli.options import MEMORY, GroupedCommand, GroupedOption, spec_from, study_options
 from lowmem_layers.cli.output import chosen_format, data_options, write_data
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @study_options
-@click.option("--for", "card", metavar="CARD", help="Plan for a card, e.g. rtx-4090. [default: measure this machine]")
+@click.option(
+    "--for",
+    "card",
+    cls=GroupedOption,
+    heading=MEMORY,
+    metavar="CARD",
+    help="Plan for this card, for example rtx-4090. [default: measure this machine]",
+)
 @data_options
 def plan(card: str | None, form: str | None, output: str | None, **options: Any) -> None:
     """Say what a run would take; loads no weights.

@@ -1,17 +1,33 @@
-"""Commands that read a finished (or unfinished) record."""
+"""Commands that read runs, finished or not: scores, importance, report, compare, interactions, tables."""
 
 from __future__ import annotations
 
 import click
 
+from lowmem_layers.cli.options import ESTIMATOR_NAMES, VALUE_NAMES
 from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, write_data
+
+_VALUE = click.option(
+    "--value", metavar="NAME", help=f"Measure importance by {VALUE_NAMES}. [default: the task's own metric]"
+)
+_ESTIMATOR = click.option(
+    "--estimator",
+    metavar="NAME",
+    help=f"Estimator: {ESTIMATOR_NAMES}. [default: the one that the run's coalitions were made for]",
+)
+_LEVEL = click.option(
+    "--level", type=float, metavar="P", default=0.95, show_default=True, help="Confidence level of the intervals."
+)
 
 
 @click.command()
 @click.argument("run")
 @data_options
 def scores(run: str, form: str | None, output: str | None) -> None:
-    """Write the log-likelihoods of RUN, one row an item, coalition and choice."""
+    """Write the log-likelihoods of a run.
+
+    One row for each item, coalition and choice.
+    """
     from lowmem_layers import open_run
 
     chosen_format(form, output)
@@ -22,23 +38,15 @@ def scores(run: str, form: str | None, output: str | None) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--value",
-    metavar="NAME",
-    help="acc, acc_norm, loglikelihood, margin, probability or nll_per_byte. [default: the task's own metric]",
-)
-@click.option(
-    "--estimator",
-    metavar="NAME",
-    help="neighbourhood, stratified, ablation, shapley or permutation. [default: what the coalitions are meant for]",
-)
-@click.option("--level", type=float, default=0.95, show_default=True, help="Confidence level of the intervals.")
+@_VALUE
+@_ESTIMATOR
+@_LEVEL
 @click.option(
     "--top",
     type=click.IntRange(min=1),
+    metavar="K",
     default=3,
-    show_default=True,
-    help="Column top: who is certainly in or out of the first so many.",
+    help="The column top says who is certainly among the K most important sublayers, and who is not. [default: 3]",
 )
 @data_options
 def importance(
@@ -50,7 +58,10 @@ def importance(
     form: str | None,
     output: str | None,
 ) -> None:
-    """Write the importance of every sublayer (or group) of RUN, one row a task and sublayer."""
+    """Write how important each sublayer of a run is.
+
+    One row for each task and sublayer (or group of sublayers).
+    """
     from lowmem_layers import open_run
 
     chosen_format(form, output)
@@ -61,10 +72,115 @@ def importance(
 
 @click.command()
 @click.argument("run")
-@click.option("-o", "--output", metavar="FOLDER", help="Write there. [default: RUN/report]")
+@click.option("-o", "--output", metavar="FOLDER", help="Write to this folder. [default: RUN/report]")
 def report(run: str, output: str | None) -> None:
-    """Write tables, figures and a page about RUN; print where the page is."""
+    """Write figures, tables and a page about a run.
+
+    Prints the path of the page, which opens in a browser.
+    """
     from lowmem_layers import open_run
     from lowmem_layers.report import write_report
 
     click.echo(str(write_report(open_run(run), output)))
+
+
+@click.command()
+@click.argument("run_a")
+@click.argument("run_b")
+@_VALUE
+@_ESTIMATOR
+@click.option(
+    "--max-removed", type=int, metavar="L", help="Use only windows of up to L. [default: all that both runs have]"
+)
+@_LEVEL
+@click.option(
+    "--correction",
+    metavar="holm|bh",
+    default="holm",
+    show_default=True,
+    help="Correction for testing many sublayers: Holm limits the risk of one false claim, Benjamini–Hochberg (bh) the "
+    "share of false claims.",
+)
+@click.option("--agreement", is_flag=True, help="Write how far the rankings agree instead, one row for each task.")
+@click.option("--figure", metavar="FILE", help="Also draw both runs and their differences into FILE.svg, .png or .pdf.")
+@data_options
+def compare(
+    run_a: str,
+    run_b: str,
+    value: str | None,
+    estimator: str | None,
+    max_removed: int | None,
+    level: float,
+    correction: str,
+    agreement: bool,
+    figure: str | None,
+    form: str | None,
+    output: str | None,
+) -> None:
+    """Write how two runs differ, sublayer by sublayer.
+
+    Differences are RUN_A − RUN_B. How far the rankings agree, and which options differ, goes to stderr.
+    """
+    from lowmem_layers.findings import comparing
+    from lowmem_layers.findings.run import open_run
+
+    # 1) what cannot be written is refused before anything is computed
+    chosen_format(form, output)
+    if figure is not None:
+        from lowmem_layers.report.compared import figure_format
+
+        figure_format(figure)
+    # 2) the comparison: data to stdout, sentences to stderr
+    runs = open_run(run_a), open_run(run_b)
+    note_unfinished(*runs)
+    found = comparing.compare_runs(*runs, value, estimator, max_removed, level, correction)
+    write_data((comparing.agreement_table if agreement else comparing.comparison_table)(found), form, output)
+    unlike = comparing.differences(*runs)
+    click.echo(f"A and B differ in: {'; '.join(unlike) or 'none of their options'}", err=True)
+    for line in comparing.agreement_lines(found):
+        click.echo(line, err=True)
+    # 3) the figure
+    if figure is not None:
+        from lowmem_layers.report.compared import draw_comparison
+
+        draw_comparison(*runs, found, value, figure)
+
+
+@click.command()
+@click.argument("run")
+@_VALUE
+@_LEVEL
+@data_options
+def interactions(run: str, value: str | None, level: float, form: str | None, output: str | None) -> None:
+    """Write which neighbouring sublayers of a run interact.
+
+    One row for each task and pair: whether the two replace each other (redundancy) or need each other (synergy).
+    """
+    from lowmem_layers import open_run
+    from lowmem_layers.findings.comparing import interaction_table
+
+    chosen_format(form, output)
+    opened = open_run(run)
+    note_unfinished(opened)
+    write_data(interaction_table(opened, value, level), form, output)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "--table", "number", type=click.IntRange(1, 4), metavar="1|2|3|4", default=1, help="Which table. [default: 1]"
+)
+@data_options
+def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | None) -> None:
+    """Write the paper's tables 1 to 4 for one or more runs.
+
+    Shares and drops are in per cent. Several runs of one model may each hold another task. Where the paper has the
+    model too, its numbers are beside ours.
+    """
+    from lowmem_layers import open_run
+    from lowmem_layers.findings.paper import paper_table, tables_of
+
+    chosen_format(form, output)
+    opened = [open_run(run) for run in runs]
+    note_unfinished(*opened)
+    write_data(paper_table(tables_of(opened), number), form, output, decimals=1)

@@ -9,78 +9,72 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from lowmem_layers.cli.interrupt import Interrupted
-from lowmem_layers.cli.options import spec_from, study_options
+from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
+from lowmem_layers.cli.entry import Interrupted
+from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options
+from lowmem_layers.record.spec import default_folder
 
-if TYPE_CHECKING:
-    from lowmem_layers import Run, StudySpec
 
-
-@click.command()
+@click.command(cls=GroupedCommand)
 @study_options
 @click.option(
-    "--out", metavar="RUN", help="Run folder; the same command again resumes. [default: runs/…, by the options]"
+    "--out",
+    cls=GroupedOption,
+    heading=OUTPUT,
+    metavar="RUN",
+    help="Run folder. The same command again continues the run in it. [default: runs/…, named after the options]",
 )
 @click.option(
     "--display",
-    metavar="auto|rich|plain|json|none",
+    cls=GroupedOption,
+    heading=OUTPUT,
+    metavar="|".join(DISPLAYS),
     default="auto",
-    show_default=True,
-    help="Progress, on stderr. With json and none, stdout gets the run folder only.",
+    help="How progress is shown, on stderr. With json and none, stdout gets the run folder only. [default: auto]",
 )
 def run(out: str | None, display: str, **options: Any) -> None:
-    """Measure which sublayers of a language model matter for a task.
+    """Measure which sublayers of a language model matter.
 
-    The same command again goes on where an interrupted one stopped.
+    The same command again continues an interrupted run.
     """
-    spec = spec_from(options)
-    from lowmem_layers.cli.display import choose_display
-    from lowmem_layers.record.spec import default_folder
-
+    # 1) the options are checked before anything heavy is imported
+    spec = spec_from(options).resolved()
     folder = Path(out) if out else default_folder(spec)
-    shown = choose_display(display, _title(spec))
+    shown = choose_display(display, f"{Path(spec.model).name} · {spec.quant} · {','.join(spec.tasks)}")
+
+    # 2) the run itself
     try:
-        with _terminated_as_interrupted(), shown:
+        with _terminated_as_interrupted(), shown as announce:
             from lowmem_layers import run_study
 
-            finished = run_study(spec, folder, announce=shown)
+            finished = run_study(spec, folder, announce=announce)
     except KeyboardInterrupt as interrupt:
-        raise Interrupted(_how_to_resume(folder)) from interrupt
-    _conclude(finished, display)
+        command = shlex.join(["lowmem-layers", *sys.argv[1:]])
+        kept = f"finished tiles are kept in {folder}; to go on: {command}"
+        begun = (folder / "run.json").exists()
+        raise Interrupted(kept if begun else f"nothing was recorded yet; start again with: {command}") from interrupt
 
-
-def _title(spec: StudySpec) -> str:
-    resolved = spec.resolved()
-    model = Path(resolved.model or "").name
-    return f"{model} · {resolved.quant} · {','.join(resolved.tasks or ())}"
-
-
-def _conclude(finished: Run, display: str) -> None:
+    # 3) what was found: computed once, for the page and for the terminal
+    from lowmem_layers.findings.findings import find
     from lowmem_layers.report import write_report
 
-    page = write_report(finished, formats=("svg",))
+    findings = find(finished)
+    page = write_report(finished, formats=("svg",), findings=findings)
     if display in ("json", "none"):
         click.echo(str(finished.folder))
         return
     from lowmem_layers.cli.summary import summarise
 
-    summarise(finished, page)
-
-
-def _how_to_resume(folder: Path) -> str:
-    command = shlex.join(["lowmem-layers", *sys.argv[1:]])
-    if not (folder / "run.json").exists():
-        return f"nothing was recorded yet; start again with: {command}"
-    return f"finished tiles are kept in {folder}; to go on: {command}"
+    summarise(finished, findings, page)
 
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, so that a run stopped by a job scheduler leaves a consistent record too."""
+    """Treat SIGTERM like Ctrl-C, so that a run stopped by a job scheduler leaves a consistent record too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

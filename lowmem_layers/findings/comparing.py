@@ -74,26 +74,21 @@ def compare_runs(
 
 def packing_of(run: Run) -> str:
     """Name the packing that a run's weights had, as `run.json` says it (`GGUF Q4_1`, `nf4`); else what was asked."""
-    recorded = run.manifest.model.get("quantisation")
-    used = recorded.get("used") if isinstance(recorded, dict) else None
-    return str(used or run.manifest.resolved.get("quant") or "none")
+    return run.manifest.model.packing or run.manifest.resolved.quant
 
 
 def differences(a: Run, b: Run) -> list[str]:
     """Name what is not the same in two runs' models, options and tasks."""
     found = []
-    for name in ("id", "fingerprint"):
-        one, two = a.manifest.model.get(name), b.manifest.model.get(name)
-        if one != two and not (name == "fingerprint" and found):
-            found.append(f"model ({one} / {two})" if name == "id" else "the model's weights")
-    for option in _PROTOCOL:
-        one, two = a.manifest.resolved.get(option), b.manifest.resolved.get(option)
-        if one != two:
-            found.append(f"{option} ({_said(one)} / {_said(two)})")
-    dtypes, packings = [run.manifest.model.get("dtype") for run in (a, b)], [packing_of(run) for run in (a, b)]
-    for name, (one, two) in (("dtype", dtypes), ("packing", packings)):
-        if one != two:
-            found.append(f"{name} ({one} / {two})")
+    models = a.manifest.model, b.manifest.model
+    if models[0].id != models[1].id:
+        found.append(f"model ({models[0].id} / {models[1].id})")
+    elif models[0].fingerprint != models[1].fingerprint:
+        found.append("the model's weights")
+    pairs = {name: (getattr(a.manifest.resolved, name), getattr(b.manifest.resolved, name)) for name in _PROTOCOL}
+    pairs["dtype"] = models[0].dtype, models[1].dtype
+    pairs["packing"] = packing_of(a), packing_of(b)
+    found += [f"{name} ({_said(one)} / {_said(two)})" for name, (one, two) in pairs.items() if one != two]
     if a.tasks != b.tasks:
         found.append(f"tasks ({', '.join(a.tasks)} / {', '.join(b.tasks)})")
     return found
@@ -164,7 +159,7 @@ def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -
     Raises:
         UsageError: no windows of two or more sublayers were removed, or removal orders were walked instead.
     """
-    if run.manifest.game.coalitions == "permutations":
+    if run.manifest.design.coalitions == "permutations":
         raise UsageError(
             f"{run.folder} walked removal orders, not windows of neighbours", "run it without --coalitions permutations"
         )
@@ -189,14 +184,14 @@ def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -
 
 def _estimator(a: Run, b: Run, asked: str | None) -> str:
     one_of("--estimator", asked, ESTIMATORS)
-    natural = a.manifest.game.estimator, b.manifest.game.estimator
+    natural = a.manifest.design.estimator, b.manifest.design.estimator
     if asked is None and natural[0] != natural[1]:
         raise UsageError(
             f"A was made for the {natural[0]} estimate, B for the {natural[1]} estimate",
             "name one that both allow; --estimator ablation always works",
         )
     name = asked or natural[0]
-    if name == "permutation" and not (a.manifest.game.orders and b.manifest.game.orders):
+    if name == "permutation" and not (a.manifest.design.orders and b.manifest.design.orders):
         raise UsageError(
             "no removal orders were measured in one of the runs",
             "they are with: lowmem-layers run --coalitions permutations",
@@ -205,7 +200,7 @@ def _estimator(a: Run, b: Run, asked: str | None) -> str:
 
 
 def _walks(run: Run) -> Walks:
-    return Walks(run.manifest.game.orders, run.manifest.game.cuts)
+    return Walks(run.manifest.design.orders, run.manifest.design.cuts)
 
 
 def _top(table: ValueTable) -> int:

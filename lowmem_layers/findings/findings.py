@@ -16,6 +16,7 @@ from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.tasks.metrics import Metric, metric_named
 
 if TYPE_CHECKING:
     from lowmem_layers.findings.run import Run
@@ -62,27 +63,49 @@ class Side:
 
 
 @dataclass(frozen=True)
+class TaskLevel:
+    """The full model's value on one task, by the task's own metric; `chance` is None where guessing has no level."""
+
+    task: str
+    n_items: int
+    metric: Metric
+    level: Means
+    chance: float | None
+
+
+@dataclass(frozen=True)
 class Findings:
-    """Both sides of a run: by the task's own metric, and by the gold answer's log-likelihood."""
+    """Everything that a run found, for whoever shows it.
 
-    metric: Side
-    gold: Side
+    `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
+    same, none where nothing was removed. `lines` say what matters most, `verdict` how a statement to stop at stands.
+    """
 
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Give both, the metric first."""
-        return self.metric, self.gold
+    sides: tuple[Side, ...]
+    tasks: tuple[TaskLevel, ...]
+    lines: tuple[str, ...]
+    verdict: str
 
 
-def find(run: Run, level: float = 0.95) -> Findings | None:
-    """Compute what a run found; None where no sublayer was removed.
+def find(run: Run, level: float = 0.95) -> Findings:
+    """Compute what a run found.
 
     Raises:
         RecordError: a file is damaged, or a task has no finished item.
     """
-    if len(run.manifest.plan.coalitions) < 2:
-        return None
-    return Findings(side(run, None, level), side(run, "loglikelihood", level))
+    from lowmem_layers.findings.statement import verdict
+
+    tasks = []
+    for table in run.value_tables():
+        metric = metric_named(run.metric(table.task))
+        chance = run.chance(table.task) if metric.has_chance else None
+        tasks.append(TaskLevel(table.task, table.n_items, metric, coalition_means(table, [()], level), chance))
+    sides: tuple[Side, ...] = ()
+    if len(run.manifest.plan.coalitions) > 1:
+        same = all(run.metric(task) == "loglikelihood" for task in run.tasks)
+        gold = side(run, "loglikelihood", level)
+        sides = (gold,) if same else (side(run, None, level), gold)
+    return Findings(sides, tuple(tasks), tuple(cornerstone_lines(run, sides)) if sides else (), verdict(run))
 
 
 def side(run: Run, value: str | None, level: float = 0.95) -> Side:
@@ -102,7 +125,7 @@ def side(run: Run, value: str | None, level: float = 0.95) -> Side:
         unit,
         scale,
         tables,
-        tuple(estimates(tables, run.manifest.game, level=level)),
+        tuple(estimates(tables, run.manifest.design, level=level)),
     )
 
 
@@ -117,9 +140,9 @@ def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones
     Its shares are those of the neighbourhood estimate (or of exact values, where those were measured), which removal
     orders alone do not give: then nothing is judged.
     """
-    if run.manifest.game.estimator == "permutation":
+    if run.manifest.design.estimator == "permutation":
         return []
-    known: Estimator = run.manifest.game.estimator  # type: ignore[assignment]
+    known: Estimator = run.manifest.design.estimator  # type: ignore[assignment]
     return [
         (table.task, cornerstones(table, run.chance(table.task), estimator=known))
         for table in metric.tables
@@ -127,18 +150,15 @@ def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones
     ]
 
 
-def cornerstone_lines(run: Run, findings: Findings) -> list[str]:
+def cornerstone_lines(run: Run, sides: Sequence[Side]) -> list[str]:
     """Say which sublayers matter most: by the rule, a line a task, and the paper's top 3 by either value."""
-    judged = cornerstones_by_rule(run, findings.metric)
+    judged = cornerstones_by_rule(run, sides[0])
     lines = []
     for task, verdict in judged:
-        n_items = next(table.n_items for table in findings.metric.tables if table.task == task)
+        n_items = next(table.n_items for table in sides[0].tables if table.task == task)
         names = ", ".join(verdict.names) or f"none certain after {n_items:,} items"
         lines.append(f"cornerstone sublayers of {task}: {names}")
-    lines += [
-        f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}"
-        for side in dict.fromkeys(findings.sides)
-    ]
+    lines += [f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}" for side in sides]
     return lines + [f"(rule: {verdict.rule})" for _, verdict in judged[:1]]
 
 

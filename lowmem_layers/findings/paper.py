@@ -49,7 +49,7 @@ def _clash(runs: Sequence[Run]) -> set[str]:
 
 
 def _accuracies(run: Run) -> list[ValueTable]:
-    game = run.manifest.game
+    game = run.manifest.design
     if game.coalitions != "windows" or game.grouping is not None:
         raise UsageError(
             f"{run.folder} is no run of windows of sublayers", "the study's tables need --coalitions windows, no groups"
@@ -74,12 +74,11 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
 
 
 def _name(run: Run, *, with_dtype: bool = False) -> str:
-    parts = [str(run.manifest.model.get("id"))]
-    quant = run.manifest.resolved.get("quant")
-    if quant not in (None, "none"):
-        parts.append(str(quant))
+    parts = [run.manifest.model.id]
+    if run.manifest.resolved.quant != "none":
+        parts.append(run.manifest.resolved.quant)
     if with_dtype:
-        parts.append(str(run.manifest.model.get("dtype")))
+        parts.append(run.manifest.model.dtype)
     return " ".join(parts)
 
 

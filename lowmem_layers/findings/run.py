@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from lowmem_layers.findings.importance import N_TOP, importance_table
-from lowmem_layers.record.manifest import read_manifest
 from lowmem_layers.record.run import RunRecord
+from lowmem_layers.record.run_json import read_manifest
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Run(RunRecord):
             UsageError: an unknown value or estimator, or one that needs coalitions that were not measured.
             RecordError: a file is damaged.
         """
-        return importance_table(self.value_tables(value), self.manifest.game, estimator, level, top)
+        return importance_table(self.value_tables(value), self.manifest.design, estimator, level, top)
 
 
 def open_run(path: str | Path) -> Run:

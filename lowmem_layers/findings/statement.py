@@ -33,7 +33,7 @@ def proven(run: Run, statement: str | None, value: str | None) -> str:
 
 def verdict(run: Run) -> str:
     """Say how a run with a statement to stop at stands: what is proven, or what is not; empty without a statement."""
-    until, value = (run.manifest.resolved.get(name) for name in ("until", "value"))
+    until, value = run.manifest.resolved.until, run.manifest.resolved.value
     if run.manifest.stopped:
         early = run.n_items_done < run.manifest.n_items
         return f"{'stopped early' if early else 'certain with the last items'}: {run.manifest.stopped}"
@@ -46,5 +46,5 @@ def verdict(run: Run) -> str:
 
 
 def _decided(run: Run, statement: str, value: str | None) -> StopDecision:
-    known: Estimator = run.manifest.game.estimator  # type: ignore[assignment]
+    known: Estimator = run.manifest.design.estimator  # type: ignore[assignment]
     return decide(run.value_tables(value), statement, estimator=known, n_total=run.manifest.n_items)

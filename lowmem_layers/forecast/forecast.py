@@ -13,8 +13,8 @@ from lowmem_layers.forecast.machine import CARDS, Machine
 from lowmem_layers.forecast.work import Rates, WorkPlan
 from lowmem_layers.model.shape import SHIPPED, ModelShape
 from lowmem_layers.model.spec import EMBEDDED_MODEL
-from lowmem_layers.record.design import plan_game
-from lowmem_layers.record.spec import StudySpec, one_of
+from lowmem_layers.record.spec import Specification, StudySpec, one_of
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import model_spec, read_tasks
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class StudyPlan:
     speed: str
 
 
-def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
+def plan_study(spec: StudySpec | Specification, card: str | None = None) -> StudyPlan:
     """Plan a run of a model by its config alone; `card` names a graphics card, None means this machine.
 
     Raises:
@@ -76,26 +76,26 @@ def plan_study(spec: StudySpec, card: str | None = None) -> StudyPlan:
     one_of("--for", card, tuple(CARDS))
     resolved = spec.resolved()
     if card is not None:
-        resolved = replace(resolved, device="cpu", dtype=resolved.dtype or "bfloat16")
+        resolved = replace(resolved, device="cpu", dtype="bfloat16" if resolved.dtype == "auto" else resolved.dtype)
     use_threads(resolved.threads)
-    device = resolve_device(resolved.device or "auto")  # type: ignore[arg-type]
-    dtype = resolve_dtype(resolved.dtype or "auto", device)  # type: ignore[arg-type]
+    device = resolve_device(resolved.device)
+    dtype = resolve_dtype(resolved.dtype, device)
     shape, config, tokenizer, whose = _read(resolved, dtype)
-    removed = tuple(plan_game(resolved, shape.players).removed)
+    removed = tuple(plan_design(resolved, shape.players).removed)
     tree = prefix_tree(removed, len(shape.players))
     longest = longest_input(config.get_text_config(decoder=True), tokenizer)
     tokens = count_tokens(resolved, tokenizer, whose, longest)
     machine = named_card(card) if card else measure_machine(device, dtype)
-    limits = Limits(resolved.offload or "auto", resolved.max_gpu_memory, resolved.max_cpu_memory)  # type: ignore[arg-type]
+    limits = Limits(resolved.offload, resolved.max_gpu_memory, resolved.max_cpu_memory)
     memory = foresee_memory(shape, limits, machine, dtype.itemsize, tree, tokens.trunk, tokens.scored)
     rates, speed = rates_of(machine, memory.home), "the card's data sheet, at 60 % of its peak"
     if card is None:
-        rates, speed = _measured(rates, config, _TARGETS[resolved.quant or "none"], tokens, device, dtype)
+        rates, speed = _measured(rates, config, _TARGETS[resolved.quant], tokens, device, dtype)
     live = tuple(len(step.advanced) for step in tree.steps)
     naive = sum(len(shape.players) - len(each) for each in removed)
     load = Workload(live, tree.n_slots, naive, sum(tokens.trunk), sum(tokens.scored), memory.n_tiles)
     work = plan_work(shape, load, rates, itemsize=dtype.itemsize)
-    return StudyPlan(resolved.model or "", shape, work, machine, memory, tokens, speed)
+    return StudyPlan(resolved.model, shape, work, machine, memory, tokens, speed)
 
 
 def _measured(rates: Rates, config: Any, target: str, tokens: Tokens, device: Any, dtype: Any) -> tuple[Rates, str]:
@@ -110,7 +110,7 @@ def _measured(rates: Rates, config: Any, target: str, tokens: Tokens, device: An
     return own, f"one decoder layer and a head of this shape, timed: {2 * own.layer_macs_s / 1e12:.3g} TFLOP/s"
 
 
-def count_tokens(spec: StudySpec, tokenizer: Any, whose: str, max_length: int = _LONGEST) -> Tokens:
+def count_tokens(spec: Specification, tokenizer: Any, whose: str, max_length: int = _LONGEST) -> Tokens:
     """Count each item's tokens and scored positions; of a benchmark that is not at hand, take what was counted once.
 
     Units: `max_length` in tokens, the model's longest input.
@@ -123,13 +123,13 @@ def count_tokens(spec: StudySpec, tokenizer: Any, whose: str, max_length: int = 
     try:
         tasks = read_tasks(spec)
     except TaskError:
-        if spec.data_dir is not None or spec.fewshot or not set(spec.tasks or ()) <= set(_COUNTED):
+        if spec.data_dir is not None or spec.fewshot or not set(spec.tasks) <= set(_COUNTED):
             raise
         return _remembered(spec)
     from lowmem_layers.engine.trie import trie_rows
     from lowmem_layers.tasks import encode_task
 
-    bos = spec.bos or "auto"
+    bos = spec.bos
     encoded = [item for task in tasks for item in encode_task(task, tokenizer, bos=bos, max_length=max_length)]
     rows = [trie_rows([item], float) for item in encoded]
     trunk = tuple(sum(map(len, own)) for own in rows)
@@ -137,11 +137,11 @@ def count_tokens(spec: StudySpec, tokenizer: Any, whose: str, max_length: int = 
     return Tokens(trunk, scored, f"counted with the tokenizer of {whose}")
 
 
-def _remembered(spec: StudySpec) -> Tokens:
+def _remembered(spec: Specification) -> Tokens:
     """Take every item of a benchmark for an average one."""
     trunk: list[int] = []
     scored: list[int] = []
-    for task in spec.tasks or ():
+    for task in spec.tasks:
         counted, tokens, positions = _COUNTED[task]
         n_items = min(spec.limit or _SPLITS[task], _SPLITS[task])
         trunk += [round(tokens / counted)] * n_items
@@ -150,7 +150,7 @@ def _remembered(spec: StudySpec) -> Tokens:
     return Tokens(tuple(trunk), tuple(scored), whose)
 
 
-def _read(spec: StudySpec, dtype: Any) -> tuple[ModelShape, Any, Any, str]:
+def _read(spec: Specification, dtype: Any) -> tuple[ModelShape, Any, Any, str]:
     """Read shape, config and tokenizer; a shipped shape has none of its own, so the embedded model's counts tokens."""
     import lowmem_layers.study.run  # noqa: F401  # so that this process is as large as that of a run
     from lowmem_layers.engine import Engine  # noqa: F401

@@ -10,15 +10,16 @@ from lowmem_layers.record.files import TEMPORARY, discard, make_folder
 from lowmem_layers.record.identity import same_identity
 from lowmem_layers.record.items import ITEMS_FILE
 from lowmem_layers.record.lock import LOCK
-from lowmem_layers.record.manifest import RUN_FILE, Manifest, read_manifest
+from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.record.run_json import RUN_FILE, read_manifest
 from lowmem_layers.record.scores import SCORES_FOLDER, tile_file
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import Specification
 
 REPORT_FOLDER = "report"
 _OURS = frozenset({LOCK, RUN_FILE, ITEMS_FILE, SCORES_FOLDER, REPORT_FOLDER})
 
 
-def known_run(folder: Path, resolved: StudySpec) -> Manifest | None:
+def known_run(folder: Path, specification: Specification) -> Manifest | None:
     """Read the run that is in the folder already, if any; refuse what is not ours before anything is loaded.
 
     Raises:
@@ -26,7 +27,7 @@ def known_run(folder: Path, resolved: StudySpec) -> Manifest | None:
     """
     if (folder / RUN_FILE).exists():
         manifest = read_manifest(folder)
-        same_identity(folder, manifest, resolved.identity())
+        same_identity(folder, manifest, specification.identity())
         return manifest
     if folder.exists() and not folder.is_dir():
         raise RecordError(f"{folder} is a file", "--out takes a folder")

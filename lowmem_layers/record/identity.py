@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import RecordError
-from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.record.manifest import EngineRecord, Manifest, TaskRecord
 from lowmem_layers.tasks.items import EncodedItem
-
-# Where weights live and how much memory that is expected to take changes no number, and differs from start to start:
-# of a model's description only this is compared.
-_NUMERIC = ("id", "architecture", "fingerprint", "quantisation", "dtype", "device", "players", "parallel_sublayers")
 
 
 @cache
@@ -51,29 +47,30 @@ def same_run(folder: Path, run: Manifest, now: Manifest) -> None:
     Raises:
         RecordError: the folder holds a run of another model, other data or another arithmetic.
     """
-    found = list(_differences(_numeric(run.model), _numeric(now.model), "model "))
-    if [task["task"] for task in run.data] != [task["task"] for task in now.data]:
+    # 1) model and data: where these differ, everything behind them does, too
+    found = list(_differences(run.model.numeric(), now.model.numeric(), "model "))
+    if [task.task for task in run.data] != [task.task for task in now.data]:
         found.append("tasks")
     for old, new in zip(run.data, now.data, strict=False):
-        keys = ("items", "metric", "fingerprint")
-        found += _differences({k: old.get(k) for k in keys}, {k: new.get(k) for k in keys}, f"data of {new['task']}: ")
+        found += _differences(_content(old), _content(new), f"data of {new.task}: ")
+    # 2) who plays, which coalitions, and the order of additions
     if not found:
-        found += _differences({"sublayers": run.players}, {"sublayers": now.players}, "")
-        found += _differences({"groups": run.game.grouping}, {"groups": now.game.grouping}, "")
+        found += _differences({"sublayers": run.sublayers}, {"sublayers": now.sublayers}, "")
+        found += _differences({"groups": run.design.grouping}, {"groups": now.design.grouping}, "")
         found += _differences({"coalitions": run.plan.coalitions}, {"coalitions": now.plan.coalitions}, "")
-        found += _differences(run.machine, now.machine, "")
+        found += _differences({"threads": run.machine.threads}, {"threads": now.machine.threads}, "")
         found += _differences(_arithmetic(run.engine), _arithmetic(now.engine), "engine ")
     _refuse(folder, found)
 
 
-def _numeric(model: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: model[name] for name in _NUMERIC if name in model}
+def _content(task: TaskRecord) -> dict[str, Any]:
+    return {"items": task.items, "metric": task.metric, "fingerprint": task.fingerprint}
 
 
-def _arithmetic(engine: Mapping[str, Any]) -> dict[str, Any]:
+def _arithmetic(engine: EngineRecord) -> dict[str, Any]:
     """Take what decides the order of additions; the tile plan, which memory decides, is taken over from the record."""
-    sizes = {name: size for name, size in engine.get("sizes", {}).items() if name not in ("budget_bytes", "tile_work")}
-    return {"layout": engine.get("layout"), **sizes}
+    sizes = {name: size for name, size in engine.sizes.items() if name not in ("budget_bytes", "tile_work")}
+    return {"layout": engine.layout, **sizes}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:

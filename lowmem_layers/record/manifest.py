@@ -1,167 +1,160 @@
-"""run.json: what a run is, so that its numbers can be trusted and its folder recognised."""
+"""The manifest of a run: what the run is, so that its numbers can be trusted and its folder recognised."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from lowmem_layers.errors import RecordError, UsageError
+import msgspec
+
 from lowmem_layers.game.players.design import Design
-from lowmem_layers.game.players.groups import Group, Grouping
-from lowmem_layers.game.players.player import parse_player
-from lowmem_layers.record.files import write_text
-from lowmem_layers.record.tile_plan import TilePlan, parse_tile, spell_tile
+from lowmem_layers.record.spec import Specification, StudySpec
+from lowmem_layers.record.tile_plan import TilePlan
+from lowmem_layers.tasks.metrics import Value
 
-SCHEMA = 1
-RUN_FILE = "run.json"
-START_ANEW = "start the run again in another folder with --out, or remove this one"
+if TYPE_CHECKING:
+    Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+else:
+    Json = Any  # the decoder takes any JSON value here
+
+Status = Literal["running", "done", "interrupted", "failed"]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # the upper bound keeps infinity out
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Described = TypeVar("Described")
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model.
+
+    Each field decides numbers, but for `placement`: where the weights live, how much memory they are expected to take
+    and whatever else the model says of itself, which changes no number and may differ from start to start.
+    """
+
+    id: str
+    dtype: str = ""
+    architecture: str | None = None
+    fingerprint: str | None = None
+    quantisation: Mapping[str, Json] | None = None
+    device: str | None = None
+    players: Count | None = None
+    parallel_sublayers: bool | None = None
+    placement: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def packing(self) -> str | None:
+        """Name the packing that the weights have (`GGUF Q4_1`, `nf4`), where the record says it."""
+        used = (self.quantisation or {}).get("used")
+        return used if isinstance(used, str) else None
+
+    def numeric(self) -> dict[str, Json]:
+        """Give what decides numbers, as far as the record says it."""
+        found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "placement"}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def to_json(self) -> dict[str, Json]:
+        """Give everything that is known of the model, as JSON takes it."""
+        return {**self.numeric(), **self.placement}
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The data of one task: how many items, judged by which metric, from which source.
+
+    `fingerprint` is a hash of the items as the model sees them; `source` is what the data set says of itself.
+    """
+
+    task: str
+    items: Count
+    metric: Value
+    chance: Fraction
+    fingerprint: str
+    source: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class MachineRecord:
+    """What the last bits of numbers depend on beside the model's device."""
+
+    threads: Count | None = None
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """How the engine computes.
+
+    `layout` and `sizes` decide the order of additions; `self_test` and `more` are what the engine says besides.
+    """
+
+    layout: str | None = None
+    sizes: Mapping[str, int | float] = field(default_factory=dict)
+    self_test: Mapping[str, Json] = field(default_factory=dict)
+    more: Mapping[str, Json] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """Give everything that is known of the engine, as JSON takes it."""
+        known = {} if self.layout is None else {"layout": self.layout}
+        return {**known, "sizes": dict(self.sizes), "self_test": dict(self.self_test), **self.more}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything run.json says.
+    """Everything that run.json says.
 
-    `identity` holds the resolved options that decide the numbers, `data` one entry a task, `machine` what the numbers'
-    last bits hang on (threads, device). `stopped` states what was proven when the run stopped early.
+    `resolved` is what the options mean, with the options as passed in it; `identity` the options that decide the
+    numbers; `data` has one entry a task. `stopped` states what was proven when the run stopped early.
+
+    Units: `work` is the engine's (multiply-adds); `elapsed_s` counts every call that worked on the run.
     """
 
-    status: str
+    status: Status
     created: str
-    passed: Mapping[str, Any]
-    resolved: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    model: Mapping[str, Any]
-    data: tuple[Mapping[str, Any], ...]
-    machine: Mapping[str, Any]
-    engine: Mapping[str, Any]
+    resolved: Specification
+    identity: Mapping[str, Json]
+    model: ModelRecord
+    data: tuple[TaskRecord, ...]
+    machine: MachineRecord
+    engine: EngineRecord
     versions: Mapping[str, str]
-    players: tuple[str, ...]
+    design: Design
     plan: TilePlan
-    game: Design
     work: int
-    seed: int
     elapsed_s: float = 0.0
     stopped: str = ""
 
     @property
+    def passed(self) -> StudySpec:
+        """Give the options as they were passed."""
+        return self.resolved.passed
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """Name the model's sublayers, in execution order."""
+        return tuple(player.name for player in self.design.sublayers)
+
+    @property
     def n_items(self) -> int:
         """Count the items of all tasks."""
-        return sum(int(task["items"]) for task in self.data)
+        return sum(task.items for task in self.data)
 
-    def with_status(self, status: str, elapsed_s: float) -> Manifest:
+    def with_status(self, status: Status, elapsed_s: float, stopped: str = "") -> Manifest:
         """Give the same record with another status, and more time on its account."""
-        return replace(self, status=status, elapsed_s=round(self.elapsed_s + elapsed_s, 3))
+        return replace(self, status=status, elapsed_s=round(self.elapsed_s + elapsed_s, 3), stopped=stopped)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write run.json, whole or not at all.
-
-    Raises:
-        RecordError: the folder cannot be written.
-    """
-    write_text(folder / RUN_FILE, json.dumps(_to_json(manifest), indent=1, ensure_ascii=False) + "\n")
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read run.json.
+def described(about: Mapping[str, Json], kind: type[Described], rest: str) -> Described:
+    """Read what a model or an engine says of itself; what `kind` has no field for goes into its field `rest`.
 
     Raises:
-        RecordError: it is missing, damaged, or of a later version of this package.
+        msgspec.ValidationError: a field has another type; the message names it.
     """
-    path = folder / RUN_FILE
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecordError(
-            f"{folder} is not a run folder: it holds no {RUN_FILE}", "lowmem-layers run writes one; its end says where"
-        ) from error
-    except (NotADirectoryError, PermissionError) as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}", "give the folder of a run") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is damaged: {error}", START_ANEW) from error
-    return _from_json(stored, path)
+    return msgspec.convert(gathered(about, kind, rest), kind)
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "status": manifest.status,
-        "created": manifest.created,
-        "elapsed_s": manifest.elapsed_s,
-        "stopped": manifest.stopped,
-        "spec": {"passed": dict(manifest.passed), "resolved": dict(manifest.resolved)},
-        "identity": dict(manifest.identity),
-        "seed": manifest.seed,
-        "model": dict(manifest.model),
-        "data": [dict(task) for task in manifest.data],
-        "machine": dict(manifest.machine),
-        "engine": dict(manifest.engine),
-        "versions": dict(manifest.versions),
-        "work": manifest.work,
-        "players": " ".join(manifest.players),
-        **_game_to_json(manifest.game),
-        "removed": [" ".join(map(str, removed)) for removed in manifest.plan.coalitions],
-        "tiles": [spell_tile(tile) for tile in manifest.plan.tiles],
-    }
-
-
-def _game_to_json(game: Design) -> dict[str, Any]:
-    """Write what is not the plain game of all sublayers' windows."""
-    found: dict[str, Any] = {}
-    if game.grouping is not None:
-        found["groups"] = [[group.name, " ".join(map(str, group.members))] for group in game.grouping.groups]
-    if game.orders:
-        found["orders"] = [" ".join(map(str, order)) for order in game.orders]
-        found["cuts"] = list(game.cuts)
-    return found
-
-
-def _game_from_json(stored: Mapping[str, Any]) -> Design:
-    resolved = stored["spec"]["resolved"]
-    groups = tuple(Group(str(name), _numbers(members)) for name, members in stored.get("groups", ()))
-    return Design(
-        sublayers=tuple(map(parse_player, stored["players"].split())),
-        coalitions=resolved.get("coalitions", "windows"),
-        max_removed=int(resolved["max_removed"]),
-        grouping=Grouping(groups) if groups else None,
-        orders=tuple(map(_numbers, stored.get("orders", ()))),
-        cuts=tuple(map(int, stored.get("cuts", ()))),
-    )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(index) for index in text.split())
-
-
-def _from_json(stored: Any, path: Path) -> Manifest:
-    schema = stored.get("schema") if isinstance(stored, dict) else None
-    if schema != SCHEMA:
-        raise RecordError(f"{path} has schema {schema}; this version reads {SCHEMA}", START_ANEW)
-    try:
-        return Manifest(
-            status=stored["status"],
-            created=stored["created"],
-            passed=stored["spec"]["passed"],
-            resolved=stored["spec"]["resolved"],
-            identity=stored["identity"],
-            model=stored["model"],
-            data=tuple(stored["data"]),
-            machine=stored["machine"],
-            engine=stored["engine"],
-            versions=stored["versions"],
-            players=tuple(stored["players"].split()),
-            plan=TilePlan(
-                tuple(map(_numbers, stored["removed"])),
-                tuple(parse_tile(tile) for tile in stored["tiles"]),
-            ),
-            game=_game_from_json(stored),
-            work=int(stored["work"]),
-            seed=int(stored["seed"]),
-            elapsed_s=float(stored["elapsed_s"]),
-            stopped=str(stored.get("stopped", "")),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise RecordError(f"{path} is damaged: {type(error).__name__} {error}", START_ANEW) from error
+def gathered(about: Mapping[str, Json], kind: type, rest: str) -> dict[str, Any]:
+    """Put everything that `kind` has no field for under `rest`."""
+    known = {each.name for each in fields(kind)} - {rest}
+    found: dict[str, Any] = {name: value for name, value in about.items() if name in known}
+    return found | {rest: {name: value for name, value in about.items() if name not in known}}

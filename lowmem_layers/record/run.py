@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,12 +34,12 @@ class RunRecord:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Name the tasks, in the order of the run."""
-        return tuple(str(entry["task"]) for entry in self.manifest.data)
+        return tuple(entry.task for entry in self.manifest.data)
 
     @property
     def players(self) -> tuple[str, ...]:
         """Name the players: sublayers, or groups of them."""
-        return self.manifest.game.names
+        return self.manifest.design.names
 
     @property
     def n_items_done(self) -> int:
@@ -57,11 +58,11 @@ class RunRecord:
 
     def metric(self, task: str) -> str:
         """Name the task's own metric."""
-        return next(str(entry["metric"]) for entry in self.manifest.data if entry["task"] == task)
+        return next(entry.metric for entry in self.manifest.data if entry.task == task)
 
     def chance(self, task: str) -> float:
         """Give the accuracy of random guessing."""
-        return next(float(entry["chance"]) for entry in self.manifest.data if entry["task"] == task)
+        return next(entry.chance for entry in self.manifest.data if entry.task == task)
 
     @property
     def item_rows(self) -> tuple[ItemRow, ...]:
@@ -101,7 +102,7 @@ class RunRecord:
                 chosen = [(row, block) for row, block in zip(rows, blocks, strict=True) if row.task == task]
                 parts[task].append(self._part(task, chosen, value))
         tables = [self._join(task, found) for task, found in parts.items()]
-        grouping = self.manifest.game.grouping
+        grouping = self.manifest.design.grouping
         return tables if grouping is None else [grouped_table(table, grouping) for table in tables]
 
     @cached_property
@@ -112,16 +113,17 @@ class RunRecord:
     def _rows(self) -> list[ItemRow]:
         path = self.folder / ITEMS_FILE
         rows = rows_from_table(read_table(path, "run the same command again: it writes the file anew"), path)
-        if len(rows) != self.manifest.n_items:
+        said = Counter({entry.task: entry.items for entry in self.manifest.data})
+        if Counter(row.task for row in rows) != said:
             raise RecordError(
-                f"{path} holds {len(rows)} items, run.json {self.manifest.n_items}",
+                f"{path} does not hold the {self.manifest.n_items} items of the tasks that run.json names",
                 "run the same command again: it writes the file anew",
             )
         return rows
 
     @cached_property
     def _removed(self) -> list[str]:
-        return [coalition_name(removed, self.manifest.players) for removed in self.manifest.plan.coalitions]
+        return [coalition_name(removed, self.manifest.sublayers) for removed in self.manifest.plan.coalitions]
 
     def _tile_rows(self, tile: int) -> list[ItemRow]:
         return [self._rows[index] for index in self.manifest.plan.tiles[tile]]
@@ -145,7 +147,7 @@ class RunRecord:
         values = item_values(scores, gold, lengths[0], lengths[1], value or self.metric(task))
         names = tuple(row.id for row, _ in chosen)
         clusters = np.array([row.cluster for row, _ in chosen])
-        return ValueTable(self.manifest.players, self.manifest.plan.coalitions, values, clusters, names, task)
+        return ValueTable(self.manifest.sublayers, self.manifest.plan.coalitions, values, clusters, names, task)
 
     def _join(self, task: str, parts: list[ValueTable]) -> ValueTable:
         if not parts:
@@ -158,7 +160,7 @@ class RunRecord:
         order = np.argsort([place[name] for name in names], kind="stable")
         labels = np.concatenate([part.clusters for part in parts if part.clusters is not None])
         joined = ValueTable(
-            self.manifest.players,
+            self.manifest.sublayers,
             self.manifest.plan.coalitions,
             np.concatenate([part.values for part in parts]),
             np.unique(labels, return_inverse=True)[1],

@@ -1,56 +1,52 @@
-"""What is to be studied: every option of a run, as passed and as resolved."""
+"""The options of a run, as they were passed and as what they mean.
+
+`StudySpec` holds the options as passed: any of them may be missing. `Specification` holds their meaning: nothing is
+missing, and every choice is one of the values that are allowed. `StudySpec.resolved` leads from one to the other, once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
-from lowmem_layers.errors import UsageError
-from lowmem_layers.game.uncertainty.stopping import parse_statement
-from lowmem_layers.model.spec import EMBEDDED_MODEL
-from lowmem_layers.tasks.metrics import VALUES
+from lowmem_layers.errors import UsageError, did_you_mean
+from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
 
-QUANTISATIONS = ("none", "4bit", "8bit")
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
-OFFLOADS = ("auto", "none", "cpu", "disk")
-BOS = ("auto", "none", "always")
-PLAYERS = ("sublayer", "attention", "ffn", "decoder-layer")
-COALITIONS = ("windows", "permutations", "all")
+if TYPE_CHECKING:  # these rooms need numpy, and `--help` reads this module without waiting for it
+    from lowmem_layers.game.players.design import CoalitionsKind
+    from lowmem_layers.game.players.groups import PlayersOption
+    from lowmem_layers.tasks.encode import Bos
+    from lowmem_layers.tasks.metrics import Value
+
+Choice = TypeVar("Choice", bound=str)
+Given = TypeVar("Given")
+
+QUANTISATIONS: tuple[Quant, ...] = get_args(Quant)
+DTYPES: tuple[DtypeName, ...] = ("float32", "bfloat16", "float16")
+DEVICES: tuple[DeviceName, ...] = get_args(DeviceName)
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+BOS: tuple[Bos, ...] = ("auto", "none", "always")
+COALITIONS: tuple[CoalitionsKind, ...] = ("windows", "permutations", "all")
+PLAYERS: tuple[PlayersOption, ...] = ("sublayer", "attention", "ffn", "decoder-layer")
 PAPER_TASKS = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")
+N_ORDERS = 32  # removal orders, where --permutations is not given
+MAX_REMOVED = 4  # the largest window, where --max-removed is not given; the paper's
 
-_DEFAULTS: dict[str, Any] = {
-    "model": EMBEDDED_MODEL,
-    "quant": "none",
-    "tasks": ("quick",),
-    "bos": "auto",
-    "max_removed": 4,
-    "players": "sublayer",
-    "coalitions": "windows",
-    "device": "auto",
-    "offload": "auto",
-    "window": 512,
-    "stride": 256,
-    "seed": 0,
-}
-# The protocol of the paper's public code: the first 1,000 items, no BOS token, windows of up to four.
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"tasks": PAPER_TASKS, "limit": 1000, "bos": "none", "max_removed": 4}}
-
-# Options that change no number of the record: where weights live and how much of them, and how it is looked at.
+# Options that change no number of the record: where weights live and how much of them, and how the record is looked at.
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
-# Options that came later: named only where they are not as they always were, so that earlier records stay themselves.
-_UNLESS_USUAL = {"players": "sublayer", "coalitions": "windows", "permutations": None}
 _NOT_IDENTITY = frozenset((*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file"))
+# Options that came after the first release. They enter the identity only where they differ from what was usual before
+# them, so that earlier records keep their identity; earlier records do not name them.
+LATER_OPTIONS: dict[str, Any] = {"players": "sublayer", "coalitions": "windows", "permutations": None}
 
 
 @dataclass(frozen=True)
 class StudySpec:
-    """Options of one run; None means "not given" and is filled in by `resolved`.
+    """Options of one run as they are passed; None means "not given".
 
     Units: `max_gpu_memory` and `max_cpu_memory` are bytes.
     """
@@ -68,7 +64,7 @@ class StudySpec:
     fewshot_file: str | None = None
     window: int | None = None
     stride: int | None = None
-    bos: str | None = None
+    bos: Bos | None = None
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
@@ -84,73 +80,170 @@ class StudySpec:
     seed: int | None = None
     preset: str | None = None
 
-    def resolved(self) -> StudySpec:
-        """Fill in what was not given: from the preset first, then from the defaults.
+    def resolved(self) -> Specification:
+        """Say what the options mean: an option that is not given has the preset's value, or else its default.
 
         Raises:
-            UsageError: a value is not one of those an option takes.
+            UsageError: an option has a value that it does not take, or two options contradict each other.
         """
-        one_of("--preset", self.preset, tuple(PRESETS))
-        filled: dict[str, Any] = {}
-        for source in (PRESETS.get(self.preset or "", {}), _DEFAULTS):
-            filled |= {name: value for name, value in source.items() if name not in filled}
-        spec = replace(self, **{name: value for name, value in filled.items() if getattr(self, name) is None})
-        _check(spec)
-        _check_game(self)
-        return spec
+        # 1) the preset fills in what was not given
+        given, preset = self, one_of("--preset", self.preset, tuple(PRESETS))
+        if preset is not None:
+            missing = [field.name for field in fields(self) if getattr(self, field.name) is None]
+            given = replace(self, **{name: getattr(PRESETS[preset], name) for name in missing})
+        # 2) what cannot be meant is refused
+        tasks = _or(given.tasks, ("quick",))
+        coalitions = one_of("--coalitions", _or(given.coalitions, "windows"), COALITIONS)
+        _check(given, tasks)
+        _check_contradictions(self, coalitions)
+        # 3) the defaults fill in the rest
+        return Specification(
+            passed=self,
+            model=_or(given.model, EMBEDDED_MODEL),
+            revision=given.revision,
+            trust_remote_code=given.trust_remote_code,
+            quant=one_of("--quant", _or(given.quant, "none"), QUANTISATIONS),
+            requantize=given.requantize,
+            dtype=_or(one_of("--dtype", given.dtype, DTYPES), "auto"),
+            tasks=tasks,
+            data_dir=given.data_dir,
+            limit=given.limit,
+            fewshot=given.fewshot,
+            fewshot_file=given.fewshot_file,
+            window=_or(given.window, 512),
+            stride=_or(given.stride, 256),
+            bos=one_of("--bos", _or(given.bos, "auto"), BOS),
+            max_removed=_or(given.max_removed, MAX_REMOVED),
+            players=_or(given.players, "sublayer"),
+            coalitions=coalitions,
+            permutations=_or(given.permutations, N_ORDERS) if coalitions == "permutations" else None,
+            value=_value(given.value),
+            until=given.until,
+            device=one_of("--device", _or(given.device, "auto"), DEVICES),
+            offload=one_of("--offload", _or(given.offload, "auto"), OFFLOADS),
+            max_gpu_memory=given.max_gpu_memory,
+            max_cpu_memory=given.max_cpu_memory,
+            cache=given.cache,
+            threads=given.threads,
+            seed=_or(given.seed, 0),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the options as JSON takes them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Give the options that were passed, as JSON takes them."""
+        passed = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _plain(value) for name, value in passed.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """What the options of one run mean.
+
+    None is a meaning here, too: `limit` takes all items, `fewshot` each task's own number of examples, `value` each
+    task's own metric; `until` never stops early; no `permutations` are drawn; the memory has no limit; `threads` are
+    torch's choice. `passed` are the options that this was made of.
+
+    Units: `max_gpu_memory` and `max_cpu_memory` are bytes; `window` and `stride` tokens.
+    """
+
+    passed: StudySpec
+    model: str
+    revision: str | None
+    trust_remote_code: bool
+    quant: Quant
+    requantize: bool
+    dtype: DtypeName
+    tasks: tuple[str, ...]
+    data_dir: str | None
+    limit: int | None
+    fewshot: int | None
+    fewshot_file: str | None
+    window: int
+    stride: int
+    bos: Bos
+    max_removed: int
+    players: str
+    coalitions: CoalitionsKind
+    permutations: int | None
+    value: Value | None
+    until: str | None
+    device: DeviceName
+    offload: Offload
+    max_gpu_memory: int | None
+    max_cpu_memory: int | None
+    cache: bool
+    threads: int | None
+    seed: int
+
+    def resolved(self) -> Specification:
+        """Give this specification itself, so that whoever takes options takes resolved ones as well."""
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Give every option as JSON takes it; `dtype` is null where the device decides."""
+        names = [field.name for field in fields(StudySpec)]
+        found = {name: _plain(getattr(self, name)) for name in names if name != "preset"}
+        return found | {"dtype": None if self.dtype == "auto" else self.dtype, "preset": self.passed.preset}
 
     def identity(self) -> dict[str, Any]:
-        """Give the resolved options that decide the numbers of a record."""
-        stored = self.resolved().to_json()
-        usual = {name for name, value in _UNLESS_USUAL.items() if stored[name] == value}
+        """Give the options that decide the numbers of a record, as JSON takes them."""
+        stored = self.to_json() | {"permutations": self.passed.permutations}
+        usual = {name for name, value in LATER_OPTIONS.items() if stored[name] == value}
         found = {name: value for name, value in stored.items() if name not in _NOT_IDENTITY | usual}
-        return found | {"value": stored["value"]} if stored["until"] is not None else found  # it decides when to stop
+        # The value by which a run decides when to stop decides which items it holds.
+        return found | {"value": stored["value"]} if self.until is not None else found
 
 
-def spec_from_json(stored: Mapping[str, Any]) -> StudySpec:
-    """Read `to_json` back; options this version does not know are left out."""
-    known = {field.name for field in fields(StudySpec)}
-    values = {name: value for name, value in stored.items() if name in known}
-    if isinstance(values.get("tasks"), list):
-        values["tasks"] = tuple(values["tasks"])
-    return StudySpec(**values)
+# The protocol of the paper's public code: the first 1,000 items, no BOS token, windows of up to four.
+PRESETS = {"paper": StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=4)}
 
 
-def default_folder(spec: StudySpec, root: Path = Path("runs")) -> Path:
-    """Name the run folder after the spec, so that the same command finds the same folder."""
-    resolved = spec.resolved()
-    model = _slug(Path(resolved.model or EMBEDDED_MODEL).name)
-    names = [_slug(Path(name).stem if name.endswith((".toml", ".yaml")) else name) for name in resolved.tasks or ()]
+def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -> Path:
+    """Name the run folder after the options, so that the same command finds the same folder."""
+    meant = spec.resolved()
+    names = [_slug(Path(name).stem if name.endswith((".toml", ".yaml")) else name) for name in meant.tasks]
     tasks = names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")
-    document = json.dumps({**spec.identity(), "data_dir": resolved.data_dir, "device": resolved.device}, sort_keys=True)
+    document = json.dumps({**meant.identity(), "data_dir": meant.data_dir, "device": meant.device}, sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:6]
-    return root / f"{model}-{resolved.quant}-{tasks}-{digest}"
+    return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
 
 
-def one_of(option: str, value: str | None, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not allowed, and name the nearest one that is.
+@overload
+def one_of(option: str, value: str, allowed: Sequence[Choice]) -> Choice: ...
+@overload
+def one_of(option: str, value: str | None, allowed: Sequence[Choice]) -> Choice | None: ...
+def one_of(option: str, value: str | None, allowed: Sequence[Choice]) -> Choice | None:
+    """Give the allowed choice that `value` names; None stays None ("not given").
 
     Raises:
-        UsageError: `value` is given and not among `allowed`.
+        UsageError: `value` is given and is not among `allowed`; the nearest choice is named.
     """
-    if value is None or value in allowed:
-        return
-    near = get_close_matches(value.lower(), allowed, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"{option} {value!r} is not known", f"{meant}{option} takes {', '.join(allowed)}")
+    if value is None:
+        return None
+    for choice in allowed:
+        if choice == value:
+            return choice
+    hint = f"{did_you_mean(value, allowed)}{option} takes {', '.join(allowed)}"
+    raise UsageError(f"{option} {value!r} is not known", hint)
 
 
-def _check(spec: StudySpec) -> None:
-    one_of("--quant", spec.quant, QUANTISATIONS)
-    one_of("--dtype", spec.dtype, DTYPES)
-    one_of("--offload", spec.offload, OFFLOADS)
-    one_of("--bos", spec.bos, BOS)
-    one_of("--value", spec.value, VALUES)
-    one_of("--device", spec.device, DEVICES)
+def _or(given: Given | None, default: Given) -> Given:
+    return default if given is None else given
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _value(name: str | None) -> Value | None:
+    if name is None:
+        return None
+    from lowmem_layers.tasks.metrics import VALUES  # here, since it needs numpy
+
+    return one_of("--value", name, VALUES)
+
+
+def _check(spec: StudySpec, tasks: Sequence[str]) -> None:
+    """Refuse numbers that are too small, and tasks that are unnamed or named twice."""
     for option, value, least in (
         ("--limit", spec.limit, 1),
         ("--max-removed", spec.max_removed, 0),
@@ -164,24 +257,27 @@ def _check(spec: StudySpec) -> None:
     ):
         if value is not None and value < least:
             raise UsageError(f"{option} {value} is too small", f"{option} takes a number of at least {least}")
-    if not spec.tasks or not all(spec.tasks):
+
+    if not tasks or not all(tasks):
         raise UsageError("no task is named", "--tasks takes names joined by commas, for example --tasks quick")
-    if len(set(spec.tasks)) < len(spec.tasks):
-        raise UsageError(f"a task is named twice: {','.join(spec.tasks)}", "name each task once")
+    if len(set(tasks)) < len(tasks):
+        raise UsageError(f"a task is named twice: {','.join(tasks)}", "name each task once")
 
 
-def _check_game(passed: StudySpec) -> None:
+def _check_contradictions(passed: StudySpec, coalitions: CoalitionsKind) -> None:
     """Refuse options that contradict each other."""
-    one_of("--coalitions", passed.coalitions, COALITIONS)
-    kind = passed.coalitions or "windows"
-    if passed.permutations is not None and kind != "permutations":
+    if passed.permutations is not None and coalitions != "permutations":
         raise UsageError("--permutations counts removal orders, and none are drawn", "add --coalitions permutations")
-    if passed.max_removed not in (None, _DEFAULTS["max_removed"]) and kind != "windows":
-        raise UsageError("--max-removed limits windows, and none are removed", f"leave it out with --coalitions {kind}")
+    if passed.max_removed not in (None, MAX_REMOVED) and coalitions != "windows":
+        raise UsageError(
+            "--max-removed limits windows, and none are removed", f"leave it out with --coalitions {coalitions}"
+        )
     if passed.until is None:
         return
+    from lowmem_layers.game.uncertainty.stopping import parse_statement  # here, since it needs numpy
+
     parse_statement(passed.until)
-    if kind == "permutations":
+    if coalitions == "permutations":
         raise UsageError(
             "--until decides by the items' noise; removal orders have noise of their own",
             "leave --until out, or use --coalitions windows",

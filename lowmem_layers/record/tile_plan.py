@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lowmem_layers.errors import RecordError
 from lowmem_layers.game.players.coalitions import Removed
+
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,17 @@ def spell_tile(tile: Sequence[int]) -> str:
     return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def parse_tile(spelled: str) -> tuple[int, ...]:
-    """Read `spell_tile` back.
+def parse_tile(spelled: str, n_items: int) -> tuple[int, ...]:
+    """Read `spell_tile` back: indices of a run that has `n_items` items.
 
     Raises:
-        RecordError: the text is not a list of ranges.
+        ValueError: the text is not a list of ranges of such items.
     """
     indices: list[int] = []
     for part in spelled.split():
-        first, _, last = part.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
-            raise RecordError(f"{spelled!r} is not a list of items", "run.json is damaged; start the run again")
-        indices.extend(range(int(first), int(last or first) + 1))
+        found = _RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, n_items)
+        if last >= n_items:  # checked before a range is written out: a damaged one could fill the memory
+            raise ValueError(f"tiles: {spelled!r:.40} is not a list of {n_items} items")
+        indices.extend(range(first, last + 1))
     return tuple(indices)

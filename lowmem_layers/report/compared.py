@@ -37,7 +37,7 @@ def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | N
     make_folder(path.parent)
     try:
         with paper_style():
-            figure = comparison_figure(a.manifest.game.players, one, task, metric, _names(a, b))
+            figure = comparison_figure(a.manifest.design.players, one, task, metric, _names(a, b))
             save(figure, path.parent, path.stem, (form,))
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -133,8 +133,8 @@ def _names(a: Run, b: Run) -> tuple[str, str]:
     for run in (a, b):
         model = run.manifest.model
         packing = packing_of(run)
-        width = model.get("dtype") if packing == "none" else packing
-        sides.append((str(model.get("id")), str(width), ", ".join(run.tasks)))
+        width = model.dtype if packing == "none" else packing
+        sides.append((model.id, width, ", ".join(run.tasks)))
     told = [place for place in range(len(sides[0])) if sides[0][place] != sides[1][place]]
     first, second = (" ".join(side[place] for place in told) for side in sides)
     return f"A {first}".strip(), f"B {second}".strip()

@@ -1,13 +1,42 @@
-"""Importance as rows of text: rounded, with intervals, the most important sublayer first."""
+"""Findings as rows of text: numbers rounded, with their intervals, for pages, papers and terminals."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from lowmem_layers.findings.findings import TaskLevel
 from lowmem_layers.game.answers.importance import Importance
+from lowmem_layers.game.uncertainty.intervals import Interval
+from lowmem_layers.tasks.metrics import Metric
 
 Rows = list[list[str]]
+
+_HYPHEN_AS_MINUS = re.compile(r"(?<!\w)-(?=\d)")
+
+
+def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
+    """Lay out the full model's level on every task: header and rows."""
+    rows = [
+        [
+            each.task,
+            f"{each.n_items:,}",
+            each.metric.words,
+            level(each.metric, each.level.value[0], each.level.ci.at(0)),
+            "–" if each.chance is None else f"{each.metric.scale * each.chance:.0f} {each.metric.level_unit}",
+        ]
+        for each in tasks
+    ]
+    return ["task", "items", "metric", "full model, 95 %", "chance"], rows
+
+
+def level(metric: Metric, value: float, ci: Interval[float]) -> str:
+    """Write a level of a metric with its interval: `84.5 % [80.1, 88.2]`, `−2.45 nats [−2.60, −2.31]`."""
+    shown = f"{number(metric.scale * value, metric.decimals)} {metric.level_unit}"
+    return minus(f"{shown} {interval(metric.scale * ci.low, metric.scale * ci.high, metric.decimals)}")
 
 
 def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[str], Rows]:
@@ -31,7 +60,7 @@ def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[st
 
 
 def text_rows(table: pa.Table) -> tuple[list[str], Rows]:
-    """Lay any table out as text: numbers with one decimal, what is missing as a dash."""
+    """Lay any table out as text: numbers with one decimal, a missing value as a dash."""
     rows = [
         ["–" if cell is None else number(cell, 1) if isinstance(cell, float) else str(cell) for cell in row.values()]
         for row in table.to_pylist()
@@ -40,7 +69,7 @@ def text_rows(table: pa.Table) -> tuple[list[str], Rows]:
 
 
 def number(value: float, digits: int) -> str:
-    """Write a number with a true minus sign kept plain for machines; what is none is a dash."""
+    """Write a number with a hyphen as its minus, which programs read too; NaN is a dash, a rounded 0 has no sign."""
     if not np.isfinite(value):
         return "–" if np.isnan(value) else str(value)
     text = f"{value:.{digits}f}"
@@ -53,7 +82,12 @@ def p_value(value: float) -> str:
 
 
 def interval(low: float, high: float, digits: int) -> str:
-    """Write an interval."""
+    """Write an interval; a dash where an end is not finite."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return "–"
     return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def minus(text: str) -> str:
+    """Replace hyphens before digits by minus signs, for readers."""
+    return _HYPHEN_AS_MINUS.sub("−", text)

@@ -23,20 +23,20 @@ def write_tables(folder: Path, name: str, header: Sequence[str], rows: Sequence[
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Separate by commas."""
+    """Write a table as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out as GitHub reads it."""
+    """Write a table as Markdown, as GitHub reads it."""
     lines = [list(header), ["---" if left else "---:" for left in _names(header, rows)], *map(list, rows)]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out with booktabs."""
+    """Write a table as LaTeX, with the rules of booktabs."""
     body = [" & ".join(map(tex, row)) + r" \\" for row in rows]
     lines = [
         rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in _names(header, rows))}}}",
@@ -51,11 +51,11 @@ def as_latex(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Tell columns of names (to the left) from columns of numbers: the first, and those with words in every row."""
+    """Tell for each column whether it holds names, which stand to the left: the first, and those with only words."""
     words = [all(cell[:1].isalpha() for cell in column) for column in zip(*rows, strict=True)] or [False] * len(header)
     return [True, *words[1:]]
 
 
 def tex(text: str) -> str:
-    """Escape what LaTeX would take for commands."""
+    """Escape the signs that are commands in LaTeX."""
     return "".join(_TEX.get(sign, sign) for sign in text)

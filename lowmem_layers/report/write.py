@@ -1,4 +1,8 @@
-"""Writing the report of a run: tables and figures as files, and a page that holds them all."""
+"""The report of a run: figures and tables as files, and a page that holds them all.
+
+In go a run and its findings; out come `index.html`, `figures/` (SVG, PNG, PDF) and `tables/` (CSV, Markdown, LaTeX,
+parquet).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.estimators.weights import largest_window
+from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.record.files import cannot_write, make_folder, write_text
 from lowmem_layers.record.folder import REPORT_FOLDER
@@ -28,168 +33,151 @@ from lowmem_layers.report.table_formats import write_tables
 
 PAGE = "index.html"
 PAPER_WORDS = {
-    1: "share of the top 3 sublayers' estimates in the sum (%, clipped at 0), and the other sublayers'",
-    2: "cornerstone sublayers of tables 1, 3 and 4, whose list that is, and the three largest mean shares here",
-    3: "mean drop after removing one sublayer (points, clipped at 0): cornerstones, others",
-    4: "mean drop after removing one sublayer that is no cornerstone (points), task by task",
+    1: "share of the sum of estimates that the top 3 sublayers have, and the others (%; negative estimates count as 0)",
+    2: "the cornerstone sublayers of tables 1, 3 and 4, who named them, and the three largest mean shares here",
+    3: "mean drop when one sublayer is removed (points; negative drops count as 0), of cornerstones and of the others",
+    4: "mean drop when one sublayer that is no cornerstone is removed (points), on each task",
 }
 
 
-def write_report(run: Run, output: str | Path | None = None, formats: Sequence[str] = FORMATS) -> Path:
+@dataclass(frozen=True)
+class _Files:
+    """The files of a report: its folder, and the formats of its figures."""
+
+    folder: Path
+    formats: Sequence[str]
+
+    def draw(self, name: str, figure: Figure, words: str) -> Picture:
+        """Save a figure and give what the page needs of it."""
+        save(figure, self.folder / "figures", name, self.formats)
+        svg = (self.folder / "figures" / f"{name}.svg").read_bytes()
+        return Picture(svg, words, f"figures/{name}" + ", ".join(f".{form}" for form in self.formats))
+
+
+def write_report(
+    run: Run, output: str | Path | None = None, formats: Sequence[str] = FORMATS, findings: Findings | None = None
+) -> Path:
     """Write tables, figures and index.html; give the page's path.
 
     `formats` are those of the figures' files: svg (which the page needs), png and pdf (which take most of the time).
+    `findings` None computes them.
 
     Raises:
         RecordError: the record is damaged, or the folder cannot be written.
     """
-    folder = Path(output) if output is not None else run.folder / REPORT_FOLDER
-    findings = find(run)
-    make_folder(folder / "figures")
-    make_folder(folder / "tables")
+    findings, design = find(run) if findings is None else findings, run.manifest.design
+    files = _Files(Path(output) if output is not None else run.folder / REPORT_FOLDER, formats)
+    tables = files.folder / "tables"
+    make_folder(files.folder / "figures")
+    make_folder(tables)
+    sections = []
     try:
-        sections = [] if findings is None else [*_sections(run, findings, folder, formats), *_study(run, folder)]
+        # 1) tables of importance: the numbers in full as parquet, rounded for papers
+        for side in findings.sides:
+            pq.write_table(as_table(side.found), tables / f"importance-{side.value}.parquet", compression="zstd")
+            for found in side.found:
+                rows = importance_rows(found, side.scale, side.unit)
+                write_tables(tables, f"{found.task.replace('/', '-')}-{side.value}", *rows)
+        # 2) figures: the mean over tasks first, then task by task, each by one value after the other
+        with paper_style():
+            n_found = len(findings.sides[0].found) if findings.sides else 0
+            for place in (-1, *range(n_found - 1)) if n_found else ():
+                sections += [
+                    _importance_section(design, findings, side, side.found[place], files) for side in findings.sides
+                ]
+        # 3) the paper's tables, which are about accuracies of models that lack a window of sublayers
+        by_accuracy = all(each.chance is not None for each in findings.tasks)
+        if findings.sides and by_accuracy and design.coalitions == "windows" and design.grouping is None:
+            sections.append(_paper_section(run, tables))
     except OSError as error:
-        raise cannot_write(Path(error.filename or folder), error) from error
-    write_text(folder / PAGE, page(run, findings, sections))
-    return folder / PAGE
+        raise cannot_write(Path(error.filename or files.folder), error) from error
+    write_text(files.folder / PAGE, page(run, findings, sections))
+    return files.folder / PAGE
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where in a report a figure goes."""
-
-    run: Run
-    side: Side
-    found: Importance
-    folder: Path
-    formats: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        """Begin file names with the task and the value."""
-        task = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in self.found.task)
-        return f"{task}-{self.side.value}"
-
-    @property
-    def own_tables(self) -> list[ValueTable]:
-        """Take the task's table, or all of them for the mean over tasks."""
-        own = [table for table in self.side.tables if table.task == self.found.task]
-        return own or list(self.side.tables)
-
-    def draw(self, kind: str, figure: Figure, words: str) -> Picture:
-        """Save a figure and give what the page needs of it."""
-        name = f"{self.name}-{kind}"
-        save(figure, self.folder / "figures", name, self.formats)
-        return Picture(
-            (self.folder / "figures" / f"{name}.svg").read_bytes(), words, f"figures/{name}", tuple(self.formats)
-        )
-
-
-def _sections(run: Run, findings: Findings, folder: Path, formats: Sequence[str]) -> list[Section]:
-    """Draw every task (their mean first) by both values."""
-    sides = list(dict.fromkeys(findings.sides))
-    n_tasks = len(findings.metric.found)
-    with paper_style():
-        for side in sides:
-            _write_side_tables(side, folder / "tables")
-        return [
-            _section(_Place(run, side, side.found[place], folder, formats))
-            for place in (-1, *range(n_tasks - 1))
-            for side in sides
-        ]
-
-
-def _section(place: _Place) -> Section:
-    side, found = place.side, place.found
-    words = side.words
-    title = f"{found.task}: importance by {words}"
+def _importance_section(design: Design, findings: Findings, side: Side, found: Importance, files: _Files) -> Section:
+    """Draw one task (or the mean over tasks) by one value."""
+    task, words = found.task, side.words
+    name = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in task) + f"-{side.value}"
+    own = [table for table in side.tables if table.task == task] or list(side.tables)  # the mean has all tables
+    listings = []
     pictures = [
-        place.draw(
-            "importance",
-            importance_bars(place.run.manifest.game.players, found, side.scale, side.unit, title),
-            f"Bars: {found.estimator} estimate of every sublayer's importance by {words} on {found.task}; "
-            f"lines: 95 % intervals.",
+        files.draw(
+            f"{name}-importance",
+            importance_bars(design.players, found, side.scale, side.unit, f"{task}: importance by {words}"),
+            f"Bars: {found.estimator} estimate of each sublayer's importance by {words} on {task}. "
+            "Lines: 95 % intervals.",
         )
     ]
-    own = place.own_tables
+    # 1) levels and windows, of one task: a mean over tasks with different chance levels would say little
     if len(own) == 1:
-        pictures += _of_one_task(place, own[0])
+        pictures += _levels_and_windows(own[0], design, findings, side, name, files)
+    # 2) shares
     pictures.append(
-        place.draw(
-            "shares",
-            share_pie(place.run.manifest.game.players, found, f"{found.task}: shares"),
-            f"Share of the estimates' sum by {words}, negative ones clipped to 0; layer order, "
-            "anti-clockwise from the top.",
+        files.draw(
+            f"{name}-shares",
+            share_pie(design.players, found, f"{task}: shares"),
+            f"Each sublayer's share of the sum of estimates by {words}; negative estimates count as 0. The model's "
+            "order runs anti-clockwise from the top.",
         )
     )
-    between = _interactions(place, own)
-    return Section(
-        f"{found.task} by {words}", (*pictures, *(pair[0] for pair in between)), tuple(pair[1] for pair in between)
+    # 3) interactions of neighbours, where windows of two or more were removed; random orders hold some only by chance
+    if design.coalitions != "permutations" and largest_window(own[0].coalitions, own[0].n_players) >= 2:
+        between = interactions(own)
+        rows = interaction_rows(between, side.scale, side.unit)
+        write_tables(files.folder / "tables", f"{name}-interactions", *rows)
+        pictures.append(
+            files.draw(
+                f"{name}-interactions",
+                interaction_map(design.players, between, side.scale, side.unit, f"{task}: interactions of neighbours"),
+                f"Interactions of neighbouring sublayers by {words} on {task} (second-order differences). Blue, "
+                "negative: each covers for the other (redundancy). Red, positive: they need each other, so that losing "
+                "the second costs less once the first is lost (synergy). Dots: significant after Holm's correction.",
+            )
+        )
+        n_sure = int(between.significant.sum())
+        listings.append(
+            Listing(
+                f"The surest of {len(between.value)} pairs on {task} by {words}. After Holm's correction, {n_sure} "
+                "pairs are significant at 95 %.",
+                *interaction_rows(between, side.scale, side.unit, N_STRONGEST),
+            )
+        )
+    return Section(f"{task} by {words}", tuple(pictures), tuple(listings))
+
+
+def _levels_and_windows(
+    table: ValueTable, design: Design, findings: Findings, side: Side, name: str, files: _Files
+) -> list[Picture]:
+    """Draw one task's level without each player, and what each window of neighbours costs."""
+    words, who = side.words, "group" if any(each.is_group for each in design.players) else "sublayer"
+    # Chance is a level of the task's own metric, which is the first side's.
+    chances = {each.task: each.chance for each in findings.tasks if side is findings.sides[0]}
+    scatter = ablation_scatter(
+        design.players,
+        coalition_means(table, [(position,) for position in range(table.n_players)]),
+        coalition_means(table, [()]),
+        side.scale,
+        f"{words}\n({'%' if side.scale == 100.0 else side.unit})",
+        f"{table.task}: one {who} removed",
+        chances.get(table.task),
     )
-
-
-def _interactions(place: _Place, tables: list[ValueTable]) -> list[tuple[Picture, Listing]]:
-    """Draw and list the interactions of neighbours, where windows of two or more were removed."""
-    walked = place.run.manifest.game.coalitions == "permutations"  # which holds some windows by chance
-    if walked or largest_window(tables[0].coalitions, tables[0].n_players) < 2:
-        return []
-    side, task = place.side, place.found.task
-    found = interactions(tables)
-    write_tables(place.folder / "tables", f"{place.name}-interactions", *interaction_rows(found, side.scale, side.unit))
-    picture = place.draw(
-        "interactions",
-        interaction_map(
-            place.run.manifest.game.players, found, side.scale, side.unit, f"{task}: interactions of neighbours"
+    windows = window_map(design.players, table, side.scale, side.unit, f"{table.task}: what removing a window costs")
+    return [
+        files.draw(
+            f"{name}-ablation", scatter, f"The {words} on {table.task} with one {who} removed. Lines: 95 % intervals."
         ),
-        f"Second-order differences of {side.words} on {task}: negative (blue), the two cover for each other "
-        "(redundancy); positive (red), losing one leaves less to lose with the other (synergy); dots: significant "
-        "after Holm's correction.",
-    )
-    n_sure = int(found.significant.sum())
-    words = f"The surest of {len(found.value)} pairs on {task} by {side.words}; significant together at 95 %: {n_sure}."
-    return [(picture, Listing(words, *interaction_rows(found, side.scale, side.unit, N_STRONGEST)))]
+        files.draw(
+            f"{name}-windows", windows, f"Loss of {words} on {table.task} when a window of neighbours is removed."
+        ),
+    ]
 
 
-def _study(run: Run, folder: Path) -> list[Section]:
-    """Lay out the study's tables 1 to 4, where every task is judged by an accuracy."""
-    game = run.manifest.game
-    by_accuracy = all(run.metric(task) in ("acc", "acc_norm") for task in run.tasks)
-    if game.coalitions != "windows" or game.grouping is not None or not by_accuracy:
-        return []
+def _paper_section(run: Run, folder: Path) -> Section:
+    """Lay out the paper's tables 1 to 4."""
     found, listings = tables_of([run]), []
     for which, words in PAPER_WORDS.items():
         header, rows = text_rows(paper_table(found, which))
-        write_tables(folder / "tables", f"study-table-{which}", header, rows)
+        write_tables(folder, f"study-table-{which}", header, rows)
         listings.append(Listing(f"Table {which}: {words}.", header, rows))
-    return [Section("The study's tables 1 to 4", (), tuple(listings))]
-
-
-def _of_one_task(place: _Place, table: ValueTable) -> list[Picture]:
-    side, words, task = place.side, place.side.words, table.task
-    singles = [(position,) for position in range(table.n_players)]
-    single, full = coalition_means(table, singles), coalition_means(table, [()])
-    chance = place.run.chance(task) if side.value in ("acc", "acc_norm") else None
-    unit = "%" if side.scale == 100.0 else side.unit
-    who = "sublayer" if place.run.manifest.game.grouping is None else "player"
-    players = place.run.manifest.game.players
-    scatter = ablation_scatter(
-        players, single, full, side.scale, f"{words}\n({unit})", f"{task}: one {who} removed", chance
-    )
-    return [
-        place.draw("ablation", scatter, f"The {words} on {task} with one {who} removed; lines: 95 % intervals."),
-        place.draw(
-            "windows",
-            window_map(players, table, side.scale, side.unit, f"{task}: what removing a window costs"),
-            f"Loss of {words} on {task} for every window of neighbouring sublayers removed.",
-        ),
-    ]
-
-
-def _write_side_tables(side: Side, folder: Path) -> None:
-    """Write the numbers in full as CSV and parquet, and rounded tables for papers."""
-    table = as_table(side.found)
-    pq.write_table(table, folder / f"importance-{side.value}.parquet", compression="zstd")
-    for found in side.found:
-        header, rows = importance_rows(found, side.scale, side.unit)
-        write_tables(folder, f"{found.task.replace('/', '-')}-{side.value}", header, rows)
+    return Section("The paper's tables 1 to 4", (), tuple(listings))

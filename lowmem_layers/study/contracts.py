@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lowmem_layers.game.players.player import Player
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.events import Announce
 from lowmem_layers.tasks.items import EncodedItem
 
@@ -67,12 +67,12 @@ class Prepared:
 
 
 class ReadTasks(Protocol):
-    """Read the tasks of a resolved spec, without a model."""
+    """Read the tasks of a specification, without a model."""
 
-    def __call__(self, spec: StudySpec, /) -> Sequence[TaskLike]: ...
+    def __call__(self, specification: Specification, /) -> Sequence[TaskLike]: ...
 
 
 class Prepare(Protocol):
-    """Put a model, tasks and an engine together for a resolved spec."""
+    """Put a model, tasks and an engine together as a specification asks for them."""
 
-    def __call__(self, spec: StudySpec, announce: Announce, /) -> Prepared: ...
+    def __call__(self, specification: Specification, announce: Announce, /) -> Prepared: ...

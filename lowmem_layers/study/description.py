@@ -7,48 +7,44 @@ import datetime
 import platform
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 from lowmem_layers._version import __version__
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.uncertainty.stopping import item_order
 from lowmem_layers.record.identity import code_digest, fingerprint
-from lowmem_layers.record.manifest import Manifest
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.manifest import EngineRecord, MachineRecord, Manifest, ModelRecord, TaskRecord, described
+from lowmem_layers.record.spec import Specification
 from lowmem_layers.record.tile_plan import TilePlan
-from lowmem_layers.study.contracts import Prepared, TaskLike
-from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.tasks.metrics import metric_named
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
 
 
-def describe_run(spec: StudySpec, resolved: StudySpec, prepared: Prepared, game: Design) -> Manifest:
+def describe_run(specification: Specification, prepared: Prepared, design: Design) -> Manifest:
     """Say all there is to say about a run before its first tile."""
-    seed, n_items = resolved.seed or 0, len(prepared.encoded)
-    plan = make_plan(prepared, game, item_order(n_items, seed) if resolved.until else None)
+    seed, n_items = specification.seed, len(prepared.encoded)
+    plan = make_plan(prepared, design, item_order(n_items, seed) if specification.until else None)
     return Manifest(
         status="running",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        passed={name: value for name, value in spec.to_json().items() if value is not None},
-        resolved=resolved.to_json(),
-        identity=resolved.identity(),
-        model=dict(prepared.model),
+        resolved=specification,
+        identity=specification.identity(),
+        model=described(prepared.model, ModelRecord, "placement"),
         data=describe_data(prepared),
-        machine=dict(prepared.machine),
-        engine=prepared.engine.describe(),
+        machine=MachineRecord(threads=prepared.machine.get("threads")),
+        engine=described(prepared.engine.describe(), EngineRecord, "more"),
         versions=_versions(),
-        players=tuple(player.name for player in prepared.players),
+        design=design,
         plan=plan,
-        game=game,
         work=prepared.engine.work(prepared.encoded, plan.coalitions),
-        seed=seed,
     )
 
 
-def make_plan(prepared: Prepared, game: Design, order: Sequence[int] | None = None) -> TilePlan:
-    """Plan the game's coalitions over all items, taken in this order (None: their own)."""
-    coalitions = tuple(game.removed)
+def make_plan(prepared: Prepared, design: Design, order: Sequence[int] | None = None) -> TilePlan:
+    """Plan the design's coalitions over all items, taken in this order (None: their own)."""
+    coalitions = tuple(design.removed)
     order = range(len(prepared.encoded)) if order is None else order
     planned = prepared.engine.plan_tiles([prepared.encoded[index] for index in order], coalitions)
     tiles = tuple(tuple(sorted(order[place] for place in tile)) for tile in planned)
@@ -57,22 +53,14 @@ def make_plan(prepared: Prepared, game: Design, order: Sequence[int] | None = No
     return TilePlan(coalitions, tiles)
 
 
-def describe_data(prepared: Prepared) -> tuple[dict[str, Any], ...]:
+def describe_data(prepared: Prepared) -> tuple[TaskRecord, ...]:
     """Describe the data of a run, one entry a task, with a fingerprint of its tokens and golds."""
-    return tuple(
-        _describe_task(task, [item for item in prepared.encoded if item.task == task.name]) for task in prepared.tasks
-    )
-
-
-def _describe_task(task: TaskLike, encoded: Sequence[EncodedItem]) -> dict[str, Any]:
-    return {
-        "task": task.name,
-        "items": len(encoded),
-        "metric": task.metric,
-        "chance": task.chance,
-        "fingerprint": fingerprint(encoded),
-        "source": dict(task.source),
-    }
+    found = []
+    for task in prepared.tasks:
+        encoded = [item for item in prepared.encoded if item.task == task.name]
+        metric = metric_named(task.metric).name
+        found.append(TaskRecord(task.name, len(encoded), metric, task.chance, fingerprint(encoded), dict(task.source)))
+    return tuple(found)
 
 
 def _versions() -> dict[str, str]:

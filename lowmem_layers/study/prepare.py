@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowmem_layers.model.spec import ModelSpec
-from lowmem_layers.record.design import plan_game
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, StageStarted
 from lowmem_layers.tasks.items import EncodedItem, Task
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lowmem_layers.model.load import Prospect
 
 
-def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
+def prepare_study(spec: Specification, announce: Announce) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, and load the model.
 
     Raises:
@@ -48,14 +48,14 @@ def prepare_study(spec: StudySpec, announce: Announce) -> Prepared:
     return Prepared(model.players, without_texts, tuple(encoded), engine, described, machine)
 
 
-def _encoded(spec: StudySpec, tasks: Sequence[Task], prospect: Prospect) -> Iterator[EncodedItem]:
+def _encoded(spec: Specification, tasks: Sequence[Task], prospect: Prospect) -> Iterator[EncodedItem]:
     from lowmem_layers.tasks import encode_task
 
     for task in tasks:
-        yield from encode_task(task, prospect.tokenizer, bos=spec.bos or "auto", max_length=prospect.max_length)
+        yield from encode_task(task, prospect.tokenizer, bos=spec.bos, max_length=prospect.max_length)
 
 
-def _least_room(spec: StudySpec, encoded: Sequence[EncodedItem], prospect: Prospect) -> int:
+def _least_room(spec: Specification, encoded: Sequence[EncodedItem], prospect: Prospect) -> int:
     """Count what the longest item needs besides the weights; removal orders may yet be cut, to single removals.
 
     Raises:
@@ -64,20 +64,20 @@ def _least_room(spec: StudySpec, encoded: Sequence[EncodedItem], prospect: Prosp
     from lowmem_layers.engine.budget import longest_item, needed_room
     from lowmem_layers.game.players.tree import prefix_tree
 
-    game = plan_game(spec, prospect.shape.players)
-    tree = prefix_tree(game.cut([0] * len(game.orders)).removed, len(prospect.shape.players))
+    design = plan_design(spec, prospect.shape.players)
+    tree = prefix_tree(design.cut([0] * len(design.orders)).removed, len(prospect.shape.players))
     return needed_room(prospect.shape, prospect.device, prospect.dtype.itemsize, tree, longest_item(encoded))
 
 
-def _left_for_states(spec: StudySpec, described: Mapping[str, Any]) -> int | None:
+def _left_for_states(spec: Specification, described: Mapping[str, Any]) -> int | None:
     """Give the engine what the model leaves of the memory allowed; nothing said, its own choice. Units: bytes."""
     kind = "gpu" if described["device"] == "cuda" else "cpu"
     limit = spec.max_gpu_memory if kind == "gpu" else spec.max_cpu_memory
     return None if limit is None else max(1, limit - described[f"expected_{kind}_bytes"])
 
 
-def read_tasks(spec: StudySpec) -> list[Task]:
-    """Load the tasks of a resolved spec.
+def read_tasks(spec: Specification) -> list[Task]:
+    """Load the tasks of a specification.
 
     Raises:
         TaskError: a task or its data is unusable.
@@ -85,24 +85,24 @@ def read_tasks(spec: StudySpec) -> list[Task]:
     from lowmem_layers.tasks import load_tasks
 
     return load_tasks(
-        spec.tasks or (),
+        spec.tasks,
         data_dir=_path(spec.data_dir),
         limit=spec.limit,
         fewshot=spec.fewshot,
         fewshot_file=_path(spec.fewshot_file),
-        window=spec.window or 512,
-        stride=spec.stride or 256,
+        window=spec.window,
+        stride=spec.stride,
     )
 
 
-def model_spec(spec: StudySpec) -> ModelSpec:
-    """Take from a resolved spec what loading a model asks for."""
+def model_spec(spec: Specification) -> ModelSpec:
+    """Take from a specification what loading a model asks for."""
     return ModelSpec(
-        model=spec.model or "",
-        quant=spec.quant or "none",  # type: ignore[arg-type]
-        dtype=spec.dtype or "auto",  # type: ignore[arg-type]
-        device=spec.device or "auto",  # type: ignore[arg-type]
-        offload=spec.offload or "auto",  # type: ignore[arg-type]
+        model=spec.model,
+        quant=spec.quant,
+        dtype=spec.dtype,
+        device=spec.device,
+        offload=spec.offload,
         max_gpu_memory=spec.max_gpu_memory,
         max_cpu_memory=spec.max_cpu_memory,
         revision=spec.revision,

@@ -12,23 +12,24 @@ from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.run import Run, open_run
 from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.game.players.design import Design
-from lowmem_layers.record.design import plan_game
 from lowmem_layers.record.folder import claim, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
 from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
 from lowmem_layers.record.lock import locked
-from lowmem_layers.record.manifest import Manifest, read_manifest, write_manifest
+from lowmem_layers.record.manifest import Manifest, Status
+from lowmem_layers.record.run_json import read_manifest, write_manifest
 from lowmem_layers.record.scores import write_table
-from lowmem_layers.record.spec import StudySpec, default_folder
+from lowmem_layers.record.spec import Specification, StudySpec, default_folder
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks, TaskLike
 from lowmem_layers.study.description import describe_run
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
 from lowmem_layers.study.pilot import settle_cuts
 from lowmem_layers.study.tiles import score_tiles
 
 
 def run_study(
-    spec: StudySpec,
+    spec: StudySpec | Specification,
     out: str | Path | None = None,
     *,
     announce: Announce = ignore,
@@ -47,7 +48,7 @@ def run_study(
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
     resolved = spec.resolved()
-    folder = Path(out) if out is not None else default_folder(spec)
+    folder = Path(out) if out is not None else default_folder(resolved)
     with contextlib.ExitStack() as stack:
         known = known_run(folder, resolved)
         if known is not None:
@@ -56,10 +57,10 @@ def run_study(
             if read is not None and _is_complete(folder, known, read(resolved)):
                 announce(StageStarted("complete already"))
                 return open_run(folder)
-            resolved = replace(resolved, threads=resolved.threads or known.machine.get("threads"))
+            resolved = replace(resolved, threads=resolved.threads or known.machine.threads)
             _note_changed_code(known, announce)
         prepared = (prepare or _real_prepare())(resolved, announce)
-        manifest = _settled(spec, resolved, prepared, folder, known, stack, announce)
+        manifest = _settled(resolved, prepared, folder, known, stack, announce)
         with _accounted(folder, manifest, announce, clock) as account:
             tidy(folder)
             write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
@@ -69,8 +70,7 @@ def run_study(
 
 
 def _settled(
-    spec: StudySpec,
-    resolved: StudySpec,
+    resolved: Specification,
     prepared: Prepared,
     folder: Path,
     known: Manifest | None,
@@ -80,7 +80,7 @@ def _settled(
     """Settle what is run: the folder claimed and locked, or an earlier call's plan taken over."""
     announce(StageStarted("testing the model, planning"))
     game = _game_of(resolved, prepared, known, announce)
-    manifest = describe_run(spec, resolved, prepared, game)
+    manifest = describe_run(resolved, prepared, game)
     if known is None:
         claim(folder)
         stack.enter_context(locked(folder))
@@ -88,15 +88,15 @@ def _settled(
     return manifest if known is None else _taken_over(folder, known, manifest)
 
 
-def _game_of(resolved: StudySpec, prepared: Prepared, known: Manifest | None, announce: Announce) -> Design:
+def _game_of(resolved: Specification, prepared: Prepared, known: Manifest | None, announce: Announce) -> Design:
     """Read the game off the options; how far removal orders are walked is settled once, and kept by the record."""
-    game = plan_game(resolved, prepared.players)
+    game = plan_design(resolved, prepared.players)
     check_statement(resolved.until, len(game.players), max(map(len, game.of_players)))
     if not game.orders:
         return game
-    if known is not None and known.game.orders == game.orders:
-        return game.cut(known.game.cuts)
-    return settle_cuts(prepared, game, resolved.seed or 0, announce)
+    if known is not None and known.design.orders == game.orders:
+        return game.cut(known.design.cuts)
+    return settle_cuts(prepared, game, resolved.seed, announce)
 
 
 @dataclass
@@ -110,7 +110,7 @@ class _Account:
 def _accounted(folder: Path, manifest: Manifest, announce: Announce, clock: Callable[[], float]) -> Iterator[_Account]:
     """Keep the run's status in run.json true, however the body ends."""
     start = clock()
-    status = "failed"
+    status: Status = "failed"
     account = _Account()
     try:
         yield account
@@ -135,7 +135,7 @@ def _taken_over(folder: Path, known: Manifest, now: Manifest) -> Manifest:
 
 def _is_complete(folder: Path, known: Manifest, tasks: Sequence[TaskLike]) -> bool:
     """Tell whether nothing is left to do: every tile there (or stopped early), of data that are still the same."""
-    same = [(task.name, dict(task.source)) for task in tasks] == [(e["task"], e["source"]) for e in known.data]
+    same = [(task.name, dict(task.source)) for task in tasks] == [(entry.task, entry.source) for entry in known.data]
     return same and known.status == "done" and not Run(folder, known).is_unfinished
 
 

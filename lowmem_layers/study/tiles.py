@@ -39,13 +39,13 @@ def score_tiles(
     plan = manifest.plan
     rows = rows_of(prepared.encoded)
     removed = [coalition_name(coalition, prepared.players) for coalition in plan.coalitions]
-    standing = Standing(manifest.game, plan.coalitions)
+    standing = Standing(manifest.design, plan.coalitions)
     finished = finished_tiles(folder, len(plan.tiles))
     for tile in finished:
         kept = [rows[index] for index in plan.tiles[tile]]
         standing.add(_gold_scores(kept, read_tile(tile_file(folder, tile), kept, removed)))
     announce(_planned(folder, manifest, prepared, finished))
-    until, value = manifest.resolved.get("until"), manifest.resolved.get("value")
+    until, value = manifest.resolved.until, manifest.resolved.value
     stopped = proven(Run(folder, manifest), until, value) if finished else ""
     if stopped or len(finished) == len(plan.tiles):
         return stopped
@@ -86,8 +86,8 @@ def _planned(folder: Path, manifest: Manifest, prepared: Prepared, finished: Seq
     plan = manifest.plan
     return RunPlanned(
         folder=str(folder),
-        model=str(manifest.model.get("id", manifest.resolved.get("model"))),
-        n_players=len(manifest.game.players),
+        model=manifest.model.id,
+        n_players=len(manifest.design.players),
         n_coalitions=len(plan.coalitions),
         n_items=len(prepared.encoded),
         n_tiles=len(plan.tiles),

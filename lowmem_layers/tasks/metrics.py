@@ -1,104 +1,224 @@
-"""From log-likelihoods of choices to one value an item and coalition."""
+"""The metrics: from log-likelihoods of choices to one value an item and coalition, and how such values are shown.
+
+Everything that the package knows of a metric stands in its row of `METRICS`. Larger is always better.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowmem_layers.errors import UsageError
+from lowmem_layers.errors import UsageError, did_you_mean
 
 Value = Literal["acc", "acc_norm", "loglikelihood", "margin", "probability", "nll_per_byte"]
 VALUES: tuple[Value, ...] = get_args(Value)
 Floats = NDArray[np.float64]
 
-_NEEDS_CHOICES = ("acc", "acc_norm", "margin", "probability")
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a metric is computed from.
+
+    Shapes: `scores` (items, coalitions, choices), nats; `gold` (items,); `chars`, `n_bytes` and `exists` (items,
+    choices), where `exists` is False beyond an item's own choices.
+    """
+
+    scores: Floats
+    gold: NDArray[np.intp]
+    chars: NDArray
+    n_bytes: NDArray
+    exists: NDArray[np.bool_]
+
+    def of_gold(self, table: NDArray) -> NDArray:
+        """Take the gold choice's entries. Shapes: (items, coalitions or 1, choices) -> (items, coalitions or 1)."""
+        return np.take_along_axis(table, self.gold[:, None, None], axis=2)[:, :, 0]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    `words` name the metric in a sentence, `short` in the head of a narrow column. Times `scale`, a value is shown in
+    `unit` with `decimals`. `has_chance` tells whether guessing has a known value; `needs_choices` whether an item must
+    have two choices at least.
+    """
+
+    name: Value
+    words: str
+    short: str
+    unit: str
+    scale: float
+    decimals: int
+    has_chance: bool
+    needs_choices: bool
+    compute: Callable[[Scored], Floats]
+
+    @property
+    def level_unit(self) -> str:
+        """Name the unit of a value itself, where `unit` is that of a difference: 84.5 %, but 3.1 points more."""
+        return "%" if self.unit == "points" else self.unit
+
+
+def metric_named(name: str) -> Metric:
+    """Look a metric up.
+
+    Raises:
+        UsageError: there is no such metric; the nearest name is given.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    raise UsageError(f"there is no value {name!r}", f"{did_you_mean(name, VALUES)}values: {', '.join(VALUES)}")
 
 
 def item_values(
     loglikelihoods: ArrayLike, gold: ArrayLike, choice_chars: ArrayLike, choice_bytes: ArrayLike, value: str
 ) -> Floats:
-    """Turn log-likelihoods into values; larger is always better.
+    """Turn log-likelihoods into the values of a metric.
 
-    - `acc`: 1 if the gold choice is the most likely one, else 0; the first index wins ties.
-    - `acc_norm`: the same after dividing by the choice's length in characters (lm-evaluation-harness: `acc_norm`).
-    - `loglikelihood`: of the gold choice, in nats.
-    - `margin`: gold's log-likelihood minus the best other choice's, in nats.
-    - `probability`: of gold among the choices (softmax over them).
-    - `nll_per_byte`: the *negative* of gold's negative log-likelihood in nats per byte, so that larger is better.
-
-    Non-finite log-likelihoods are answered, never dropped. NaN is never chosen, and an item whose gold is NaN is
-    wrong; −inf is an ordinary, smallest number. `loglikelihood` and `nll_per_byte` pass on what gold has; `margin`
-    and `probability` are NaN if any choice of the item is NaN, or where they are undefined (all choices −inf).
+    Log-likelihoods that are not finite have a defined result; no item is left out. A choice whose log-likelihood is
+    NaN is never chosen, and an item whose gold choice has NaN is wrong. Minus infinity is the smallest number.
+    `loglikelihood` and `nll_per_byte` pass on what the gold choice has. `margin` and `probability` are NaN where any
+    choice of the item is NaN, and where all choices are minus infinity.
 
     Shapes: `loglikelihoods` (items, coalitions, choices), NaN beyond an item's own choices; `gold` (items,);
         `choice_chars` and `choice_bytes` (items, choices), 0 beyond an item's own choices. Result (items, coalitions).
 
     Raises:
-        UsageError: an unknown value, or one that compares choices for items that have a single one.
+        UsageError: an unknown metric, or one that compares choices for items that have a single one.
     """
-    scores = np.asarray(loglikelihoods, dtype=np.float64)  # (items, coalitions, choices)
-    chars, n_bytes = np.asarray(choice_chars), np.asarray(choice_bytes)
-    answer = np.asarray(gold, dtype=np.intp)
-    exists = chars > 0  # (items, choices)
-    _check(scores, answer, exists, n_bytes, value)
-    return _compute(scores, answer, chars, n_bytes, exists, value)
+    metric = metric_named(value)
+    chars = np.asarray(choice_chars)
+    given = Scored(
+        scores=np.asarray(loglikelihoods, dtype=np.float64),  # (items, coalitions, choices)
+        gold=np.asarray(gold, dtype=np.intp),  # (items,)
+        chars=chars,
+        n_bytes=np.asarray(choice_bytes),
+        exists=chars > 0,  # (items, choices)
+    )
+    _check(given, metric)
+    return metric.compute(given)
 
 
-def _compute(scores: Floats, answer: NDArray, chars: NDArray, n_bytes: NDArray, exists: NDArray, value: str) -> Floats:
-    if value == "acc":
-        return _is_chosen(scores, answer, exists)
-    if value == "acc_norm":
-        return _is_chosen(scores / np.where(exists, chars, 1)[:, None, :], answer, exists)
-    if value == "margin":
-        return _margin(scores, answer, exists)
-    if value == "probability":
-        return _probability(scores, answer, exists)
-    of_gold = _take(scores, answer)
-    return of_gold if value == "loglikelihood" else of_gold / _take(n_bytes[:, None, :], answer)
-
-
-def _check(scores: Floats, answer: NDArray, exists: NDArray, n_bytes: NDArray, value: str) -> None:
-    if value not in VALUES:
-        raise UsageError(f"there is no value {value!r}", f"values: {', '.join(VALUES)}")
-    if scores.ndim != 3 or exists.shape != (scores.shape[0], scores.shape[2]) or n_bytes.shape != exists.shape:
-        raise ValueError(f"loglikelihoods {scores.shape} do not fit lengths {exists.shape}, {n_bytes.shape}")
-    if answer.shape != scores.shape[:1] or not _names_a_choice(answer, exists):
+def _check(given: Scored, metric: Metric) -> None:
+    """Refuse arrays that do not belong together."""
+    scores, answer, exists = given.scores, given.gold, given.exists
+    if scores.ndim != 3 or exists.shape != (scores.shape[0], scores.shape[2]) or given.n_bytes.shape != exists.shape:
+        raise ValueError(f"loglikelihoods {scores.shape} do not fit lengths {exists.shape}, {given.n_bytes.shape}")
+    named = answer.shape == scores.shape[:1] and bool(((answer >= 0) & (answer < exists.shape[1])).all())
+    if not named or not exists[np.arange(len(answer)), answer].all():
         raise ValueError(f"gold {answer.shape} must name one existing choice of each of {scores.shape[0]} items")
-    if value in _NEEDS_CHOICES and bool((exists.sum(axis=1) < 2).any()):
+    if metric.needs_choices and bool((exists.sum(axis=1) < 2).any()):
         raise UsageError(
-            f"{value} compares choices, and some items have only one", "use loglikelihood or nll_per_byte for text"
+            f"{metric.name} compares choices, and some items have only one",
+            "use loglikelihood or nll_per_byte for text",
         )
 
 
-def _names_a_choice(answer: NDArray, exists: NDArray) -> bool:
-    inside = (answer >= 0) & (answer < exists.shape[1])
-    return bool(inside.all()) and bool(exists[np.arange(len(answer)), answer].all())
-
-
-def _take(table: NDArray, answer: NDArray) -> NDArray:
-    """Pick gold's entry. Shapes: (items, coalitions, choices), (items,) -> (items, coalitions)."""
-    return np.take_along_axis(table, answer[:, None, None], axis=2)[:, :, 0]
-
-
-def _is_chosen(scores: Floats, answer: NDArray, exists: NDArray) -> Floats:
-    usable = exists[:, None, :] & ~np.isnan(scores)
-    best = np.where(usable, scores, -np.inf).max(axis=2, keepdims=True)
+def _accuracy(given: Scored, scores: Floats) -> Floats:
+    """Give 1 where the gold choice has the largest score, else 0; the first index wins ties."""
+    usable = given.exists[:, None, :] & ~np.isnan(scores)  # (items, coalitions, choices)
+    best = np.where(usable, scores, -np.inf).max(axis=2, keepdims=True)  # (items, coalitions, 1)
     winners = usable & (scores == best)
     first = winners.argmax(axis=2)  # argmax of booleans: the first True
-    return ((first == answer[:, None]) & winners.any(axis=2)).astype(np.float64)
+    return ((first == given.gold[:, None]) & winners.any(axis=2)).astype(np.float64)
 
 
-def _margin(scores: Floats, answer: NDArray, exists: NDArray) -> Floats:
-    others = exists & (np.arange(exists.shape[1]) != answer[:, None])
-    best_other = np.where(others[:, None, :], scores, -np.inf).max(axis=2)  # max passes NaN on
-    with np.errstate(invalid="ignore"):  # −inf − −inf is NaN: undefined, and said so
-        return _take(scores, answer) - best_other
+def _normalised_accuracy(given: Scored) -> Floats:
+    """Divide by each choice's length in characters first, as lm-evaluation-harness does for its `acc_norm`."""
+    return _accuracy(given, given.scores / np.where(given.exists, given.chars, 1)[:, None, :])
 
 
-def _probability(scores: Floats, answer: NDArray, exists: NDArray) -> Floats:
-    padded = np.where(exists[:, None, :], scores, -np.inf)
-    with np.errstate(invalid="ignore"):  # all −inf: NaN
+def _margin(given: Scored) -> Floats:
+    """Subtract the best other choice's log-likelihood from that of the gold choice."""
+    others = given.exists & (np.arange(given.exists.shape[1]) != given.gold[:, None])
+    best_other = np.where(others[:, None, :], given.scores, -np.inf).max(axis=2)  # max passes NaN on
+    with np.errstate(invalid="ignore"):  # −inf − −inf is NaN: the margin is not defined
+        return given.of_gold(given.scores) - best_other
+
+
+def _probability(given: Scored) -> Floats:
+    """Give the gold choice's share in a softmax over the item's choices."""
+    padded = np.where(given.exists[:, None, :], given.scores, -np.inf)
+    with np.errstate(invalid="ignore"):  # where all choices are −inf: NaN
         weights = np.exp(padded - padded.max(axis=2, keepdims=True))
-        return _take(weights, answer) / weights.sum(axis=2)
+        return given.of_gold(weights) / weights.sum(axis=2)
+
+
+def _per_byte(given: Scored) -> Floats:
+    """Divide the gold choice's log-likelihood by its bytes: minus the loss that a language model's test reports."""
+    return given.of_gold(given.scores) / given.of_gold(given.n_bytes[:, None, :])
+
+
+_ROWS = (
+    Metric(
+        name="acc",
+        words="accuracy",
+        short="accuracy",
+        unit="points",
+        scale=100.0,
+        decimals=1,
+        has_chance=True,
+        needs_choices=True,
+        compute=lambda given: _accuracy(given, given.scores),
+    ),
+    Metric(
+        name="acc_norm",
+        words="accuracy (length-normalised)",
+        short="accuracy",
+        unit="points",
+        scale=100.0,
+        decimals=1,
+        has_chance=True,
+        needs_choices=True,
+        compute=_normalised_accuracy,
+    ),
+    Metric(
+        name="loglikelihood",
+        words="gold answer's log-likelihood",
+        short="log-lik.",
+        unit="nats",
+        scale=1.0,
+        decimals=2,
+        has_chance=False,
+        needs_choices=False,
+        compute=lambda given: given.of_gold(given.scores),
+    ),
+    Metric(
+        name="margin",
+        words="margin over the best other choice",
+        short="margin",
+        unit="nats",
+        scale=1.0,
+        decimals=2,
+        has_chance=False,
+        needs_choices=True,
+        compute=_margin,
+    ),
+    Metric(
+        name="probability",
+        words="probability of the gold answer",
+        short="probability",
+        unit="points",
+        scale=100.0,
+        decimals=1,
+        has_chance=False,
+        needs_choices=True,
+        compute=_probability,
+    ),
+    Metric(
+        name="nll_per_byte",
+        words="log-likelihood per byte",
+        short="per byte",
+        unit="nats per byte",
+        scale=1.0,
+        decimals=3,
+        has_chance=False,
+        needs_choices=False,
+        compute=_per_byte,
+    ),
+)
+METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,10 +56,55 @@ def test_help_everywhere(capfd, command):
     assert out.startswith("Usage: lowmem-layers")
 
 
+def test_each_command_has_its_whole_summary_in_the_list(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for group, commands in ((["--help"], COMMANDS), (["tasks", "--help"], ["show"])):
+        _, out, _ = call(capfd, *group)
+        lines = [line.split(None, 1) for line in out.rsplit("Commands:\n", 1)[1].splitlines()]
+        assert [name for name, _ in lines] == commands
+        assert all(summary.endswith(".") and not summary.endswith("...") for _, summary in lines)
+
+
+@pytest.mark.parametrize(("command", "last"), [("run", "--out"), ("plan", "--format")])
+def test_the_options_of_a_study_are_in_groups(capfd, monkeypatch, command, last):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call(capfd, command, "--help")
+    headings = re.findall(r"^(\S.*):$", out, re.MULTILINE)
+    assert headings == ["Model", "Task", "What is removed and estimated", "Memory and device", "Output"]
+    parts = dict(zip(headings, re.split(r"^\S.*:$", out, flags=re.MULTILINE)[1:], strict=True))
+    for heading, option in zip(headings, ("--quant", "--limit", "--until", "--offload", last), strict=True):
+        assert f"  {option} " in parts[heading]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_help_names_what_the_specification_takes(capfd):
+    from lowmem_layers.findings.comparing import CORRECTIONS
+    from lowmem_layers.findings.importance import ESTIMATORS
+    from lowmem_layers.record import spec
+    from lowmem_layers.tasks.metrics import VALUES
+
+    _, out, _ = call(capfd, "run", "--help")
+    text = " ".join(out.split())
+    for option, allowed in (
+        ("--quant", spec.QUANTISATIONS), ("--dtype", spec.DTYPES), ("--bos", spec.BOS), ("--device", spec.DEVICES),
+        ("--coalitions", spec.COALITIONS), ("--offload", spec.OFFLOADS), ("--players", (*spec.PLAYERS, "GROUPS")),
+    ):  # fmt: skip
+        assert f"{option} {'|'.join(allowed)} " in text
+    assert ", ".join(VALUES[:-1]) + f" or {VALUES[-1]}" in text
+    usual = spec.StudySpec().resolved()
+    for value in (usual.model, usual.max_removed, usual.window, usual.stride, usual.quant, *(usual.tasks or ())):
+        assert f"{value}]" in text
+    _, out, _ = call(capfd, "compare", "--help")
+    text = " ".join(out.split())
+    assert ", ".join(ESTIMATORS[:-1]) + f" or {ESTIMATORS[-1]}" in text
+    assert f"--correction {'|'.join(CORRECTIONS)} " in text
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from lowmem_layers.cli.entry import run_command_line as r; r(['--help']); r(['run', '--help']);"
         "heavy = {'torch', 'transformers', 'pyarrow', 'matplotlib', 'datasets', 'bitsandbytes', 'numpy', 'rich'};"
+        "heavy |= {'jinja2', 'scipy', 'psutil'};"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -73,6 +119,13 @@ def test_reading_a_record_needs_no_torch(finished):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_the_package_is_a_command_too():
+    command = [sys.executable, "-m", "lowmem_layers", "scores", "/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: /nowhere is not a run folder")
 
 
 def test_version(capfd):
@@ -106,6 +159,21 @@ def test_bad_usage_is_one_line_and_a_hint(capfd, monkeypatch, tmp_path, argument
     assert second.startswith("hint: ")
     assert hint in second
     assert not list(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_control_characters_are_spelled_out_for_people(capfd, tmp_path, bench):
+    from lowmem_layers import StudySpec, run_study
+
+    _, _, err = call(capfd, "scores", "/no\x1b[31mwhere")
+    assert "/no\\x1b[31mwhere is not a run folder" in err
+    spec = StudySpec(tasks=("a\x1b[31mb",), max_removed=1)
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    for form in ("table", "markdown", "latex"):
+        _, out, _ = call(capfd, "importance", run.folder, "--format", form)
+        assert "x1b[31mb" in out
+        assert "\x1b" not in out
+    _, out, _ = call(capfd, "importance", run.folder, "--format", "csv")
+    assert "a\x1b[31mb" in out, "programs get the name as it is"
 
 
 def test_scores_in_every_format(capfd, finished, tmp_path):

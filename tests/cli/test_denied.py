@@ -159,6 +159,6 @@ def test_kept_weights(place: Path, model: Path, deny, capfd) -> None:
     assert run_command_line(["models", "--cache", "--format", "csv"]) == 0
     assert "cannot be read: Permission denied" in capfd.readouterr().out
     deny(place / "cache", 0o500)
-    expect_refused(capfd, ["models", "--clear-cache"], kept)
+    expect_refused(capfd, ["models", "--cache", "--clear"], kept)
     deny(place / "cache")
     expect_refused(capfd, ["models", "--cache"], place / "cache")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from lowmem_layers.cli.display.lines import JsonDisplay, PlainDisplay
 from lowmem_layers.cli.display.live import LiveDisplay
-from lowmem_layers.cli.display.plain import PlainDisplay
 from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
-from lowmem_layers.study.events import RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.events import ModelExamined, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
 
 PLAN = RunPlanned("r", "tiny", 60, 235, 128, 4, 4_000, 32, 1, 1_000)
 
@@ -60,14 +61,14 @@ def test_rates():
 
 def test_plain_lines_come_now_and_then():
     clock, stream = Clock(), io.StringIO()
-    with PlainDisplay(stream, clock, every_s=10) as display:
-        for now, event in [(0, StageStarted("loading")), (8, PLAN), (9, StageStarted("scoring"))]:
-            clock.now = now
-            display(event)
-        for now in range(10, 40):
-            clock.now = now
-            display(WorkDone(50))
-        display(RunFinished("r", "done", 40.0))
+    display = PlainDisplay(stream, clock, every_s=10)
+    for now, event in [(0, StageStarted("loading")), (8, PLAN), (9, StageStarted("scoring"))]:
+        clock.now = now
+        display(event)
+    for now in range(10, 40):
+        clock.now = now
+        display(WorkDone(50))
+    display(RunFinished("r", "done", 40.0))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[0 s] loading"
     assert lines[1] == "[8 s] 128 items × 235 coalitions of 60 players, 4 tiles (1 done already)"
@@ -107,3 +108,38 @@ def test_the_live_display_is_there_from_the_first_moment():
     console = Console(file=stream, width=80, force_terminal=True)
     with LiveDisplay(console, Clock(), "tiny · none · quick"):
         assert "starting" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("takes_tries", "words"), [(True, "rows share their prefixes"), (False, "rows are computed one by one")]
+)
+def test_the_examination_is_one_line(takes_tries, words):
+    event = ModelExamined(takes_tries, "rows differ by 3e-05 nats", 4.6e-05, 2.34)
+    stream = io.StringIO()
+    PlainDisplay(stream, Clock())(event)
+    assert stream.getvalue() == (
+        "[0 s] examined in 2.3 s: the sweep differs from whole passes by 4.6e-05 nats; "
+        f"{words} (rows differ by 3e-05 nats)\n"
+    )
+    stream = io.StringIO()
+    JsonDisplay(stream, Clock())(event)
+    line = json.loads(stream.getvalue())
+    assert (line["event"], line["takes_tries"], line["sweep_gap_nats"]) == ("ModelExamined", takes_tries, 4.6e-05)
+    assert advance(Progress(started=0.0), event, 1.0) == Progress(started=0.0), "it moves no bar"
+
+
+def test_markup_and_control_characters_in_names_are_shown_not_obeyed():
+    named = TileCommitted(0, 32, 1_000, 32, 1, 5.0, (("[red]x[/red]", 3.0), ("a\x1b[31mb", 2.0)))
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=True, color_system=None)
+    display = LiveDisplay(console, Clock(), "[bold]m[/bold] :smile: · \x1b[2J")
+    for event in (PLAN, StageStarted("reading [i]t[/i]\x07"), named):
+        display(event)
+    console.print(display.picture())
+    shown = stream.getvalue()
+    for words in ("[bold]m[/bold] :smile: · \\x1b[2J", "reading [i]t[/i]\\x07", "[red]x[/red]", "a\\x1b[31mb"):
+        assert words in shown
+    assert "\x1b[31mb" not in shown
+    stream = io.StringIO()
+    PlainDisplay(stream, Clock())(StageStarted("reading a\x1b[31mb\nc"))
+    assert stream.getvalue() == "[0 s] reading a\\x1b[31mb\\x0ac\n"

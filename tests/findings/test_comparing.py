@@ -128,10 +128,12 @@ def test_what_differs_is_named(tmp_path, bench):
 
 def test_runs_of_one_width_are_told_apart_by_their_packing(tmp_path, bench):
     one = make(tmp_path, bench, "a", tasks=("one",), quant="4bit")
-    model = {**one.manifest.model, "quantisation": {"asked": "4bit", "used": "GGUF Q4_1"}, "dtype": "float32"}
-    given = dataclasses.replace(one, manifest=dataclasses.replace(one.manifest, model=model))
-    model = {**model, "quantisation": {"asked": "4bit", "used": "nf4"}, "dtype": "bfloat16"}
-    other = dataclasses.replace(one, manifest=dataclasses.replace(one.manifest, model=model))
+
+    def packed(used, dtype):
+        model = dataclasses.replace(one.manifest.model, quantisation={"asked": "4bit", "used": used}, dtype=dtype)
+        return dataclasses.replace(one, manifest=dataclasses.replace(one.manifest, model=model))
+
+    given, other = packed("GGUF Q4_1", "float32"), packed("nf4", "bfloat16")
     assert differences(given, other) == ["dtype (float32 / bfloat16)", "packing (GGUF Q4_1 / nf4)"]
     assert packing_of(one) == "4bit"  # what was asked, where the record says no more
     assert _names(given, other) == ("A GGUF Q4_1", "B nf4")

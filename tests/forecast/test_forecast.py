@@ -13,8 +13,8 @@ import pytest
 from lowmem_layers.errors import BudgetError, UsageError
 from lowmem_layers.forecast import forecast
 from lowmem_layers.forecast.forecast import plan_study
-from lowmem_layers.record.design import plan_game
 from lowmem_layers.record.spec import PAPER_TASKS, StudySpec
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import prepare_study
 from tests.model.conftest import save_model
 
@@ -38,7 +38,7 @@ def test_what_is_planned_is_what_a_run_takes(
     spec = StudySpec(model=str(folder), quant=quant, offload=offload, limit=5, max_removed=2, device="cpu").resolved()
     planned = plan_study(spec)
     prepared = prepare_study(spec, lambda event: None)
-    removed = plan_game(spec, prepared.players).removed
+    removed = plan_design(spec, prepared.players).removed
     tiles = prepared.engine.plan_tiles(prepared.encoded, removed)
     found: Any = prepared.model
     assert planned.memory.home == found["home"] == offload
@@ -95,17 +95,17 @@ def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+        patch.setattr("lowmem_layers.model.load.fill_home", lambda *_: pytest.fail("weights were read"))
         (said,) = refusals(600 << 20)
         enough = int(re.findall(r"--max-cpu-memory (\d+)MiB", said)[0]) << 20
         assert refusals(enough - (64 << 20))
     prepared = prepare_study(replace(spec, max_cpu_memory=enough), lambda event: None)
-    assert prepared.engine.plan_tiles(prepared.encoded, plan_game(spec, prepared.players).removed)
+    assert prepared.engine.plan_tiles(prepared.encoded, plan_design(spec, prepared.players).removed)
 
 
 def test_what_is_no_game_of_this_model_is_refused_before_a_weight_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lowmem_layers.model.load.fill_home", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="--max-removed 9 is more than"):
         prepare_study(StudySpec(model=str(folder), limit=2, max_removed=9).resolved(), lambda event: None)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.record.spec import PAPER_TASKS, StudySpec, default_folder, spec_from_json
+from lowmem_layers.game.players.design import CoalitionsKind
+from lowmem_layers.game.players.groups import PlayersOption
+from lowmem_layers.record.spec import BOS, COALITIONS, PAPER_TASKS, PLAYERS, StudySpec, default_folder
 from lowmem_layers.record.tile_plan import parse_tile, spell_tile
+from lowmem_layers.tasks.encode import Bos
 
 
 def test_defaults():
@@ -66,14 +70,105 @@ def test_odd_names_give_plain_folders():
     assert folder.name.startswith("model-v1.5-none-b+1-")
 
 
-def test_json_round_trip():
-    spec = StudySpec(tasks=("a", "b"), limit=3, max_cpu_memory=5)
-    assert spec_from_json(spec.to_json() | {"a_later_option": 1}) == spec
+USUAL = {
+    "model": "SmolLM2-135M-Instruct", "revision": None, "trust_remote_code": False, "quant": "none",
+    "requantize": False, "dtype": None, "tasks": ["quick"], "limit": None, "fewshot": None, "window": 512,
+    "stride": 256, "bos": "auto", "max_removed": 4, "until": None, "seed": 0,
+}  # fmt: skip
+# Options, the folder that the first release named after them, and what it recorded of them beside the usual.
+RECORDED = [
+    ({}, "smollm2-135m-instruct-none-quick-340bba", {}),
+    (
+        {"preset": "paper"},
+        "smollm2-135m-instruct-none-boolq+5-24ed54",
+        {"tasks": list(PAPER_TASKS), "limit": 1000, "bos": "none"},
+    ),
+    (
+        {"quant": "4bit", "dtype": "float32"},
+        "smollm2-135m-instruct-4bit-quick-e9261f",
+        {"quant": "4bit", "dtype": "float32"},
+    ),
+    (
+        {
+            "tasks": ("one", "three"), "max_removed": 2, "value": "margin", "until": "top3", "data_dir": "data/",
+            "seed": 3,
+        },
+        "smollm2-135m-instruct-none-one+1-fad408",
+        {"tasks": ["one", "three"], "max_removed": 2, "until": "top3", "seed": 3, "value": "margin"},
+    ),
+    (
+        {"coalitions": "permutations"},
+        "smollm2-135m-instruct-none-quick-96320e",
+        {"coalitions": "permutations"},
+    ),
+    (
+        {"coalitions": "permutations", "permutations": 32, "players": "attention", "device": "cpu"},
+        "smollm2-135m-instruct-none-quick-5fc565",
+        {"players": "attention", "coalitions": "permutations", "permutations": 32},
+    ),
+    (
+        {
+            "model": "/some where/Ünï/Model v1.5", "tasks": ("a/b.toml", "text:x.txt"), "limit": 9, "fewshot": 2,
+            "fewshot_file": "f.jsonl", "window": 64, "stride": 32, "bos": "always", "revision": "main",
+            "trust_remote_code": True, "requantize": True, "offload": "disk", "max_gpu_memory": 5,
+            "max_cpu_memory": 7, "cache": False, "threads": 3,
+        },
+        "model-v1.5-none-b+1-2a4221",
+        {
+            "model": "/some where/Ünï/Model v1.5", "tasks": ["a/b.toml", "text:x.txt"], "limit": 9, "fewshot": 2,
+            "window": 64, "stride": 32, "bos": "always", "revision": "main", "trust_remote_code": True,
+            "requantize": True,
+        },
+    ),
+    (
+        {"players": "a=attn.0+ffn.0,b=ffn.1", "coalitions": "all"},
+        "smollm2-135m-instruct-none-quick-01174b",
+        {"players": "a=attn.0+ffn.0,b=ffn.1", "coalitions": "all"},
+    ),
+    (
+        {
+            "preset": "paper", "limit": 50, "tasks": ("boolq",), "max_removed": 0, "players": "sublayer",
+            "coalitions": "windows",
+        },
+        "smollm2-135m-instruct-none-boolq-a4e41f",
+        {"tasks": ["boolq"], "limit": 50, "bos": "none", "max_removed": 0},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "folder", "recorded"), RECORDED, ids=[folder for _, folder, _ in RECORDED])
+def test_identity_and_folder_are_those_of_earlier_records(options, folder, recorded):
+    spec = StudySpec(**options)
+    assert default_folder(spec) == default_folder(spec.resolved()) == Path("runs") / folder
+    assert spec.resolved().identity() == USUAL | recorded
+
+
+def test_a_specification_misses_nothing():
+    meant = StudySpec(coalitions="permutations").resolved()
+    assert meant.resolved() is meant
+    assert meant.passed == StudySpec(coalitions="permutations")
+    assert (meant.dtype, meant.permutations, meant.seed) == ("auto", 32, 0)
+    assert StudySpec().resolved().permutations is None, "no orders are drawn for windows"
+    assert list(meant.to_json()) == [field.name for field in fields(StudySpec)]
+    assert meant.to_json()["dtype"] is None
+
+
+def test_what_was_passed_is_written_without_what_was_not():
+    assert StudySpec(tasks=("a", "b"), limit=3).to_json() == {
+        "trust_remote_code": False, "requantize": False, "tasks": ["a", "b"], "limit": 3, "cache": True,
+    }  # fmt: skip
+
+
+def test_choices_are_those_of_the_rooms_that_make_them():
+    """Help lists them without importing those rooms, which need numpy."""
+    assert get_args(Bos) == BOS
+    assert get_args(CoalitionsKind) == COALITIONS
+    assert get_args(PlayersOption) == PLAYERS
 
 
 @given(st.sets(st.integers(0, 60)))
 def test_tiles_are_spelled_and_read_back(tile):
-    assert parse_tile(spell_tile(sorted(tile))) == tuple(sorted(tile))
+    assert parse_tile(spell_tile(sorted(tile)), 61) == tuple(sorted(tile))
 
 
 def test_tiles_are_spelled_as_ranges():

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import lowmem_layers
 from lowmem_layers import StudySpec, run_study
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.comparing import compare_runs
+from lowmem_layers.findings.findings import find
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.players.groups import Group
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.report import write_report
 from lowmem_layers.report.compared import draw_comparison
 from lowmem_layers.report.figures import importance_bars, window_map
 from lowmem_layers.report.pairs import interaction_map
-from lowmem_layers.report.rows import interval, number
+from lowmem_layers.report.rows import interval, level, number
 from lowmem_layers.report.style import ATTENTION, FEED_FORWARD, GROUP, paper_style
 from lowmem_layers.report.table_formats import as_csv, as_latex, as_markdown, tex
+from lowmem_layers.tasks.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +62,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_asks_for_nothing(page):
+def test_the_page_is_whole_and_loads_nothing(page):
     text = page.read_text()
     tags = Tags()
     tags.feed(text)
@@ -137,9 +145,9 @@ def test_several_tasks_begin_with_their_mean(tmp_path, bench):
     spec = StudySpec(tasks=("one", "three"), max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
     text = write_report(run, formats=("svg",)).read_text()
-    titles = re.findall("<summary><h2>([^<]*)", text)
+    titles = re.findall("<summary><h2>([^<]*)", unescape(text))
     assert titles[0] == "all by accuracy"
-    assert "three by gold answer&#x27;s log-likelihood" in titles
+    assert "three by gold answer's log-likelihood" in titles
 
 
 def test_writing_twice_gives_the_same_bytes(page, finished, tmp_path):
@@ -164,6 +172,46 @@ def test_text_is_escaped(tmp_path, bench):
     text = write_report(run, formats=("svg",)).read_text()
     assert "<script>" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;co" in text
+
+
+def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_drawn_once(tmp_path, bench):
+    made = bench()
+
+    def prepare(spec, announce):
+        prepared = made.prepare(spec, announce)
+        return replace(prepared, tasks=tuple(replace(task, metric="loglikelihood") for task in prepared.tasks))
+
+    run = run_study(StudySpec(tasks=("one",), max_removed=2), tmp_path / "r", prepare=prepare)
+    text = write_report(run, formats=("svg",)).read_text()
+    assert re.search(r"<td>−\d+\.\d\d nats \[−\d+\.\d\d, −\d+\.\d\d\]</td><td>–</td>", text)
+    titles = [unescape(title) for title in re.findall("<summary><h2>([^<]*)", text)]
+    words = "gold answer's log-likelihood"
+    assert titles == [f"one by {words}", f"Every sublayer by {words} (one)", "How this was made"]
+    figures = sorted(path.name for path in (run.folder / "report" / "figures").iterdir())
+    assert figures == [
+        f"one-loglikelihood-{kind}.svg" for kind in ("ablation", "importance", "interactions", "shares", "windows")
+    ]
+
+
+def test_levels_are_in_the_units_of_their_metric():
+    assert level(METRICS["acc"], 0.845, Interval(0.801, 0.882)) == "84.5 % [80.1, 88.2]"
+    assert level(METRICS["loglikelihood"], -2.4512, Interval(-2.6, -2.31)) == "−2.45 nats [−2.60, −2.31]"
+    assert level(METRICS["nll_per_byte"], -0.81234, Interval(-0.9, -0.7)) == "−0.812 nats per byte [−0.900, −0.700]"
+    assert level(METRICS["probability"], 1.0, Interval(float("nan"), float("nan"))) == "100.0 % –"
+
+
+def test_the_template_is_installed_with_the_package():
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["*"]
+    others = [path for path in Path(lowmem_layers.__file__).parent.rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert {"page.css", "page.html.jinja"} <= {path.name for path in others}
+    assert [path.name for path in others if not any(path.match(pattern) for pattern in patterns)] == []
+
+
+def test_a_report_takes_findings_that_are_there(finished, tmp_path, monkeypatch):
+    found = find(finished)
+    monkeypatch.setattr("lowmem_layers.report.write.find", None)
+    assert write_report(finished, tmp_path, ("svg",), found).is_file()
 
 
 def test_an_unfinished_run_says_so(tmp_path, bench, engine):

@@ -171,7 +171,7 @@ def test_where_weights_live_and_how_many_cores_there_are_does_not_matter(tmp_pat
     model = {"id": "tiny", "dtype": "float32", "home": "disk", "expected_cpu_bytes": 630_706_816}
     moved = bench(model=model, threads=64)
     run = run_study(replace(spec, offload="disk", max_cpu_memory=10**9), tmp_path / "r", prepare=moved.prepare)
-    assert run.manifest.machine["threads"] == 2, "the first call's threads are taken again"
+    assert run.manifest.machine.threads == 2, "the first call's threads are taken again"
 
 
 def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):

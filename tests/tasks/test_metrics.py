@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.tasks import VALUES, item_values
+from lowmem_layers.tasks.metrics import METRICS, metric_named
 
 NAN, INF = math.nan, math.inf
 
@@ -136,3 +137,24 @@ def test_lengths_of_another_shape_are_refused():
 
 def test_no_items_give_no_values():
     assert item_values(np.zeros((0, 5, 2)), [], np.zeros((0, 2)), np.zeros((0, 2)), "acc").shape == (0, 5)
+
+
+def test_every_value_has_one_row():
+    assert tuple(METRICS) == VALUES
+    assert all(metric_named(name).name == name for name in VALUES)
+    assert [name for name, row in METRICS.items() if row.has_chance] == ["acc", "acc_norm"]
+    units = {name: (row.scale, row.unit, row.level_unit) for name, row in METRICS.items()}
+    assert units == {
+        "acc": (100.0, "points", "%"),
+        "acc_norm": (100.0, "points", "%"),
+        "loglikelihood": (1.0, "nats", "nats"),
+        "margin": (1.0, "nats", "nats"),
+        "probability": (100.0, "points", "%"),
+        "nll_per_byte": (1.0, "nats per byte", "nats per byte"),
+    }
+
+
+def test_a_misspelt_metric_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match="there is no value 'acc-norm'") as caught:
+        metric_named("acc-norm")
+    assert caught.value.hint.startswith("did you mean acc_norm? values: acc, ")

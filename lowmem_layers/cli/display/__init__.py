@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
-from lowmem_layers.cli.display.protocol import Display
 
-__all__ = ["DISPLAYS", "Display", "choose_display"]
+__all__ = ["DISPLAYS", "choose_display"]

@@ -1,4 +1,4 @@
-"""A live picture on a terminal: bar, time left, items and evaluations done, who is ahead."""
+"""A live picture on a terminal: the stage, a bar, the time left, what is done, and who is ahead."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
+from lowmem_layers.cli.output import visible
 from lowmem_layers.study.events import Event
 
 _WIDEST = 100
@@ -36,6 +37,7 @@ class LiveDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # An error before the run began leaves no RunFinished: without a status, the spinner would stay on the screen.
         if self._progress.status is None and error is not None:
             self._progress = Progress(self._progress.started, stage="stopped", status="stopped")
         self._live.stop()
@@ -45,54 +47,48 @@ class LiveDisplay:
         self._progress = advance(self._progress, event, self._clock())
 
     def picture(self) -> RenderableType:
-        """Draw where the run stands now."""
-        at, now = self._progress, self._clock()
-        lines: list[RenderableType] = [self._headline(now)]
-        if at.plan is not None:
-            lines += [self._bar(now), self._counts(now)]
-        if at.leaders and at.status is None:
-            lines.append(self._leaders())
-        return Group(*lines)
-
-    def _headline(self, now: float) -> RenderableType:
-        at = self._progress
-        row = Table.grid(padding=(0, 1), expand=False)
-        elapsed = Text(spell_time(now - at.started), style="dim")
-        title = Text(self._title, style="bold", overflow="ellipsis", no_wrap=True)
-        if at.status is None:
-            row.add_row(self._spinner, title, Text(at.stage, style="cyan", overflow="ellipsis", no_wrap=True), elapsed)
-        else:
+        """Draw the run's state as lines of text, none wider than the terminal."""
+        at, plan, now = self._progress, self._progress.plan, self._clock()
+        # 1) what is being done, and for how long
+        headline = Table.grid(padding=(0, 1), expand=False)
+        mark: RenderableType = self._spinner
+        if at.status is not None:
             mark = Text("✓", style="green") if at.status == "done" else Text("■", style="yellow")
-            row.add_row(mark, title, Text(at.status), elapsed)
-        return row
-
-    def _bar(self, now: float) -> RenderableType:
-        at = self._progress
-        row = Table.grid(padding=(0, 1), expand=False)
-        left = at.left_s(now)
-        words = "" if at.status else (f"{spell_time(left)} left" if left is not None else "time left: measuring")
-        width = max(10, min(_WIDEST, self._live.console.width) - 30)
-        row.add_row(
-            ProgressBar(total=1.0, completed=at.fraction, width=width), f"{at.fraction:4.0%}", Text(words, style="bold")
+        headline.add_row(
+            mark,
+            _line(self._title, style="bold"),
+            _line(at.stage, style="cyan") if at.status is None else Text(at.status),
+            Text(spell_time(now - at.started), style="dim"),
         )
-        return row
-
-    def _counts(self, now: float) -> RenderableType:
-        at, plan = self._progress, self._progress.plan
         if plan is None:
-            return Text("")
-        done, total = at.evaluations
-        return Text.assemble(
+            return headline
+        # 2) how much of the whole job is done, and the time left
+        left, done = at.left_s(now), at.evaluations
+        words = "time left: measuring" if left is None else f"{spell_time(left)} left"
+        width = max(10, min(_WIDEST, self._live.console.width) - 30)
+        bar = Table.grid(padding=(0, 1), expand=False)
+        bar.add_row(
+            ProgressBar(total=1.0, completed=at.fraction, width=width),
+            f"{at.fraction:4.0%}",
+            Text("" if at.status else words, style="bold"),
+        )
+        counts = Text.assemble(
             "items ", (f"{at.items_done}", "bold"), f"/{plan.n_items}",
             " · coalitions ", (f"{plan.n_coalitions}", "bold"),
-            " · evaluations ", (f"{done:,}", "bold"), f"/{total:,}",
+            " · evaluations ", (f"{done[0]:,}", "bold"), f"/{done[1]:,}",
             (f" · {spell_rate(at.throughput(now))}MAC/s", "dim"),
             overflow="ellipsis", no_wrap=True,
         )  # fmt: skip
+        if not at.leaders or at.status is not None:
+            return Group(headline, bar, counts)
+        # 3) the sublayers whose removal costs most so far
+        leaders = _line("nats lost without it, so far: ", style="dim")
+        for name, drop in at.leaders:
+            leaders.append(f"{visible(name)} ", style="cyan")
+            leaders.append(f"{drop:.1f}  ", style="bold")
+        return Group(headline, bar, counts, leaders)
 
-    def _leaders(self) -> RenderableType:
-        text = Text("nats lost without it, so far: ", style="dim", overflow="ellipsis", no_wrap=True)
-        for name, drop in self._progress.leaders:
-            text.append(f"{name} ", style="red" if name.startswith("attn") else "blue")
-            text.append(f"{drop:.1f}  ", style="bold")
-        return text
+
+def _line(text: str, style: str) -> Text:
+    """Make one line of text that is cut where the terminal ends; names in it are shown as they are."""
+    return Text(visible(text), style=style, overflow="ellipsis", no_wrap=True)

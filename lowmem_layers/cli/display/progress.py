@@ -1,18 +1,28 @@
-"""Where a run stands: events folded into numbers, with the time left over the whole job."""
+"""The state of a run, as a display needs it: events folded into numbers, with the time left for the whole job."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lowmem_layers.study.events import Event, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.events import (
+    Event,
+    ModelExamined,
+    RunFinished,
+    RunPlanned,
+    StageStarted,
+    TileCommitted,
+    WorkDone,
+)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a display needs to know.
+    """What is known of a run so far.
 
-    Units: work in the engine's multiply-adds; times are the clock's seconds. `work_done` is this call's finished tiles
-    as planned, `work_in_tile` what the engine reported since: the two need not agree to the last product.
+    `work_done` is the planned work of the tiles that this call finished, `work_in_tile` what the engine reported since
+    the last of them. The two may differ slightly for the same tile.
+
+    Units: work in the engine's multiply-adds; times in the clock's seconds.
     """
 
     started: float
@@ -28,27 +38,27 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Give the share of the whole job's work that is done, an earlier call's included."""
+        """Give the share of the whole job that is done, with what earlier calls did."""
         if self.plan is None or self.plan.work_total <= 0:
             return 0.0
         return min(1.0, (self.plan.work_done + self._work) / self.plan.work_total)
 
     @property
     def evaluations(self) -> tuple[int, int]:
-        """Count item × coalition evaluations: done by the work's share, and all."""
+        """Count evaluations of an item with a coalition: those done (by the share of work), and all."""
         if self.plan is None:
             return 0, 0
         total = self.plan.n_items * self.plan.n_coalitions
         return round(self.fraction * total), total
 
     def throughput(self, now: float) -> float | None:
-        """Give this call's rate (work a second), once there is one."""
+        """Give the work per second of this call; None before any work was reported."""
         if self.scoring_since is None or self._work == 0 or now <= self.scoring_since:
             return None
         return self._work / (now - self.scoring_since)
 
     def left_s(self, now: float) -> float | None:
-        """Estimate the seconds left for the whole job."""
+        """Estimate the seconds left for the whole job; None before the rate is known."""
         rate = self.throughput(now)
         if rate is None or self.plan is None:
             return None
@@ -60,11 +70,13 @@ class Progress:
 
 
 def advance(progress: Progress, event: Event, now: float) -> Progress:
-    """Fold one event in."""
+    """Give the state after one more event."""
     match event:
         case StageStarted(stage):
             since = now if stage == "scoring" else progress.scoring_since
             return replace(progress, stage=stage, scoring_since=since)
+        case ModelExamined():
+            return progress
         case RunPlanned():
             return replace(progress, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
         case WorkDone(work):
@@ -78,7 +90,7 @@ def advance(progress: Progress, event: Event, now: float) -> Progress:
 
 
 def spell_time(seconds: float | None) -> str:
-    """Write a duration as people read it: 42 s, 3:07, 1:02:45, 2 d 3 h."""
+    """Write a duration as people read it: 42 s, 3:07, 1:02:45, 2 d 3 h; a dash where it is None."""
     if seconds is None:
         return "–"
     whole = round(seconds)
@@ -92,7 +104,7 @@ def spell_time(seconds: float | None) -> str:
 
 
 def spell_rate(rate: float | None) -> str:
-    """Write a rate with a prefix: 2.3 M."""
+    """Write a rate with the prefix of its unit: `2.3 M`; a dash where it is None."""
     if rate is None:
         return "–"
     for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -12,14 +12,14 @@ from lowmem_layers.errors import RecordError, UsageError
 from lowmem_layers.findings.statement import proven
 from lowmem_layers.game import all_coalitions, chain_coalitions, estimate, estimate_permutations, windows
 from lowmem_layers.game.players.player import players_of
-from lowmem_layers.record.design import plan_game
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.pilot import settle_cuts
 
 PLAYERS = players_of(["ffn", "moe", "ffn"])
 
 
 def game_of(**options):
-    return plan_game(StudySpec(**options).resolved(), PLAYERS)
+    return plan_design(StudySpec(**options).resolved(), PLAYERS)
 
 
 def test_sublayers_by_default():
@@ -77,7 +77,7 @@ def test_games_that_cannot_be_played_are_refused(options, said):
 
 def test_all_coalitions_of_too_many_players():
     with pytest.raises(UsageError, match="2\\^16"):
-        plan_game(StudySpec(coalitions="all").resolved(), players_of(["ffn"] * 8))
+        plan_design(StudySpec(coalitions="all").resolved(), players_of(["ffn"] * 8))
 
 
 def test_a_run_of_groups_is_a_game_of_groups(tmp_path, bench):
@@ -88,7 +88,7 @@ def test_a_run_of_groups_is_a_game_of_groups(tmp_path, bench):
     }  # fmt: skip
     table = run.importance().to_pydict()
     assert table["sublayer"][:3] == ["layer.0", "layer.1", "layer.2"]
-    assert open_run(run.folder).manifest.game == run.manifest.game
+    assert open_run(run.folder).manifest.design == run.manifest.design
     full, without = (run.value_tables()[0].mean(removed) for removed in ((), (0,)))
     assert table["ablation_drop"][0] == pytest.approx(full - without)
 
@@ -120,10 +120,10 @@ def test_exact_values_from_all_coalitions(tmp_path, bench):
 def test_removal_orders_are_estimated_with_the_recorded_cuts(tmp_path, bench):
     spec = StudySpec(tasks=("one", "three"), coalitions="permutations", permutations=4)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    game = run.manifest.game
+    game = run.manifest.design
     assert len(game.orders) == len(game.cuts) == 4
     stored = open_run(run.folder)
-    assert stored.manifest.game == game
+    assert stored.manifest.design == game
     found = stored.importance("probability").to_pydict()
     assert set(found["estimator"]) == {"permutation"}
     tables = stored.value_tables("probability")
@@ -146,7 +146,7 @@ def test_an_interrupted_run_of_orders_goes_on_without_another_pilot(tmp_path, be
     second = bench()
     run = run_study(spec, tmp_path / "r", prepare=second.prepare)
     assert len(second.engine.scored) == calls - 1
-    assert run.manifest.game == whole.manifest.game
+    assert run.manifest.design == whole.manifest.design
     assert run.scores().equals(whole.scores())
 
 
@@ -154,7 +154,7 @@ def pilot_calls(bench, spec):
     """Count the engine's calls of the pilot alone."""
     made = bench()
     prepared = made.prepare(spec.resolved(), lambda _: None)
-    settle_cuts(prepared, plan_game(spec.resolved(), prepared.players), 0, lambda _: None)
+    settle_cuts(prepared, plan_design(spec.resolved(), prepared.players), 0, lambda _: None)
     return made.engine.scored
 
 
@@ -173,7 +173,7 @@ def test_walks_end_where_everything_is_at_chance(tmp_path, bench):
     spec = StudySpec(tasks=("one",), coalitions="permutations", permutations=6).resolved()
     prepared = made.prepare(spec, lambda _: None)
     heard = []
-    game = settle_cuts(prepared, plan_game(spec, prepared.players), 0, heard.append)
+    game = settle_cuts(prepared, plan_design(spec, prepared.players), 0, heard.append)
     assert all(0 <= cut <= 12 for cut in game.cuts)
     assert min(game.cuts) < 12
     assert "pilot: 6 removal orders down to 4 removed" in heard[0].stage

@@ -1,0 +1,260 @@
+"""run.json on disk: the manifest as a file, written whole, and checked whole when it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lowmem_layers.errors import RecordError, UsageError
+from lowmem_layers.game.players.coalitions import MAX_EXACT_PLAYERS, Removed
+from lowmem_layers.game.players.design import Design
+from lowmem_layers.game.players.groups import Group, Grouping
+from lowmem_layers.game.players.player import parse_player
+from lowmem_layers.record.files import write_text
+from lowmem_layers.record.manifest import (
+    Count,
+    EngineRecord,
+    Json,
+    MachineRecord,
+    Manifest,
+    ModelRecord,
+    Seconds,
+    Status,
+    TaskRecord,
+    gathered,
+)
+from lowmem_layers.record.spec import Specification, StudySpec
+from lowmem_layers.record.tile_plan import TilePlan, parse_tile, spell_tile
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+START_ANEW = "start the run again in another folder with --out, or remove this one"
+
+_RESOLVED_ALWAYS = ("model", "quant", "tasks", "max_removed", "seed")  # options that every version has recorded
+_NUMBERS = re.compile(r"(\d{1,9}( \d{1,9})*)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The part `spec` of the file."""
+
+    passed: StudySpec
+    resolved: StudySpec
+
+
+@dataclass(frozen=True)
+class _File:
+    """run.json as it lies on disk; keys that are not listed here are ignored.
+
+    `players` joins the sublayers' names by spaces, `removed`, `orders` and `groups` join indices by spaces, `tiles`
+    holds ranges of items.
+    """
+
+    status: Status
+    created: str
+    elapsed_s: Seconds
+    spec: _Options
+    identity: dict[str, Json]
+    model: ModelRecord
+    data: tuple[TaskRecord, ...]
+    machine: MachineRecord
+    engine: EngineRecord
+    versions: dict[str, str]
+    work: Count
+    players: str
+    removed: tuple[str, ...]
+    tiles: tuple[str, ...]
+    stopped: str = ""
+    groups: tuple[tuple[str, str], ...] = ()
+    orders: tuple[str, ...] = ()
+    cuts: tuple[Count, ...] = ()
+
+
+class _Damage(ValueError):
+    """Something in run.json is not as it was written; the message names the field."""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write run.json, whole or not at all.
+
+    Raises:
+        RecordError: the folder cannot be written.
+    """
+    write_text(folder / RUN_FILE, json.dumps(_to_json(manifest), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read run.json and check everything that it says.
+
+    Raises:
+        RecordError: it is missing, damaged (the field is named), or of a later version of this package.
+    """
+    path = folder / RUN_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for where, text in _texts(stored, ""):
+            if any("\ud800" <= sign <= "\udfff" for sign in text):
+                raise _Damage(f"{where} is no text: {text!a}")
+        schema = stored.get("schema") if isinstance(stored, dict) else None
+        if schema != SCHEMA:
+            raise RecordError(f"{path} has schema {schema!r:.40}; this version reads {SCHEMA}", START_ANEW)
+        return _from_json(stored)
+    except FileNotFoundError as error:
+        raise RecordError(
+            f"{folder} is not a run folder: it holds no {RUN_FILE}", "lowmem-layers run writes one; its end says where"
+        ) from error
+    except (NotADirectoryError, PermissionError) as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}", "give the folder of a run") from error
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")  # msgspec's own words: the place comes last
+        place = f"{where.rstrip('`')}: " if where else ""
+        raise RecordError(f"{path} is damaged: {place}{what}", START_ANEW) from error
+    except RecursionError as error:
+        raise RecordError(f"{path} is damaged: it is nested too deeply", START_ANEW) from error
+    except ValueError as error:  # no JSON, no UTF-8, or a field that contradicts another
+        raise RecordError(f"{path} is damaged: {error}", START_ANEW) from error
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    design = manifest.design
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": manifest.status,
+        "created": manifest.created,
+        "elapsed_s": manifest.elapsed_s,
+        "stopped": manifest.stopped,
+        "spec": {"passed": manifest.passed.to_json(), "resolved": manifest.resolved.to_json()},
+        "identity": dict(manifest.identity),
+        "seed": manifest.resolved.seed,
+        "model": manifest.model.to_json(),
+        "data": [msgspec.to_builtins(task) for task in manifest.data],
+        "machine": msgspec.to_builtins(manifest.machine),
+        "engine": manifest.engine.to_json(),
+        "versions": dict(manifest.versions),
+        "work": manifest.work,
+        "players": " ".join(manifest.sublayers),
+    }
+    # What every run has without saying so is left out: each sublayer plays on its own, no orders are drawn.
+    if design.grouping is not None:
+        found["groups"] = [[group.name, " ".join(map(str, group.members))] for group in design.grouping.groups]
+    if design.orders:
+        found["orders"] = [" ".join(map(str, order)) for order in design.orders]
+        found["cuts"] = list(design.cuts)
+    found["removed"] = [" ".join(map(str, removed)) for removed in manifest.plan.coalitions]
+    found["tiles"] = [spell_tile(tile) for tile in manifest.plan.tiles]
+    return found
+
+
+def _from_json(stored: dict[str, Any]) -> Manifest:
+    """Decode run.json, then check what types do not say.
+
+    Raises:
+        msgspec.ValidationError: a field is missing or has another type.
+        ValueError: a field contradicts another one.
+    """
+    for name, kind, rest in (("model", ModelRecord, "placement"), ("engine", EngineRecord, "more")):
+        if isinstance(stored.get(name), dict):
+            stored = stored | {name: gathered(stored[name], kind, rest)}
+    file = msgspec.convert(stored, _File)
+    missing = [name for name in _RESOLVED_ALWAYS if name not in stored["spec"]["resolved"]]
+    if missing:
+        raise _Damage(f"spec.resolved.{missing[0]} is missing")
+    resolved = _specification(file.spec)
+    design = _design(file, resolved)
+    n_items = sum(task.items for task in file.data)
+    names = [task.task for task in file.data]
+    if len(set(names)) < len(names) or not names:
+        raise _Damage(f"data: {len(names)} tasks, {len(set(names))} of them distinct")
+    return Manifest(
+        status=file.status,
+        created=file.created,
+        resolved=resolved,
+        identity=file.identity,
+        model=file.model,
+        data=file.data,
+        machine=file.machine,
+        engine=file.engine,
+        versions=file.versions,
+        design=design,
+        plan=TilePlan(_coalitions(file.removed, len(design.sublayers)), _tiles(file.tiles, n_items)),
+        work=file.work,
+        elapsed_s=file.elapsed_s,
+        stopped=file.stopped,
+    )
+
+
+def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Walk through a JSON value: every text in it, keys too, and where it stands."""
+    if isinstance(node, str):
+        yield where, node
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield where or "a key", name
+            yield from _texts(value, f"{where}.{name}" if where else name)
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            yield from _texts(value, f"{where}[{place}]")
+
+
+def _specification(options: _Options) -> Specification:
+    """Resolve what was recorded as resolved: every choice is checked once more, and earlier defaults are kept."""
+    try:
+        return replace(options.resolved.resolved(), passed=options.passed)
+    except UsageError as error:
+        raise _Damage(f"spec.resolved: {error.message}") from error
+
+
+def _design(file: _File, resolved: Specification) -> Design:
+    try:
+        sublayers = tuple(map(parse_player, file.players.split()))
+        groups = tuple(Group(name, _indices(members, len(sublayers), "groups")) for name, members in file.groups)
+        grouping = Grouping(groups) if groups else None
+    except UsageError as error:
+        raise _Damage(f"players or groups: {error.message}") from error
+    if not sublayers or len(set(sublayers)) < len(sublayers):
+        raise _Damage(f"players: {len(sublayers)} sublayers, {len(set(sublayers))} of them distinct")
+    n_players = len(sublayers) if grouping is None else len(grouping.groups)
+    orders = tuple(_indices(order, n_players, "orders") for order in file.orders)
+    if any(sorted(order) != list(range(n_players)) for order in orders):
+        raise _Damage(f"orders: one does not hold each of {n_players} players once")
+    if len(file.cuts) != len(orders) or max(file.cuts, default=0) > n_players:
+        raise _Damage(f"cuts: {len(file.cuts)} of at most {n_players} removals do not fit {len(orders)} orders")
+    if bool(orders) != (resolved.coalitions == "permutations"):
+        raise _Damage(f"orders: there are {len(orders)}, with --coalitions {resolved.coalitions}")
+    largest = {"windows": resolved.max_removed <= n_players, "all": n_players <= MAX_EXACT_PLAYERS}
+    if not largest.get(resolved.coalitions, True):
+        raise _Damage(f"players: {n_players} are too few or too many for --coalitions {resolved.coalitions}")
+    return Design(sublayers, resolved.coalitions, resolved.max_removed, grouping, orders, file.cuts)
+
+
+def _coalitions(spelled: Sequence[str], n_sublayers: int) -> tuple[Removed, ...]:
+    found = tuple(_indices(text, n_sublayers, "removed") for text in spelled)
+    if any(list(removed) != sorted(set(removed)) for removed in found) or len(set(found)) < len(found):
+        raise _Damage("removed: a coalition is not sorted, or occurs twice")
+    if () not in found:
+        raise _Damage("removed: the full model is not among the coalitions")
+    return found
+
+
+def _tiles(spelled: Sequence[str], n_items: int) -> tuple[tuple[int, ...], ...]:
+    tiles = tuple(parse_tile(text, n_items) for text in spelled)
+    held = sorted(index for tile in tiles for index in tile)
+    if not all(tiles) or len(held) != n_items or held != list(range(n_items)):
+        raise _Damage(f"tiles: they do not hold each of {n_items} items once")
+    return tiles
+
+
+def _indices(spelled: str, end: int, where: str) -> tuple[int, ...]:
+    """Read indices below `end`, joined by spaces."""
+    if _NUMBERS.fullmatch(spelled) is None:
+        raise _Damage(f"{where}: {spelled!r:.40} is no list of numbers")
+    found = tuple(map(int, spelled.split()))
+    if max(found, default=0) >= end:
+        raise _Damage(f"{where}: {max(found)} is outside the {end} that there are")
+    return found

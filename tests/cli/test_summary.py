@@ -1,0 +1,73 @@
+"""The end of a run on the terminal: levels in their metric's unit, names as they are."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lowmem_layers import StudySpec, run_study
+from lowmem_layers.cli.output import visible
+from lowmem_layers.cli.summary import importance_table, summarise
+from lowmem_layers.findings.findings import find
+
+
+def summary(run, width: int = 100) -> str:
+    """Print a run's summary, colours and all."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
+    summarise(run, find(run), Path("r/report/index.html"), console)
+    return stream.getvalue()
+
+
+def test_an_accuracy_is_per_cent_and_has_a_chance_level(finished):
+    (row,) = (line for line in summary(finished).splitlines() if line.startswith(" one "))
+    assert "accuracy" in row
+    assert row.rstrip().endswith("25 %")
+    assert " % [" in row
+
+
+def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_shown_once(tmp_path, bench):
+    made = bench()
+
+    def prepare(spec, announce):
+        prepared = made.prepare(spec, announce)
+        return replace(prepared, tasks=tuple(replace(task, metric="loglikelihood") for task in prepared.tasks))
+
+    text = summary(run_study(StudySpec(tasks=("one",), max_removed=2), tmp_path / "r", prepare=prepare))
+    (row,) = (line for line in text.splitlines() if line.startswith(" one "))
+    assert " nats [−" in row
+    assert "%" not in row
+    assert row.rstrip().endswith("–")
+    assert text.count("top 3 by") == 1
+    assert text.count("estimate") == 1
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", ":smile:", "a\x1b[31mb\x07", "\x9b2J"])
+def test_names_are_shown_as_they_are(tmp_path, bench, name):
+    """Markup in the name of a task or a group would vanish or raise; an escape sequence would be obeyed."""
+    groups = f"{name}=attn.0+ffn.0,rest=attn.1+ffn.1+attn.2+ffn.2"
+    spec = StudySpec(tasks=(f"task {name}",), players=groups, max_removed=1)
+    text = summary(run_study(spec, tmp_path / "r", prepare=bench().prepare))
+    assert f" {visible(name)} " in text
+    assert f" task {visible(name)} " in text
+    assert f"top 3 by accuracy: {visible(name)}, rest" in text or f"rest, {visible(name)}" in text
+    assert not set(text) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
+    spec = StudySpec(tasks=("one",), players="attn.0=attn.0+ffn.0,rest=attn.1+ffn.1", max_removed=1)
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    table = importance_table(run.manifest.design.players, find(run).sides)
+    assert {(cell.plain, str(cell.style)) for cell in table.columns[0].cells} == {
+        ("attn.0", "green"),
+        ("rest", "green"),
+    }
+
+
+def test_control_characters_are_spelled_out():
+    assert visible("a\x1b[2Jb\tc\n") == "a\\x1b[2Jb\\x09c\\x0a"
+    assert visible("ünicode – stays [as] it is") == "ünicode – stays [as] it is"
