@@ -1,23 +1,22 @@
-"""How biased is neighbourhood sampling? The study's own limitation section asks.
+"""How biased is neighbourhood sampling? The study names this question among its limitations.
 
     python -m benchmarks.bias --data-dir FOLDER [--tasks …] [--items 4] [--orders 2] [--shuffles 1] [--scores FILE]
                               [--figure DIR]
 
-The neighbourhood estimate departs from the Shapley value in two ways: at most four sublayers are ever removed, and
-those removed are neighbours. On SmolLM2-135M with real items, estimates from the same items are held against each
-other so that the two are told apart:
+The neighbourhood estimate departs from the Shapley value in two ways: at most four sublayers are removed at a time, and
+the removed ones are neighbours. To tell the two apart, estimates from the same real items are compared on SmolLM2-135M:
 
-    sublayers   all 60: the neighbourhood estimate against *random windows* (sets of up to four that need not be
-                neighbours: a shuffled model's neighbourhoods) and against whole removal orders (unbiased for the
-                Shapley value, never cut), both in antithetic pairs
-    groups      12 players, each five consecutive sublayers, all 4,096 coalitions: every estimator against the exact
-                Shapley value, and against the exact mean over all sets of at most four removed
+    sublayers   all 60 sublayers: the neighbourhood estimate is compared with *random windows* (sets of up to four
+                sublayers that need not be neighbours: the windows of a shuffled model) and with whole removal orders
+                (unbiased for the Shapley value, never cut); both come in antithetic pairs
+    groups      12 players, each of five consecutive sublayers, and all 4,096 coalitions: every estimator is compared
+                with the exact Shapley value, and with the exact mean over all sets of at most four removed players
 
-Each item draws its own orders and shuffles (from its name and the seed), so that a mean over items averages over them
-too, and one piece an item carries both kinds of noise: the estimates compared are paired item by item.
-All coalitions go through the same prefix-sharing sweep. Values: gold answer's log-likelihood (unbounded below, so that
-removing nearly everything weighs most), its probability among the choices, and each task's own metric. The last line
-is one JSON document.
+Each item draws its own orders and shuffles, from its name and the seed. A mean over items is then also a mean over
+draws, and the one piece of error that each item gives contains both kinds of noise. Estimates are compared item by
+item. All coalitions go through the same prefix-sharing sweep. Values: the gold answer's log-likelihood (it has no lower
+bound, so coalitions with nearly everything removed weigh most), its probability among the choices, and the task's own
+metric. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ from lowmem_layers.game.players.coalitions import (
 )
 from lowmem_layers.game.players.groups import Group, Grouping, grouped_table
 from lowmem_layers.game.uncertainty.errors import Influence, contributions, influence_of
-from lowmem_layers.game.uncertainty.intervals import mean_interval
-from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
+from lowmem_layers.game.uncertainty.intervals import mean_interval, two_sided_p
+from lowmem_layers.game.uncertainty.multiplicity import adjusted
 from lowmem_layers.game.uncertainty.rank_correlation import agreement
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -65,7 +64,7 @@ LARGEST = 4
 
 @dataclass(frozen=True)
 class Draws:
-    """What one item is measured with besides all windows: whole removal orders and shuffled models."""
+    """The whole removal orders and the shuffled models of one item; every item is also measured with all windows."""
 
     orders: list[Order]
     shuffles: list[Order]
@@ -121,7 +120,7 @@ def options_of() -> argparse.Namespace:
     options.add_argument("--shuffles", type=int, default=1, help="shuffled models an item, cut into windows of four")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument(
-        "--scores", type=Path, help="keep log-likelihoods in this .npz, item by item, and go on from it"
+        "--scores", type=Path, help="keep each item's log-likelihoods in this .npz, and continue from them"
     )
     options.add_argument("--figure", type=Path, help="folder for the figure")
     return options.parse_args()
@@ -134,7 +133,7 @@ def twelve_groups(names: Sequence[str]) -> Grouping:
 
 
 def draws_of(item: str, n_players: int, options: argparse.Namespace) -> Draws:
-    """Draw an item's own orders and shuffles: the same whenever its name and the seed are."""
+    """Draw an item's own orders and shuffles; the same name and seed give the same draws."""
     seed = zlib.crc32(f"{options.seed} {item}".encode())
     return Draws(
         permutations(n_players, options.orders, seed), permutations(n_players, 2 * options.shuffles, seed + 1)[::2]
@@ -148,7 +147,10 @@ def scored(
     wanted: list[list[Removed]],
     options: argparse.Namespace,
 ) -> list[np.ndarray]:
-    """Score each item under its coalitions, or take what was kept. Shapes: (coalitions, choices) an item."""
+    """Score each item under its coalitions, or read its scores from the file.
+
+    Shapes: (coalitions, choices) for each item.
+    """
     file = options.scores.with_suffix(f".{part}.npz") if options.scores else None
     found: dict[str, np.ndarray] = {}
     if file is not None and file.exists():
@@ -197,9 +199,9 @@ def marginals(table: ValueTable, orders: Sequence[Order]) -> np.ndarray:
 
 
 def random_windows(row: ValueTable, draws: Draws) -> np.ndarray:
-    """Average one item's marginal contributions within random windows: every player twice a shuffle, at any depth.
+    """Average one item's marginal contributions within random windows; each shuffle has every player twice.
 
-    Unbiased for the mean over sizes 0..3 of the removed others, which may be any.
+    The average is unbiased for the mean over 0 to 3 other removed players, whichever these are.
     """
     return marginals(row, [order for shuffle in draws.shuffles for pair in blocks_of(shuffle) for order in pair])
 
@@ -233,7 +235,7 @@ def from_windows(table: ValueTable) -> dict[str, Influence]:
 
 
 def per_item(rows: Sequence[np.ndarray]) -> Influence:
-    """Average what each item gave by itself."""
+    """Average the estimates of single items."""
     return influence_of(np.stack(rows), np.arange(len(rows)))
 
 
@@ -292,7 +294,8 @@ def compared(players: Sequence[str], one: Influence, truth: Influence, total: fl
     rows = max(len(one.pieces), len(truth.pieces))  # only the coin-flip item's rows, which come last, can be missing
     first, second = (np.pad(each.pieces, ((0, rows - len(each.pieces)), (0, 0))) for each in (one, truth))
     found = agreement(one.value, truth.value, first, second, np.minimum(one.dof, truth.dof))
-    gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof))
+    binary = one.is_binary and truth.is_binary
+    gap = Influence(one.value - truth.value, first - second, np.minimum(one.dof, truth.dof), binary)
     corrected = adjusted(two_sided_p(gap), "holm")
     return {
         "spearman": [found.spearman, found.spearman_ci.low, found.spearman_ci.high],

@@ -1,12 +1,12 @@
-"""How many real items does it take to be certain of the most important sublayers?
+"""After how many real items are the most important sublayers certain?
 
     lowmem-layers run --tasks arc_easy,piqa --data-dir FOLDER --until top3 --out RUN
     python -m benchmarks.certify RUN
 
-The run takes its items in a seeded random order and stops where its own statement holds. Here the record is looked at
-again after every `--step` items, for other values and statements, as if each of them had been asked for: a run by that
-value would have stopped at the first look (that ends a tile) at which the statement holds. The looking may be as
-frequent as one likes: the evidence holds at any time. The last line is one JSON document.
+The run takes its items in a seeded random order, and stops when its own statement holds. This benchmark looks at the
+record again after every `--step` items, for other values and statements, as if each of them had been asked for: such a
+run would have stopped at the first look, at the end of a tile, at which the statement holds. The number of looks does
+not matter, because the evidence holds at any time. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--statements", default="top=1,top=2,top=3")
     parser.add_argument("--step", type=int, default=5, help="items between looks")
-    parser.add_argument("--estimator", default="neighbourhood", help="or ablation, which any run allows")
+    parser.add_argument("--estimator", default="neighbourhood", help="neighbourhood, or ablation, which any run allows")
     options = parser.parse_args()
     run = open_run(options.run)
     taken = items_in_order(run)

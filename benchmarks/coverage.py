@@ -3,18 +3,19 @@
     python -m benchmarks.coverage [--runs 400] [--quick]            games with known values
     python -m benchmarks.coverage --record RUN [--other RUN]        a finished run's items as the population
 
-A population of items is built once, so that every true value is known; samples of it (whole clusters, where items are
+A population of items is built once, so every true value is known. Samples of it (of whole clusters, if items are
 clustered) go through the package's own estimates. Removing a sublayer lowers an item's margin by the sublayer's effect
-times the item's own sensitivity; accuracies are the margin's sign, log-likelihoods the margin itself with skewed
-(log-normal) and heavy-tailed (t with 4 degrees of freedom) noise. A third of the sublayers do nothing. With `--record`
-the items are those of a real run, drawn with replacement; `--other` is a run of the same items under another
+times the item's own sensitivity. An accuracy is the sign of the margin; a log-likelihood is the margin itself, with
+skewed (log-normal) and heavy-tailed (t with 4 degrees of freedom) noise. A third of the sublayers have no effect. With
+`--record` the items are those of a real run, drawn with replacement; `--other` is a run of the same items under another
 quantisation.
 
-Nominal coverage is 95 %; ± is the standard error of the simulation. Shares are counted over sublayers whose true share
-is at least 1 %; of the others half of the interval's error lies beyond 0 and cannot happen. "seen" counts what a sample
-can tell apart from nothing: where at least five of its items are expected to change. Accuracies that change on fewer
-items are coarse counts: an interval that holds the truth too rarely for one sublayer holds it too often for another,
-and these intervals lean to the safe side. Ranks and tops are whole numbers and bounded, not approximated.
+Nominal coverage is 95 %; ± is the standard error of the simulation. Shares are counted for sublayers whose true share
+is at least 1 %: for the others, half of the interval's error would lie below 0, where it cannot happen. "seen" counts
+only the questions for which at least five items of a sample are expected to change; fewer cannot be told apart from
+nothing. Accuracies that change on fewer items are coarse counts: an interval that holds the truth too rarely for one
+sublayer holds it too often for another, and these intervals hold it too often rather than too rarely. The intervals of
+ranks and tops are bounds in whole numbers, not approximations.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def measure(population: Population, n_items: int, runs: int, seed: int) -> dict[
 
 
 def summary(hits: dict[str, list[float]], runs: int) -> dict[str, float]:
-    """Average over samples; the largest standard error of what is nominally 95 %."""
+    """Average over samples, and add the largest standard error among the coverages that are nominally 95 %."""
     nominal = ("value", "drop", "share", "interaction", "difference")
     errors = [np.nanstd(each) / np.sqrt(runs) for name, each in hits.items() if name.split(" ")[0] in nominal]
     return {name: round(float(np.nanmean(each)), 3) for name, each in hits.items()} | {

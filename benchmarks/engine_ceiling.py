@@ -1,9 +1,9 @@
-"""What share of our time are the bare matrix products?
+"""Which share of the engine's time do the bare matrix products take?
 
-The ceiling: the products of weights with states that a sweep cannot do without, each distinct shape timed bare, in
-the same process between two of our tiles. Shapes are those our chunks really have, seen as they are dispatched;
-products at padded positions are taken off. Attention's own products (scores, weighted values) are not counted as
-products, nor is anything else. The last line is one JSON document.
+The ceiling is the time of the products of weights and states that no sweep can do without. Each distinct shape is timed
+bare, in the same process, between two of the engine's tiles. The shapes are those of the engine's own chunks, recorded
+when they are dispatched; products at padded positions are subtracted. Attention's own products (scores, weighted
+values) do not count as products. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class SeeProducts(TorchDispatchMode):
 
 
 def bare_seconds(shapes: Counter[tuple[int, int, int]], dtype: torch.dtype, device: str, repeats: int) -> float:
-    """Time each distinct product and add up, as often as each is made; weights lie as a linear layer has them.
+    """Time each distinct product, and add up the times as often as each is made; weights are laid out as in a layer.
 
-    The median of the repeats: our own time holds the machine's usual noise too.
+    The time of a product is the median of its repeats, because the engine's own time has the machine's usual noise too.
     """
     total = 0.0
     for (rows, inner, columns), count in shapes.items():
@@ -68,7 +68,7 @@ def timed(work: Any, device: str) -> float:
 
 
 def padding_share(engine: Engine, items: Sequence[Any]) -> float:
-    """Say what share of the positions are padding, with the engine's own batches."""
+    """Compute the share of padding among the positions of the engine's own batches."""
     batches = make_batches(engine._rows(items), engine.sizes.chunk_tokens // 8)
     padded = sum(batch.n_nodes * len(batch.rows) for batch in batches)
     return 1 - sum(batch.n_tokens for batch in batches) / padded

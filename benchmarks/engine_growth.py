@@ -1,9 +1,9 @@
 """How do time and memory grow with items, sublayers, window size and length?
 
-Work is counted in sublayer applications and set against the prefix tree's closed form; time is set against the
-multiply-adds that the engine plans. Models are Llamas of random weights, of the embedded model's width, with 4 to 16
-layers; items are random tokens. Peak memory of each number of items is measured in a process of its own. The last
-line is one JSON document.
+Work is counted in sublayer applications and compared with the closed form of the prefix tree; time is compared with the
+multiply-adds that the engine plans. Models are Llamas with random weights, as wide as the embedded model, with 4 to 16
+layers; items are random tokens. The peak memory of each number of items is measured in its own process. The last line
+is one JSON document.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def random_items(n_items: int, length: int) -> list[EncodedItem]:
 
 
 def measure(n_items: int, n_layers: int, max_removed: int, length: int) -> dict[str, Any]:
-    """Run one setting, tile by tile as a study does."""
+    """Run one setting tile by tile, as a study does."""
     engine = Engine(random_llama(n_layers), tile_work=10**11)
     items, coalitions = random_items(n_items, length), windows(2 * n_layers, max_removed)
     tiles = engine.plan_tiles(items, coalitions)

@@ -1,10 +1,10 @@
-"""How much faster is the sweep than what a user would do otherwise?
+"""How much faster is the sweep than the ways that a user would take otherwise?
 
-Three baselines on the same items, each with the best of five batch sizes: (a) whole forward passes for each
-coalition, rows sorted by length and padded, log-softmax over all positions, as lm-evaluation-harness does; (b) the
-same by a careful hand, the head only at scored positions; (c) lm-evaluation-harness itself, its HFLM around the model
-with the stubs in. A baseline is timed on a random sample of coalitions, one at a time between our tiles, and scaled
-to all of them. The last line is one JSON document.
+Three baselines run on the same items, each with the best of five batch sizes: (a) whole forward passes for each
+coalition, with rows sorted by length and padded, and log-softmax at all positions, as lm-evaluation-harness does; (b)
+the same with more care: the head only at scored positions; (c) lm-evaluation-harness itself, its HFLM around the model
+with the stubs in it. A baseline is timed on a random sample of coalitions, one at a time between the engine's tiles,
+and scaled to all of them. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def best_batch_size(evaluate: Evaluate, items: Sequence[EncodedItem]) -> tuple[i
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--sample", type=int, default=12, help="coalitions on which a baseline is timed")
-    options.add_argument("--tiles", type=int, default=4, help="our tiles, timed between the baselines")
+    options.add_argument("--tiles", type=int, default=4, help="tiles of the engine, timed between the baselines")
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
     model = start_resident(options)

@@ -1,6 +1,6 @@
-"""How many tokens do tries save on the six benchmarks, and how much of a batch is padding?
+"""How many tokens do tries save on the six benchmarks, and which share of a batch is padding?
 
-All items given are laid out in the engine's own tiles and batches; nothing is computed. The last line is one JSON
+All given items are laid out in the engine's own tiles and batches; nothing is computed. The last line is one JSON
 document.
 """
 

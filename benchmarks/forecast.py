@@ -1,9 +1,9 @@
-"""What `plan` predicts, beside what the same `run` takes: peak memory of the whole process, and time.
+"""Does a run take the memory and the time that `plan` predicts?
 
-Each --case is a string of options that both commands take (several may be given; without any, the embedded model in
-every packing, in memory and on disk). The plan is made first, in a process of its own; then the run, whose high-water
-mark is read off the system while it lives. Time is that of scoring alone, as run.json records it. The last line of the
-output is one JSON document.
+Each --case is a string of options that both commands take, and --case may be given several times; without it, the cases
+are the embedded model in every packing, in memory and on disk. First `plan` runs in its own process; then `run`, whose
+peak memory is read from the system while it runs. The time is that of scoring alone, as run.json records it. The last
+line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def forecast(options: list[str]) -> dict[str, Any]:
 
 
 def measure(options: list[str], folder: Path) -> dict[str, Any]:
-    """Run, and watch the process' high-water mark. Units: bytes, seconds."""
+    """Run, and read the peak memory of the process until it ends. Units: bytes, seconds."""
     start_up = "from lowmem_layers.cli import main; main()"
     command = [sys.executable, "-c", start_up, "run", *options, "--out", str(folder), "--display", "none"]
     start = time.perf_counter()

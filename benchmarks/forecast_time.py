@@ -1,7 +1,7 @@
-"""The hours that `plan` predicts, beside what the sweep takes, in CPU seconds of one thread.
+"""Does a sweep take the hours that `plan` predicts? Both in CPU seconds of one thread.
 
-Forecast and sweep take turns in one process, and time that other programs take does not count (what they do to caches
-and clocks does). The last line of the output is one JSON document.
+Forecast and sweep alternate in one process. CPU seconds leave out the time that other programs take, but not what those
+programs do to caches and to the clock rate. The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """One case, once. Units: CPU seconds."""
+    """One measurement of one case. Units: CPU seconds."""
 
     task: str
     items: int
@@ -39,12 +39,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Divide foreseen by measured."""
+        """Divide the predicted time by the measured time."""
         return (self.layers_s + self.head_s + self.unpacking_s) / self.measured_s
 
 
 def compare(engine: Engine, target: str, task: str, n_items: int, max_removed: int, folder: Path | None) -> Row:
-    """Forecast a sweep, and make it."""
+    """Forecast a sweep, then run it."""
     model = engine.model
     (loaded,) = load_tasks([task], limit=n_items, data_dir=folder)
     items = encode_task(loaded, model.tokenizer, max_length=model.max_length)

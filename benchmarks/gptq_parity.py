@@ -1,14 +1,14 @@
-"""GPTQ checkpoints as their own package writes and reads them, against what is unpacked here.
+"""Do we unpack GPTQ checkpoints to the weights that their own package reads from them?
 
-Two environments take turns, since gptqmodel is no dependency (its requirements without torch, then the package itself
-with --no-deps --no-build-isolation, in a virtual environment of its own):
+gptqmodel is no dependency of this package, so two environments are needed. In the other one, install gptqmodel's
+requirements without torch, then gptqmodel itself with --no-deps --no-build-isolation.
 
     make SOURCE OUT --bits 4 --group-size 64    there: quantise a folder in bf16, on a few sentences
     reference CHECKPOINT FILE                   there: gptqmodel's own dequantisation of every linear layer
-    compare CHECKPOINT FILE                     here: every weight against it, tensor by tensor
+    compare CHECKPOINT FILE                     here: compare every weight with it, tensor by tensor
 
-`compare` counts weights that are equal to the bit in float16 (in which gptqmodel multiplies) and the largest difference
-in roundings; the last line of its output is one JSON document.
+`compare` counts the weights that are equal to the bit in float16 (in which gptqmodel multiplies), and gives the largest
+difference in units of the last place. The last line of its output is one JSON document.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def make(args: argparse.Namespace) -> None:
 
 
 def reference(args: argparse.Namespace) -> None:
-    """Write the dense weights that gptqmodel itself makes of a checkpoint. Shapes: (out, in), float16."""
+    """Write the dense weights that gptqmodel reads from a checkpoint. Shapes: (out, in), float16."""
     from gptqmodel import BACKEND, GPTQModel  # pyright: ignore[reportMissingImports]
     from safetensors.torch import save_file
 
@@ -110,7 +110,7 @@ def _gap(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the three commands."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = options.add_subparsers(required=True)
     making = commands.add_parser("make")

@@ -3,13 +3,13 @@
     python -m benchmarks.parity --data-dir FOLDER                       # SmolLM2-135M, every item, float32
     python -m benchmarks.parity --data-dir FOLDER --model FILE.gguf --limit 100
     python -m benchmarks.parity --data-dir FOLDER --tokens-only         # no forward passes
-    python -m benchmarks.parity --data-dir FOLDER --reference R.json    # keep the harness' side as it comes ...
-    python -m benchmarks.parity --data-dir FOLDER --against R.json      # ... and compare with it again, or go on
+    python -m benchmarks.parity --data-dir FOLDER --reference R.json    # keep the harness' answers as they come ...
+    python -m benchmarks.parity --data-dir FOLDER --against R.json      # ... and compare with them again, or continue
 
-Both sides read the same JSONL files (TASK.jsonl, the hub's field names). The harness' side is its own task, prompt,
-tokenisation, `HFLM` forward and metric code; ours is `load_tasks`, `encode_task`, the engine (`--ours engine`) or a
-plain forward pass a choice (`--ours plain`), and `item_values`. The last line is one JSON document; exit status 1 where
-the two are not equal.
+Both sides read the same JSONL files (TASK.jsonl, with the hub's field names). The harness' side is its own task,
+prompt, tokenisation, `HFLM` forward pass and metric code. Our side is `load_tasks`, `encode_task`, the engine (`--ours
+engine`) or one plain forward pass for each choice (`--ours plain`), and `item_values`. The last line is one JSON
+document; the exit status is 1 if the two sides are not equal.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ GAP_NATS = 1e-3  # a prediction counts as different only where the top two are f
 
 @dataclass(frozen=True)
 class Row:
-    """What the comparison found for one task.
+    """The result of the comparison for one task.
 
-    Pairs are the harness' and ours. `not_the_same` names the items whose prediction, acc or acc_norm differs, with the
-    gap between their two likeliest choices.
+    A pair is the harness' number and ours. `not_the_same` names the items whose prediction, acc or acc_norm differs,
+    with the gap between their two likeliest choices.
 
     Units: `largest_difference_nats` over all choices of all items; accuracies in shares of 1.
     """
@@ -57,7 +57,7 @@ class Row:
 
 
 def main() -> None:
-    """Run the comparison and print one line a task, then one JSON document; exit 1 where anything is not equal."""
+    """Run the comparison; print a line for each task and one JSON document; exit with 1 if anything is not equal."""
     options = parse_options()
     with tempfile.TemporaryDirectory() as cache:
         os.environ.update(HF_DATASETS_CACHE=cache, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -88,11 +88,11 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--fewshot", type=int, default=0, help="examples, the first of TASK.train.jsonl")
     parser.add_argument("--bos", choices=("auto", "none"), default="auto")
-    parser.add_argument("--max-length", type=int, help="cut contexts to so many tokens (default: the model's window)")
+    parser.add_argument("--max-length", type=int, help="most tokens of a context (default: the model's window)")
     parser.add_argument("--batch-size", type=int, default=4, help="of the harness' side")
     parser.add_argument("--tokens-only", action="store_true")
     parser.add_argument("--reference", type=Path, help="keep the harness' tokens and log-likelihoods in this file")
-    parser.add_argument("--against", type=Path, help="take them from such a file as far as it goes")
+    parser.add_argument("--against", type=Path, help="take them from such a file, as far as it has them")
     parser.add_argument("--ours", choices=("engine", "plain"), default="engine")
     options = parser.parse_args()
     if not options.data_dir:
@@ -102,7 +102,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def our_engine(model: str | None) -> Any:
-    """Load the model by this package, unquantised, in float32."""
+    """Load the model with this package, unquantised, in float32."""
     from lowmem_layers.engine import Engine
     from lowmem_layers.model import ModelSpec, load_model
 
@@ -136,7 +136,7 @@ def compare(name: str, side: HarnessSide, engine: Any, options: argparse.Namespa
 
 
 def differing_tokens(encoded: Sequence[EncodedItem], answers: Sequence[Answer]) -> int:
-    """Count the requests that would feed or score other tokens."""
+    """Count the requests for which the two sides feed or score different tokens."""
     ours = [(tokens_hash(choice.tokens), choice.n_scored) for item in encoded for choice in item.choices]
     theirs = [(answer.tokens, answer.n_scored) for answer in answers]
     assert len(ours) == len(theirs), (len(ours), len(theirs))
@@ -144,7 +144,7 @@ def differing_tokens(encoded: Sequence[EncodedItem], answers: Sequence[Answer]) 
 
 
 def scored(row: Row, task: Task, results: Sequence[dict[str, float]], reference: np.ndarray, values: np.ndarray) -> Row:
-    """Compare log-likelihoods, predictions and metrics; `results` are the harness' own metrics of each item.
+    """Compare log-likelihoods, predictions and metrics; `results` are the harness' own metrics for each item.
 
     Shapes: `reference` and `values` (items, choices), NaN where an item has fewer choices.
     """
@@ -164,7 +164,7 @@ def scored(row: Row, task: Task, results: Sequence[dict[str, float]], reference:
 
 
 def engine_scores(encoded: list[EncodedItem], engine: Any) -> np.ndarray:
-    """Score the full model by the engine. Shapes: (items, choices), NaN where an item has fewer choices."""
+    """Score the full model with the engine. Shapes: (items, choices), NaN where an item has fewer choices."""
     found: dict[int, list[float]] = {}
     for tile in engine.plan_tiles(encoded, [()]):
         for index, table in zip(tile, engine.score([encoded[i] for i in tile], [()]), strict=True):
@@ -173,13 +173,13 @@ def engine_scores(encoded: list[EncodedItem], engine: Any) -> np.ndarray:
 
 
 def plain_scores(encoded: list[EncodedItem], side: HarnessSide) -> np.ndarray:
-    """Score the full model by one forward pass a choice. Shapes: as `engine_scores`."""
+    """Score the full model with one forward pass for each choice. Shapes: as `engine_scores`."""
     model = side.model or hf_model(*locate(side.options.model))
     return padded([[plain_score(model, choice) for choice in item.choices] for item in encoded])
 
 
 def plain_score(model: Any, choice: EncodedChoice) -> float:
-    """Score one choice by a forward pass of its own: the sum of its tokens' log-probabilities, in nats."""
+    """Score one choice with its own forward pass: the sum of its tokens' log-probabilities, in nats."""
     import torch
 
     with torch.inference_mode():
@@ -212,7 +212,7 @@ def metric(task: Task, values: np.ndarray, name: str) -> np.ndarray:
 
 
 def largest_difference(reference: np.ndarray, values: np.ndarray) -> float:
-    """Give the largest difference, infinite where only one side has a number."""
+    """Give the largest difference; infinity if only one side has a number somewhere."""
     if (np.isfinite(reference) != np.isfinite(values)).any():
         return float("inf")
     return float(np.nanmax(np.abs(reference - values)))
@@ -224,7 +224,7 @@ def predictions(values: np.ndarray) -> np.ndarray:
 
 
 def top_gap(reference: np.ndarray) -> np.ndarray:
-    """Say how far an item's two likeliest choices are apart, in nats."""
+    """Give the difference between an item's two likeliest choices, in nats."""
     top = np.sort(np.nan_to_num(reference, nan=-np.inf), axis=1)
     return top[:, -1] - top[:, -2]
 
@@ -235,7 +235,7 @@ def differing_predictions(reference: np.ndarray, values: np.ndarray) -> int:
 
 
 def is_equal(row: Row) -> bool:
-    """Tell whether a task is what is promised: tokens, predictions, log-likelihoods, metrics."""
+    """Tell whether tokens, predictions, log-likelihoods and metrics of a task are equal, as the package promises."""
     if row.largest_difference_nats is None:
         return row.differing_tokens == 0
     clear = [item for item, gap in (row.not_the_same or {}).items() if gap > GAP_NATS]
@@ -245,7 +245,7 @@ def is_equal(row: Row) -> bool:
 
 
 def line_of(row: Row) -> str:
-    """Write one row for people."""
+    """Write one row as a line of text."""
     text = f"{row.task:<14} items {row.items:>5}  requests {row.requests:>5}  differing tokens {row.differing_tokens}"
     if row.acc is None or row.largest_difference_nats is None:
         return text

@@ -1,7 +1,8 @@
-"""The harness' side of the comparison with lm-evaluation-harness: its model, its tasks over local files, its answers.
+"""lm-evaluation-harness' side of the comparison: its model, its tasks over local files, its answers.
 
-`HarnessSide.answer` gives what it fed and found for one task, or takes that from the file of an earlier comparison:
-the harness needs one forward pass a choice, which is most of the time.
+`HarnessSide.answer` gives the tokens that the harness fed, and the log-likelihoods that it found, for one task. It can
+take them from the file of an earlier comparison, because the harness needs one forward pass for each choice, which is
+most of the time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CHUNK = 400  # requests fed and kept at once
 
 
 def locate(model: str | None) -> tuple[str, str | None]:
-    """Split a model into the folder and GGUF file that transformers wants."""
+    """Split a model's name into the folder and the GGUF file that transformers takes."""
     if model is None:
         from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 
@@ -33,14 +34,14 @@ def locate(model: str | None) -> tuple[str, str | None]:
 
 
 def hf_tokenizer(folder: str, gguf: str | None) -> Any:
-    """Load the tokenizer by transformers alone."""
+    """Load the tokenizer with transformers alone."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, **({"gguf_file": gguf} if gguf else {}))
 
 
 def hf_model(folder: str, gguf: str | None) -> Any:
-    """Load the model by transformers alone, in float32."""
+    """Load the model with transformers alone, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -49,7 +50,7 @@ def hf_model(folder: str, gguf: str | None) -> Any:
 
 
 def harness_model(model: Any, tokenizer: Any, options: argparse.Namespace) -> Any:
-    """Build the harness' model; without weights, one that only tokenises."""
+    """Build the harness' model; if it has no weights, it only tokenises."""
     from lm_eval.models.huggingface import HFLM
 
     class Recording(HFLM):
@@ -81,7 +82,7 @@ def harness_model(model: Any, tokenizer: Any, options: argparse.Namespace) -> An
 
 @dataclass(frozen=True)
 class Answer:
-    """What the harness fed and found for one choice; `loglikelihood` in nats, None where only tokens are compared."""
+    """The tokens and the log-likelihood of one choice; `loglikelihood` in nats, None if only tokens are compared."""
 
     tokens: str
     n_scored: int
@@ -89,7 +90,7 @@ class Answer:
 
 
 class HarnessSide:
-    """The harness' answers, task by task: found now and kept in a file, or taken from that file."""
+    """The harness' answers, task by task: computed now and kept in a file, or read from that file."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -100,20 +101,20 @@ class HarnessSide:
 
     @cached_property
     def harness(self) -> Any:
-        """Load the model when the first answer is wanted that no file has."""
+        """Load the model, at the first answer that is not in the file."""
         if not self.options.tokens_only:
             self.model = hf_model(*locate(self.options.model))
         return harness_model(self.model, self.tokenizer, self.options)
 
     @property
     def max_length(self) -> int:
-        """Say after how many tokens a context is cut on the left."""
+        """Give the number of tokens to which a text is cut on the left."""
         if self.options.max_length is not None:
             return int(self.options.max_length)
         return (1 << 20) if self.options.tokens_only else int(self.harness.max_length)
 
     def answer(self, name: str, requests: Sequence[Any]) -> list[Answer]:
-        """Give the answers to one task's requests; they are kept as they come, so that nothing is done twice."""
+        """Give the answers to one task's requests; keep each at once, so that a stopped comparison can go on."""
         known = self.known.setdefault(name, [])
         while len(known) < len(requests):
             known += self._found(requests[len(known) : len(known) + CHUNK])
@@ -136,7 +137,7 @@ class HarnessSide:
 
 
 def setting_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Name all that decides the harness' answers, but for the items themselves."""
+    """List the settings that decide the harness' answers; the items themselves are not among them."""
     return {
         "model": Path(options.model).name if options.model else "SmolLM2-135M-Instruct",
         "dtype": "float32",
@@ -149,7 +150,7 @@ def setting_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_answers(path: Path, setting: dict[str, Any]) -> dict[str, list[Answer]]:
-    """Read the answers of an earlier comparison; exit where it was of another setting."""
+    """Read the answers of an earlier comparison; exit if it had other settings."""
     document = json.loads(path.read_text())
     there = document.pop("setting")
     if there != setting:
@@ -158,7 +159,7 @@ def read_answers(path: Path, setting: dict[str, Any]) -> dict[str, list[Answer]]
 
 
 def harness_task(name: str, options: argparse.Namespace, scratch: Path) -> Any:
-    """Build the harness' own task over a local file; all but the place of the data stays its own."""
+    """Build the harness' own task over a local file; only the place of its data is changed."""
     from lm_eval.tasks import TaskManager
 
     split = BENCHMARKS[name].split

@@ -1,4 +1,4 @@
-"""A finished run's items as a population: what its record says of them all is the truth for samples drawn from it."""
+"""A finished run's items as a population: the values over all of them are the truth for samples drawn from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ VALUES = {"metric": None, "probability": "probability", "log-likelihood": "logli
 
 
 def populations(folder: Path) -> dict[str, list[ValueTable]]:
-    """Read a run by three values: each task's own metric, the gold answer's probability and its log-likelihood."""
+    """Read a run with three values: each task's own metric, the gold answer's probability and its log-likelihood."""
     run = open_run(folder)
     return {name: run.value_tables(value) for name, value in VALUES.items()}

@@ -1,5 +1,4 @@
-"""What every engine benchmark starts from: the embedded model, real items in equal numbers, the machine's
-description."""
+"""The start and the end that all engine benchmarks share: the embedded model, real items, and the JSON document."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ SIX = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Make the options that all benchmarks share."""
+    """Make the parser with the options that all engine benchmarks share."""
     options = argparse.ArgumentParser(description=description)
     options.add_argument("--data-dir", default=os.environ.get("LOWMEM_LAYERS_DATA"), help="folder with TASK.jsonl")
     options.add_argument("--items", type=int, default=4, help="items of each benchmark")
@@ -39,7 +38,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def start(options: argparse.Namespace) -> DecoderModel:
-    """Load the embedded model. Exits with a reason when there are no items to measure with."""
+    """Load the embedded model; exit with a reason if there are no items to measure with."""
     if not options.data_dir:
         sys.exit("needs real items: give --data-dir FOLDER (or set LOWMEM_LAYERS_DATA) with boolq.jsonl and the others")
     torch.set_num_threads(options.threads)
@@ -68,7 +67,7 @@ def all_windows(model: DecoderModel, options: argparse.Namespace) -> list[tuple[
 
 
 def finish(result: dict[str, Any], options: argparse.Namespace) -> None:
-    """Print the one JSON document that ends every benchmark, with what is needed to repeat it."""
+    """Print the JSON document that ends every benchmark; it has all that a repetition needs."""
     versions = {"lowmem-layers": lowmem_layers.__version__, "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "python": platform.python_version()}
     machine = {"processor": _processor(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}

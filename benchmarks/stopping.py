@@ -1,13 +1,13 @@
-"""Measure stopping early: how often a statement made at any time of looking is wrong, and how many items it takes.
+"""Measure early stopping: how often is a statement wrong if any look may make it, and how many items does it take?
 
     python -m benchmarks.stopping [--runs 1000] [--items 400]            games with known values
     python -m benchmarks.stopping --single [--runs 2000] [--items 1000]  one comparison without a gap, skewed items
     python -m benchmarks.stopping --record RUN [--runs 200]              a finished run's items as the population
 
-Items arrive one at a time in random order and the rule looks after every `--step` of them (it refuses to state anything
-before the 30th of a task); the first statement counts, at whatever look it is made. "tie" has no gap between the third
-and the fourth sublayer, a "duel" none between its two: every statement about their order is wrong. A width (`ci=`) is
-wrong where any value lies further from the truth than stated. The last line is one JSON document.
+Items arrive one at a time in random order, and the rule looks after every `--step` of them (it states nothing before
+the 30th item of a task). The first statement counts, whichever look it is made at. In the game "tie" the third and the
+fourth sublayer have no gap, in a "duel" its two sublayers have none: every statement about their order is wrong. A
+width (`ci=`) is wrong if any value is further from the truth than stated. The last line is one JSON document.
 """
 
 from __future__ import annotations

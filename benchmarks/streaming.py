@@ -1,16 +1,17 @@
-"""Weights on disk, a model larger than the memory: peak memory and the price of streaming.
+"""What is the peak memory of a model that is larger than the memory, and what does streaming cost?
 
-A randomly initialised Llama of 3.2 B parameters is written in bfloat16, shard by shard. Then, each in its own process:
+A randomly initialised Llama of 3.2 B parameters is written in bfloat16, shard by shard. Then each part runs in its own
+process:
 
-    disk, cpu   ours: 4-bit, packed weights on disk under --limit (this one also quantises), or in RAM; then sweeps
+    disk, cpu   ours: 4-bit, packed weights on disk under --limit (this part also quantises), or in RAM; then sweeps
     theirs      transformers with every decoder layer offloaded to disk in full precision: forward passes
     theirs_8bit, theirs_8bit_allowed
-                the same in bitsandbytes' 8-bit, without and with llm_int8_enable_fp32_cpu_offload; what they raise is a
-                result, and so is what stays unquantised
+                the same in bitsandbytes' 8-bit, without and with llm_int8_enable_fp32_cpu_offload; the error that it
+                raises is a result, and so are the weights that stay unquantised
 
-The ceiling is printed first: what the same matrix products take with weights that are already dense in memory. A sweep
-here is one pass of `--tokens` tokens through all layers (the engine passes hundreds of states a visit, which hides the
-reading). The last line of the output is one JSON document.
+The ceiling is printed first: the time of the same matrix products with weights that are already dense in memory. A
+sweep in this benchmark is one pass of `--tokens` tokens through all layers. (The engine passes hundreds of states at a
+visit, which hides the reading.) The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ TINY = {**SHAPE, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layer
 
 
 def write_model(folder: Path, shape: dict[str, Any]) -> int:
-    """Write a random Llama layer by layer, never holding more than one shard. Units: returns the bytes written."""
+    """Write a random Llama layer by layer, with at most one shard in memory. Units: returns the bytes written."""
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
@@ -74,7 +75,7 @@ def write_model(folder: Path, shape: dict[str, Any]) -> int:
 
 
 def random_weight(name: str, shape: torch.Size) -> torch.Tensor:
-    """Draw a weight; the same small piece is repeated, since drawing billions of numbers is not what is measured."""
+    """Draw a small piece of a weight and repeat it: drawing billions of numbers takes long and is not measured."""
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     piece = torch.randn(1 << 16, generator=torch.Generator().manual_seed(len(name))).mul_(0.02).bfloat16()
@@ -105,7 +106,7 @@ def ours(folder: Path, limit: int | None, offload: Any, options: argparse.Namesp
 
 
 def theirs(folder: Path, options: argparse.Namespace, *, bits: int = 0, allowed: bool = False) -> dict[str, Any]:
-    """Run transformers' disk offload, in full precision or in bitsandbytes' 8-bit; what it raises is the result."""
+    """Run transformers' disk offload, in full precision or in bitsandbytes' 8-bit; an error of theirs is a result."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     start = time.perf_counter()
@@ -131,7 +132,7 @@ def theirs(folder: Path, options: argparse.Namespace, *, bits: int = 0, allowed:
 
 
 def ceiling_s(shape: dict[str, Any], n_tokens: int, repeats: int, dtype: torch.dtype) -> float:
-    """Time one layer's matrix products with dense weights in memory, times the layers. Units: seconds a sweep."""
+    """Time one layer's matrix products with dense weights in memory, times the layers. Units: seconds for a sweep."""
     d, f = shape["hidden_size"], shape["intermediate_size"]
     kv = d * shape["num_key_value_heads"] // shape["num_attention_heads"]
     x, wide = torch.randn(n_tokens, d, dtype=dtype), torch.randn(n_tokens, f, dtype=dtype)
@@ -158,7 +159,7 @@ def timed(step: Any, repeats: int) -> list[float]:
 
 
 def in_own_process(arguments: list[str]) -> dict[str, Any]:
-    """Run this file again for one measurement, so that its peak is its own."""
+    """Run this file again for one measurement, so that the peak memory is that of this measurement alone."""
     command = [sys.executable, __file__, *arguments]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.strip().splitlines()[-1])
@@ -215,7 +216,7 @@ def measure_all(folder: Path, options: argparse.Namespace) -> None:
 
 
 def spell(result: dict[str, Any]) -> str:
-    """Write a result as a line."""
+    """Write a result as a line of text."""
     peak = f"peak {result['peak_bytes'] / 2**30:.2f} GiB"
     if "error" in result:
         return f"{result['error']} ({peak})"

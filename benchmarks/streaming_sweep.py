@@ -1,10 +1,9 @@
-"""What streaming costs the engine: sweeps over real items with packed weights on disk, in RAM, and dense in RAM.
+"""What does streaming cost the engine? Sweeps over real items with packed weights on disk, in RAM, and dense in RAM.
 
-One process loads the model once for each home and lets the homes take turns on the same tile, the one that the engine
-chooses. Every number must be equal to the bit. "dense" keeps the very weights that the packed ones stand for unpacked
-in their modules, so that nothing is fetched and nothing is unpacked. --folder is a model (`benchmarks.streaming --write
-DIR` writes one of 3.2 B parameters); without it the embedded one is taken. The last line of the output is one JSON
-document.
+One process loads the model once for each home, and the homes alternate on the same tile, which the engine chooses. All
+numbers must be equal to the bit. "dense" keeps in its modules the weights that the packed ones unpack to, so it fetches
+and unpacks nothing. --folder is a model (`benchmarks.streaming --write DIR` writes one of 3.2 B parameters); without
+it, the model is the embedded one. The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from lowmem_layers.model.homes.store import ResidentStore, Visit
 
 
 def loaded(home: str, options: argparse.Namespace) -> DecoderModel:
-    """Load with the packed weights on disk or in RAM, or unpack them for good."""
+    """Load a model with packed weights on disk or in RAM, or with weights that are unpacked once and kept."""
     offload: Any = "disk" if home == "disk" else "cpu"
     spec = ModelSpec(options.folder or EMBEDDED_MODEL, options.quant, options.dtype, "cpu", offload=offload)
     model = load_model(spec, lambda line: print(line, file=sys.stderr))
@@ -47,7 +46,7 @@ def dense(model: DecoderModel) -> DecoderModel:
 
 
 def main() -> None:
-    """Let the homes take turns."""
+    """Measure the homes in alternation."""
     options_parser = parser(__doc__.splitlines()[0] if __doc__ else None)
     options_parser.add_argument("--folder", default="", help="a model's folder")
     options_parser.add_argument("--tasks", default="winogrande")

@@ -1,17 +1,22 @@
-"""The exception tree.
+"""The exception tree, and the words with which an unknown name is answered.
 
-LowmemLayersError            anything this package raises on purpose; carries a hint
+LowmemLayersError            any error that this package raises on purpose; it carries a hint
 ├── UsageError               bad usage or bad input (exit status 2)
-│   ├── ModelError           the model cannot be found, read, or is not one we can take apart
-│   │   └── RemovalError     a sublayer of it cannot be removed exactly
-│   ├── CheckpointError      a weight file is damaged, incomplete or contradicts its config
+│   ├── ModelError           the model cannot be found or read, or is not a decoder-only language model
+│   │   └── RemovalError     a sublayer of the model cannot be removed exactly
+│   ├── CheckpointError      a weight file is damaged, is incomplete or contradicts its config
 │   ├── TaskError            a task, a data file or an item is unusable
-│   ├── BudgetError          the work cannot fit the memory that was given
-│   └── RecordError          a run folder is missing, foreign or damaged
-└── EngineError              a computation broke its own promise (exit status 1)
+│   ├── BudgetError          the work does not fit the memory that was given
+│   └── RecordError          a run folder is missing, is damaged or belongs to another run
+└── EngineError              a computation broke a promise of this package (exit status 1)
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_LIKENESS = 0.5  # difflib's ratio from which a name is worth naming: "arc-easy" for "arc_easy", not "zzz"
 
 
 class LowmemLayersError(Exception):
@@ -29,13 +34,13 @@ class LowmemLayersError(Exception):
 
 
 class UsageError(LowmemLayersError):
-    """Bad usage or bad input: the caller can put it right."""
+    """Bad usage or bad input: the caller can correct it."""
 
     exit_status = 2
 
 
 class ModelError(UsageError):
-    """The model cannot be found, read, or is not a decoder-only language model."""
+    """The model cannot be found or read, or is not a decoder-only language model."""
 
 
 class RemovalError(ModelError):
@@ -43,7 +48,7 @@ class RemovalError(ModelError):
 
 
 class CheckpointError(UsageError):
-    """A weight file is damaged, incomplete or contradicts its config."""
+    """A weight file is damaged, is incomplete or contradicts its config."""
 
 
 class TaskError(UsageError):
@@ -51,12 +56,22 @@ class TaskError(UsageError):
 
 
 class BudgetError(UsageError):
-    """The work cannot fit the memory that was given."""
+    """The work does not fit the memory that was given."""
 
 
 class RecordError(UsageError):
-    """A run folder is missing, belongs to another run, or is damaged."""
+    """A run folder is missing, is damaged or belongs to another run."""
 
 
 class EngineError(LowmemLayersError):
-    """A computation broke a promise this package makes."""
+    """A computation broke a promise of this package."""
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
+    """Write "did you mean X or Y? " with at most `n` known names that resemble `name`, or "" if none does.
+
+    The text is meant to begin a hint, so it ends with a space. Upper and lower case count as equal.
+    """
+    spelled = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), spelled, n=n, cutoff=_LIKENESS)
+    return f"did you mean {' or '.join(spelled[one] for one in near)}? " if near else ""

@@ -16,8 +16,8 @@ OUTSIDE = {
     "game": {"numpy", "scipy", "shapiq"},
     "tasks": {"numpy", "datasets", "jinja2", "yaml", "lm_eval", "pyarrow", "huggingface_hub"},
     "model": {
-        "numpy", "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf",
-        "huggingface_hub", "psutil",
+        "numpy", "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub",
+        "psutil",
     },
     "engine": {"numpy", "torch"},
     "record": {"numpy", "pyarrow", "msgspec"},

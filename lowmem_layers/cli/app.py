@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 
 import click
 
@@ -12,6 +11,7 @@ from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
 from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
 from lowmem_layers.cli.run import run
+from lowmem_layers.errors import did_you_mean
 
 _COMMANDS: Mapping[str, click.Command] = {
     "run": run,
@@ -39,9 +39,8 @@ class _InOrder(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
-            near = get_close_matches(name, self.commands, n=1, cutoff=0.5)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise click.UsageError(f"there is no command {name!r}{meant}", ctx)
+            meant = did_you_mean(name, self.commands).rstrip()
+            raise click.UsageError(f"there is no command {name!r}{'; ' if meant else ''}{meant}", ctx)
         return super().resolve_command(ctx, args)
 
 

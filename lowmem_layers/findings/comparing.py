@@ -10,7 +10,7 @@ import pyarrow as pa
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.importance import ESTIMATORS
 from lowmem_layers.findings.run import Run
-from lowmem_layers.game.answers.compare import Comparison, Walks, compare, compare_mean
+from lowmem_layers.game.answers.compare import Comparison, Walks, compare
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.estimators.weights import Estimator
 from lowmem_layers.game.uncertainty.intervals import Interval
@@ -58,15 +58,16 @@ def compare_runs(
         for task, (one, two) in pairs.items()
     }
     if len(pairs) > 1:
-        tables = list(pairs.values())
-        found["all"] = compare_mean(
-            tables,
+        of_a, of_b = ([both[side] for both in pairs.values()] for side in (0, 1))
+        found["all"] = compare(
+            of_a,
+            of_b,
             known,
             walks=walks,
             max_removed=max_removed,
             level=level,
             correction=corrected,
-            top_k=_top(tables[0][0]),
+            top_k=_top(of_a[0]),
         )
     return found
 

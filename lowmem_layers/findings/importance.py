@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.answers.importance import Importance, combine, estimate, estimate_permutations
+from lowmem_layers.game.answers.importance import Importance, estimate, estimate_permutations
 from lowmem_layers.game.estimators.weights import Estimator
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.values.table import ValueTable
@@ -61,7 +61,7 @@ def estimates(
         return found if len(tables) == 1 else [*found, _by_orders(tables, game, level, top_k)]
     known: Estimator = name  # type: ignore[assignment]
     found = [estimate(table, known, level=level, top_k=top_k) for table in tables]
-    return found if len(tables) == 1 else [*found, combine(tables, known, level=level, top_k=top_k)]
+    return found if len(tables) == 1 else [*found, estimate(tables, known, level=level, top_k=top_k)]
 
 
 def _by_orders(tables: Sequence[ValueTable], game: Design, level: float, top_k: int) -> Importance:

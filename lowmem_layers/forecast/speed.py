@@ -19,7 +19,7 @@ from lowmem_layers.engine.budget import sizes_for
 from lowmem_layers.engine.engine import Engine
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-from lowmem_layers.model.formats import four_bit, int8, unpack
+from lowmem_layers.model.formats import FOUR_BIT, TARGETS, unpack
 from lowmem_layers.model.shape import single_layer
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
@@ -102,7 +102,7 @@ def _unpacked_s(target: str, device: torch.device, dtype: torch.dtype, seconds: 
         source = torch.zeros_like(out)
         return out.numel() / _seconds(lambda: out.copy_(source), device, seconds)
     weight = torch.randn(_UNPACKED)
-    packed = int8.pack(weight) if target == "int8" else four_bit.pack(weight)
+    packed = TARGETS.get(target, FOUR_BIT).pack(weight)
     there = packed.with_parts({name: part.to(device) for name, part in packed.parts.items()})
     return out.numel() / _seconds(lambda: unpack(there, out), device, seconds)
 

@@ -2,11 +2,10 @@
 
 from lowmem_layers.game.answers.compare import Comparison, compare
 from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
-from lowmem_layers.game.answers.importance import Importance, combine, estimate, estimate_permutations
+from lowmem_layers.game.answers.importance import Importance, estimate, estimate_permutations
 from lowmem_layers.game.answers.interactions import Interactions, interactions
 from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
 from lowmem_layers.game.answers.shares import shares
-from lowmem_layers.game.estimators.permutation import next_coalitions
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import (
     Removed,
@@ -24,6 +23,7 @@ from lowmem_layers.game.players.coalitions import (
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.players.groups import Group, Grouping, group_players, grouped_table, parse_groups
 from lowmem_layers.game.players.player import Player, parse_player, players_of
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.rank_correlation import Agreement, kendall_tau, spearman_rho
 from lowmem_layers.game.uncertainty.ranks import ranks
 from lowmem_layers.game.uncertainty.stopping import Statement, StopDecision, decide, item_order, parse_statement
@@ -40,6 +40,7 @@ __all__ = [
     "Grouping",
     "Importance",
     "Interactions",
+    "Interval",
     "PaperTables",
     "Player",
     "Removed",
@@ -50,7 +51,6 @@ __all__ = [
     "chain",
     "chain_coalitions",
     "coalition_name",
-    "combine",
     "compare",
     "cornerstones",
     "decide",
@@ -63,7 +63,6 @@ __all__ = [
     "is_window",
     "item_order",
     "kendall_tau",
-    "next_coalitions",
     "paper_tables",
     "parse_coalition",
     "parse_groups",

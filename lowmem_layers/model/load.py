@@ -14,15 +14,15 @@ from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place_wi
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, complete_config, own_gguf_packing
-from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe, choose_recipe, own_packing
+from lowmem_layers.model.checkpoint.packing import Packing, choose_packing, own_packing
 from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
 from lowmem_layers.model.checkpoint.texts import keep_texts, read_config, read_tokenizer
 from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
-from lowmem_layers.model.formats import four_bit
+from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking, four_bit
 from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
-from lowmem_layers.model.homes.filling import Furniture, furnish
+from lowmem_layers.model.homes.filling import Filling, fill_home
 from lowmem_layers.model.homes.home import Home, MemoryHome, largest_layer_bytes
 from lowmem_layers.model.homes.places import streamed_places
 from lowmem_layers.model.homes.staging import StagedFeed, lane_to
@@ -49,7 +49,7 @@ class Plan:
     dtype: torch.dtype
     config: Any
     own: OwnPacking | None
-    recipe: Recipe
+    recipe: Packing
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ def load_model(spec: ModelSpec, announce: Announce = silent, room: Callable[[Pro
         placement = _place(plan, sizes, room(Prospect(tokenizer, longest, shape, plan.device, plan.dtype)))
         announce(_announcement(plan))
         fingerprint = fingerprint_files(plan.source.weight_files)
-        task = _furniture(plan, model, places, len(outline.anatomy.layers), placement.home, fingerprint)
-        home = furnish(task, lambda: _reader(plan, model, outline.prefix, places), announce)
+        task = _filling(plan, model, places, len(outline.anatomy.layers), placement.home, fingerprint)
+        home = fill_home(task, lambda: _reader(plan, model, outline.prefix, places), announce)
         if placement.one_expert:
             announce("a slot for all of a layer's experts does not fit: they are brought in one at a time")
         feed = _feed(home, plan.device)
         store = StreamingStore(places, feed, plan.dtype, plan.device, one_expert=placement.one_expert)
         model.to(plan.device)
         if spec.cache:
-            keep_texts(plan.source, plan.config, tokenizer)
+            keep_texts(plan.source, plan.config, tokenizer, announce)
     return DecoderModel(model, tokenizer, store, _description(plan, model, store, placement, fingerprint))
 
 
@@ -126,7 +126,7 @@ def resolve(spec: ModelSpec) -> Plan:
     else:
         config = read_config(source, spec)
         own = own_packing(getattr(config, "quantization_config", None))
-    recipe = choose_recipe(spec.quant, own, requantize=spec.requantize)
+    recipe = choose_packing(spec.quant, own, requantize=spec.requantize)
     return Plan(spec, source, device, dtype, config, own, recipe)
 
 
@@ -162,7 +162,7 @@ def model_bytes(plan: Plan, model: Any, places: list[Place], prefix: str) -> Mod
     def packed(place: Place) -> int:
         return kept.get(place.key) or packed_bytes(place, "none" if kept else plan.recipe.target, plan.dtype)
 
-    if plan.recipe.target == "nf4" or (plan.own is not None and plan.own.method == "bitsandbytes"):
+    if plan.recipe.target == "nf4" or (plan.own is not None and plan.own.format in (FOUR_BIT, INT8)):
         four_bit.functional()  # its import counts as part of this process
     itemsize = _source_itemsize(plan, model)
     sizes = measure(model, places, packed, dtype=plan.dtype, source_itemsize=itemsize, process=resident_bytes())
@@ -177,15 +177,13 @@ def _source_itemsize(plan: Plan, model: Any) -> int:
     return 4 if sum(path.stat().st_size for path in plan.source.weight_files) > 3 * numbers else 2
 
 
-def _furniture(
-    plan: Plan, model: Any, places: list[Place], n_layers: int, home: HomeName, fingerprint: str
-) -> Furniture:
+def _filling(plan: Plan, model: Any, places: list[Place], n_layers: int, home: HomeName, fingerprint: str) -> Filling:
     on_disk = home == "disk"
     is_worth_keeping = on_disk or (plan.recipe.target in ("nf4", "int8") and not plan.recipe.keep)
     path = cache_path(fingerprint, plan.recipe.label, dtype_name(plan.dtype)) if is_worth_keeping else None
     home_device = None if on_disk else torch.device("cpu") if home == "cpu" else plan.device
     about = {"model": plan.source.name, "packing": plan.recipe.label, "dtype": dtype_name(plan.dtype)}
-    return Furniture(model, places, n_layers, home_device, path if plan.spec.cache else None, about)
+    return Filling(model, places, n_layers, home_device, path if plan.spec.cache else None, about)
 
 
 def _feed(home: Home, device: torch.device) -> Feed:

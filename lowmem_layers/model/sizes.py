@@ -10,22 +10,16 @@ from typing import Any
 import torch
 
 from lowmem_layers.model.budget import ModelBytes
+from lowmem_layers.model.formats import TARGETS
 from lowmem_layers.model.homes.experts import slot_numbers
 from lowmem_layers.model.homes.places import Place, is_quantised
-
-_NF4_BLOCK, _NF4_TABLE_BYTES = 64, 64  # one float32 scale a block, 16 float32 levels a weight
 
 PackedBytes = Callable[[Place], int]
 
 
 def packed_bytes(place: Place, target: str, dtype: torch.dtype) -> int:
     """Count what one weight takes when it is packed as none (dense in `dtype`), nf4 or int8."""
-    numbers = prod(place.shape)
-    if target == "none" or not is_quantised(place):
-        return numbers * dtype.itemsize
-    if target == "nf4":
-        return -(-numbers // 2) + -(-numbers // _NF4_BLOCK) * 4 + _NF4_TABLE_BYTES
-    return numbers + numbers // place.shape[-1] * 4
+    return TARGETS[target if is_quantised(place) else "none"].packed_bytes(place.shape, dtype)
 
 
 def measure(

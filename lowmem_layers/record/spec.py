@@ -10,11 +10,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
-from lowmem_layers.errors import UsageError
+from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
 
 if TYPE_CHECKING:  # these rooms need numpy, and `--help` reads this module without waiting for it
@@ -65,7 +64,7 @@ class StudySpec:
     fewshot_file: str | None = None
     window: int | None = None
     stride: int | None = None
-    bos: str | None = None
+    bos: Bos | None = None
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
@@ -223,9 +222,8 @@ def one_of(option: str, value: str | None, allowed: Sequence[Choice]) -> Choice 
     for choice in allowed:
         if choice == value:
             return choice
-    near = get_close_matches(value.lower(), allowed, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"{option} {value!r} is not known", f"{meant}{option} takes {', '.join(allowed)}")
+    hint = f"{did_you_mean(value, allowed)}{option} takes {', '.join(allowed)}"
+    raise UsageError(f"{option} {value!r} is not known", hint)
 
 
 def _or(given: Given | None, default: Given) -> Given:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowmem_layers.tasks.benchmarks import BENCHMARKS, Benchmark
-from lowmem_layers.tasks.encode import Tokenizer, encode_task
+from lowmem_layers.tasks.encode import Bos, Tokenizer, encode_task
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task
 from lowmem_layers.tasks.load import TASK_NAMES, load_tasks
 from lowmem_layers.tasks.metrics import VALUES, Value, item_values
@@ -14,6 +14,7 @@ __all__ = [
     "TASK_NAMES",
     "VALUES",
     "Benchmark",
+    "Bos",
     "EncodedChoice",
     "EncodedItem",
     "Item",

@@ -1,4 +1,4 @@
-"""Few-shot examples: fixed ones, put before every context by lm-evaluation-harness' rules."""
+"""Few-shot examples: the same ones for every item, put before its context by lm-evaluation-harness' rules."""
 
 from __future__ import annotations
 
@@ -12,55 +12,49 @@ _DELIMITER = "\n\n"  # lm-evaluation-harness: `fewshot_delimiter`
 
 
 def first_distinct(examples: Iterable[Item], count: int) -> tuple[Item, ...]:
-    """Take the first `count` examples, and one more in reserve, leaving out repeats."""
-    seen: set[tuple[object, ...]] = set()
-    kept: list[Item] = []
+    """Take the first `count` different examples, and one more as a reserve."""
+    kept: dict[tuple[object, ...], Item] = {}
     for example in examples:
-        if _content(example) in seen:
-            continue
-        seen.add(_content(example))
-        kept.append(example)
+        kept.setdefault(_content(example), example)
         if len(kept) > count:
             break
-    return tuple(kept)
+    return tuple(kept.values())
 
 
 def with_examples(items: Sequence[Item], pool: Sequence[Item], count: int) -> tuple[tuple[Item, ...], str]:
-    """Put the first `count` examples before every context; an item never sees itself.
+    """Put the first `count` examples of the pool before every context, but never an item before itself.
 
-    An item that is itself among the examples gets the reserve in its place. Returns the items and the text that all
-    others begin with.
+    For an item that is among those examples, the next one of the pool takes its place. Returns the items, and the text
+    with which the contexts of all other items begin.
 
     Raises:
-        TaskError: there are too few examples.
+        TaskError: the pool has too few examples.
     """
-    usual = example_text(_enough(pool, count))
+    usual = example_text(pool, count)
     contents = {_content(example) for example in pool[:count]}
-    return tuple(
-        _prefixed(item, _text_without(item, pool, count) if _content(item) in contents else usual) for item in items
-    ), usual
+    prefixed: list[Item] = []
+    for item in items:
+        content, text = _content(item), usual
+        if content in contents:
+            text = example_text([example for example in pool if _content(example) != content], count)
+        joined = {context: text + context for context in item.contexts}  # one string where choices share a context
+        prefixed.append(replace(item, contexts=tuple(joined[context] for context in item.contexts)))
+    return tuple(prefixed), usual
 
 
-def example_text(examples: Sequence[Item]) -> str:
-    """Write examples with their answers. Source: lm-evaluation-harness, `ConfigurableTask.build_qa_turn`."""
-    return "".join(shot.contexts[shot.gold] + shot.continuations[shot.gold] + _DELIMITER for shot in examples)
+def example_text(pool: Sequence[Item], count: int) -> str:
+    """Write the first `count` examples with their answers.
 
+    Source: lm-evaluation-harness, `ConfigurableTask.build_qa_turn`.
 
-def _enough(pool: Sequence[Item], count: int) -> Sequence[Item]:
+    Raises:
+        TaskError: the pool has too few examples.
+    """
     if len(pool) < count:
         raise TaskError(f"{count} few-shot examples are asked for and there are {len(pool)}", "lower --fewshot")
-    return pool[:count]
-
-
-def _text_without(item: Item, pool: Sequence[Item], count: int) -> str:
-    others = [example for example in pool if _content(example) != _content(item)]
-    return example_text(_enough(others, count))
-
-
-def _prefixed(item: Item, text: str) -> Item:
-    joined = {context: text + context for context in item.contexts}  # one string where choices share a context
-    return replace(item, contexts=tuple(joined[context] for context in item.contexts))
+    return "".join(shot.contexts[shot.gold] + shot.continuations[shot.gold] + _DELIMITER for shot in pool[:count])
 
 
 def _content(item: Item) -> tuple[object, ...]:
+    """Give what makes two examples the same, whatever their ids."""
     return item.contexts, item.continuations, item.gold

@@ -1,4 +1,4 @@
-"""What a task is made of: items with their scored continuations, as text and as tokens."""
+"""Tasks and their items: the contexts and the scored continuations, as text and as tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 class Item:
     """One question with its choices, as text.
 
-    Choice j is scored by log P(continuations[j] given contexts[j]); most tasks repeat one context. A continuation
-    starts with the space that divides it from its context; `choice_chars` and `choice_bytes` are the lengths of the
-    choice without that space (lm-evaluation-harness: `completion_len`, `byte_length`).
-    Items that share material (a passage, a twin sentence) carry the same `cluster`.
+    The score of choice j is log P(continuations[j] given contexts[j]); in most tasks all choices have the same context.
+    A continuation begins with the space that separates it from its context. `choice_chars` and `choice_bytes` are the
+    lengths of the choice without that space (lm-evaluation-harness: `completion_len`, `byte_length`).
+    Items that share material (a passage, a twin sentence) have the same `cluster`.
     """
 
     task: str
@@ -31,11 +31,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of items and the metric they are usually judged by.
+    """A named list of items, and the metric by which they are usually judged.
 
-    `chance` is the expected accuracy of random guessing; `source` says where the items come from (for the run's
-    record); `shared_prefix` is the few-shot text with which every context begins; `windows` is set for plain text,
-    which is cut into items only when it is encoded.
+    `chance` is the expected accuracy of random guessing. `source` says where the items come from, for the run's record.
+    `shared_prefix` is the few-shot text with which the contexts begin. `windows` is set for plain text, which is cut
+    into items only when it is encoded.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Task:
 class Windows:
     """How plain text is cut: every item sees at most `window` tokens and scores at most `stride` of them.
 
-    `limit` keeps the first items.
+    `limit` is the number of items that are kept, from the beginning of the text.
     """
 
     window: int
@@ -61,9 +61,9 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class EncodedChoice:
-    """Context and continuation as token ids, already cut to the model's window; the last `n_scored` are scored.
+    """Context and continuation as token ids, cut to the longest input of the model; the last `n_scored` are scored.
 
-    The model is fed `tokens[:-1]`.
+    The model is fed `tokens[:-1]`, because the last token is only predicted.
     """
 
     tokens: tuple[int, ...]
@@ -72,7 +72,7 @@ class EncodedChoice:
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """An item as tokens, with all that metrics need later: no text."""
+    """An item as tokens, without text; the lengths of its choices are kept because the metrics need them."""
 
     task: str
     id: str
@@ -86,7 +86,10 @@ class EncodedItem:
 def make_item(
     task: str, item_id: str, contexts: Iterable[str], choices: Iterable[str], gold: int, cluster: str | None = None
 ) -> Item:
-    """Join choices to their contexts by the target delimiter, one space (lm-evaluation-harness: `target_delimiter`)."""
+    """Make an item whose choices follow their contexts after one space.
+
+    Source: lm-evaluation-harness, `target_delimiter`. Without a `cluster` the item has one of its own.
+    """
     kept = tuple(choices)
     return Item(
         task=task,
@@ -101,15 +104,16 @@ def make_item(
 
 
 def fingerprint(items: Iterable[Item]) -> str:
-    """Hash the items: sha256 over one canonical JSON line an item, in order."""
+    """Hash the items in their order: sha256 over one canonical JSON line for each item."""
     digest = hashlib.sha256()
     for item in items:
+        # the order and the form of these fields are part of every run's identity: they must not change
         fields = [item.id, item.contexts, item.continuations, item.choice_chars, item.gold, item.cluster]
         digest.update(json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 
 
 def chance_level(items: Iterable[Item]) -> float:
-    """Say what random guessing scores: the mean of 1 / number of choices."""
+    """Compute the expected accuracy of random guessing: the mean of 1 / number of choices."""
     shares = [1 / len(item.continuations) for item in items]
     return sum(shares) / len(shares)

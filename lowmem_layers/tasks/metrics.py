@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowmem_layers.errors import UsageError
+from lowmem_layers.errors import UsageError, did_you_mean
 
 Value = Literal["acc", "acc_norm", "loglikelihood", "margin", "probability", "nll_per_byte"]
 VALUES: tuple[Value, ...] = get_args(Value)
@@ -72,9 +71,7 @@ def metric_named(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    near = get_close_matches(name.lower(), VALUES, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"there is no value {name!r}", f"{meant}values: {', '.join(VALUES)}")
+    raise UsageError(f"there is no value {name!r}", f"{did_you_mean(name, VALUES)}values: {', '.join(VALUES)}")
 
 
 def item_values(

@@ -1,4 +1,4 @@
-"""The built-in task: short everyday questions written for this project."""
+"""The built-in task: short questions about everyday things, written for this project."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUICK_FILE = Path(__file__).with_name("quick.jsonl")
 
 
 def read_quick(record: Record, task: str, item_id: str) -> Item:
-    """Complete a sentence by one of four words. Fields: id, context, choices, gold."""
+    """Complete a sentence with one of four words. Fields: id, context, choices, gold."""
     choices = record.texts("choices", at_least=2)
     context = record.text("context")
     return make_item(task, item_id, (context,) * len(choices), choices, record.choice_index("gold", len(choices)))

@@ -1,65 +1,70 @@
-"""Jinja's sandbox with a meter: a template can neither reach outside its record, nor run for ever, nor fill the memory.
+"""Jinja's sandbox with a meter: a template cannot reach outside its record, run for ever or fill the memory.
 
-Jinja's own sandbox keeps templates from Python's internals and from ranges above 100,000; what loops, calls,
-repetitions, joins and widths may take together is counted here, for each evaluation anew.
+Jinja's own sandbox keeps templates away from Python's internals and from ranges above 100,000. This module counts, for
+each evaluation anew, the turns of loops and calls, and the characters that repetitions, joins and widths make.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import wraps
 from typing import Any
 
 from jinja2 import StrictUndefined, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 200_000  # turns of loops and calls
 MAX_CHARS = 10_000_000  # characters or list entries made
 _MAX_NUMBER = 100_000  # as a width, a count or a number of repetitions
 _POWER = 64
-_WIDE = re.compile(r"\d{6,}|\*|\{[^{}]*\{")  # of a format: a width of six digits, or one that comes from the values
+_WIDE = re.compile(r"\d{6,}|\*|\{[^{}]*\{")  # in a format: a width of six digits, or one taken from the values
 _FORMATS = ("format", "format_map")
-_NO_METHODS = frozenset({"translate", "maketrans"})
+_NO_METHODS = frozenset({"translate", "maketrans"})  # they can put a long text in the place of every character
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """An environment whose templates' work is metered; `reset` before each evaluation."""
+    """An environment that meters the work of its templates; call `reset` before each evaluation."""
 
     intercepted_binops = frozenset({"*", "**", "+", "%"})
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=self._output)
         self.filters = {name: self._metered(name, function) for name, function in self.filters.items()}
-        self.filters |= {"_turns": self._turns, "_concatenated": self._concatenated}
+        self.filters |= {"_turns": self._turns, "_concatenated": self._concatenated}  # `_generate` inserts them
         self.globals = {name: value for name, value in self.globals.items() if name != "lipsum"}
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new evaluation."""
+        """Begin a new evaluation: the counters go back to 0."""
         self.steps = self.chars = 0
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Put the meter into every loop and every concatenation, of templates and expressions alike."""
-        return super()._generate(self._with_meter(source), *args, **kwargs)
+        """Compile a template or an expression with the meter in each loop and each concatenation.
 
-    def _with_meter(self, tree: Any) -> Any:
-        for loop in tree.find_all(nodes.For):
+        Jinja calls this method with the syntax tree of either; none of its public hooks sees `for` and `~`.
+        """
+        # 1) `for x in values` becomes `for x in values | _turns`
+        for loop in source.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "_turns", [], [], None, None, lineno=loop.lineno)
-        for node in list(tree.find_all(nodes.Node)):
-            for field, value in node.iter_fields():
-                if isinstance(value, nodes.Concat):
-                    setattr(node, field, self._joined(value))
-                elif isinstance(value, list):
-                    value[:] = [self._joined(one) if isinstance(one, nodes.Concat) else one for one in value]
-        return tree
 
-    def _joined(self, node: nodes.Concat) -> nodes.Filter:
-        pieces = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(pieces, "_concatenated", [], [], None, None, lineno=node.lineno)
+        # 2) `a ~ b`, in a field of a node or in a list of nodes, becomes `[a, b] | _concatenated`
+        def joined(node: Any) -> Any:
+            if not isinstance(node, nodes.Concat):
+                return node
+            pieces = nodes.List(node.nodes, lineno=node.lineno)
+            return nodes.Filter(pieces, "_concatenated", [], [], None, None, lineno=node.lineno)
+
+        for node in list(source.find_all(nodes.Node)):
+            for field, value in node.iter_fields():
+                if isinstance(value, list):
+                    value[:] = map(joined, value)
+                else:
+                    setattr(node, field, joined(value))
+        return super()._generate(source, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Refuse what would grow beyond all bounds."""
+        """Compute `left operator right`, or refuse it if the result would be too large."""
         sizes = [len(value) for value in (left, right) if hasattr(value, "__len__")]
         if operator == "+":
             self._make(sum(sizes))
@@ -69,10 +74,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise OverflowError(f"a power above {_POWER}")
         elif operator == "%" and isinstance(left, str):
             _check_format(left)
-        return SandboxedEnvironment.call_binop(self, context, operator, left, right)
+        return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Count calls, and refuse methods of texts that would make too much."""
+        """Count a call, and refuse a method of a text if its result would be too large."""
         self._step()
         method = getattr(function, "__wrapped__", function)  # Jinja wraps a text's `format`
         owner = getattr(method, "__self__", None)
@@ -81,7 +86,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, function, *args, **kwargs)
 
     def _metered(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a filter; Jinja's marks on it (what it wants as its first argument) are kept by `wraps`."""
+        """Wrap a filter; `wraps` keeps Jinja's marks, which say what the filter takes as its first argument."""
         places = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @wraps(function)
@@ -94,36 +99,39 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return filtered
 
     def _check_call(self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a filter, or a method of a text, if its result would be too large; it is applied to `value`."""
         given = (*args, *kwargs.values())
         if name in _NO_METHODS:
-            raise ValueError(f"{name} is not for templates")
+            raise ValueError(f"templates may not use {name}")
         if name in _FORMATS:
             _check_format(str(value))
         elif any(isinstance(one, int) and one > _MAX_NUMBER for one in given):
             raise OverflowError(f"{name} with a number above {_MAX_NUMBER}")
-        if name == "join":
+        if name == "join":  # the method joins its argument, the filter what it is applied to
             parts = given[0] if isinstance(value, str) and given and not isinstance(given[0], str) else value
             self._make(sum(map(_size, parts)) if isinstance(parts, list | tuple) else 0)
         elif name == "replace" and len(given) > 1:
             self._make(_size(value) + str(value).count(str(given[0])) * _size(given[1]))
 
     def _turns(self, values: Iterable[Any]) -> Iterable[Any]:
-        """Count a loop's turns; what has a length keeps it, for Jinja's `loop.last`."""
-        if hasattr(values, "__len__"):
-            self._step(len(values))  # type: ignore[arg-type]
-            return values
-        return self._counted(values)
+        """Count the turns of a loop: at once if their number is known, otherwise one by one."""
+        if isinstance(values, Sized):
+            self._step(len(values))
+            return values  # not an iterator over them: Jinja's `loop.last` asks for the length
 
-    def _counted(self, values: Iterable[Any]) -> Iterator[Any]:
-        for value in values:
-            self._step()
-            yield value
+        def counted() -> Iterator[Any]:
+            for value in values:
+                self._step()
+                yield value
+
+        return counted()
 
     def _concatenated(self, pieces: list[Any]) -> str:
         self._make(sum(map(_size, pieces)))
         return "".join(map(str, pieces))
 
     def _output(self, value: Any) -> Any:
+        """Count a value that a template writes; Jinja passes each through this method (`finalize`)."""
         self._make(_size(value))
         return value
 
@@ -144,4 +152,4 @@ def _size(value: Any) -> int:
 
 def _check_format(text: str) -> None:
     if _WIDE.search(text):
-        raise OverflowError("a format with a width of its own values, or of six digits")
+        raise OverflowError("a format whose width has six digits or comes from the values")

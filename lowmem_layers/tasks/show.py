@@ -1,14 +1,13 @@
-"""Rendered items, with the scored part marked, so that a task can be looked at before anything is run."""
+"""Items as text with the scored part marked, so that a user can look at a task before a run."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 from lowmem_layers.tasks.encode import split_pair
-from lowmem_layers.tasks.items import Item, Task
+from lowmem_layers.tasks.items import Task
 
 _TEXT_CHARS = 600
 
@@ -40,31 +39,28 @@ class ShownItem:
 
 
 def show_items(task: Task, count: int = 3) -> list[ShownItem]:
-    """Render the first items: context unscored, continuation (with the space before it) scored.
+    """Render the first items: the context is not scored, the continuation (with the space before it) is.
 
-    Control characters other than the newline are written as escapes, so that they reach no terminal. Of a plain text,
-    which becomes items only as tokens, the beginning is shown; all of it is scored.
+    A plain text becomes items only when it is encoded, so its first 600 characters are shown as one scored piece.
     """
-    return [_show(task, item) for item in islice(task.items, count)]
-
-
-def _show(task: Task, item: Item) -> ShownItem:
-    pairs: Iterable[tuple[str, str]] = zip(item.contexts, item.continuations, strict=True)
-    if task.windows is not None:
-        pairs = [("", item.continuations[0][:_TEXT_CHARS])]
-    choices = tuple(ShownChoice(_segments(*split_pair(*pair)), index == item.gold) for index, pair in enumerate(pairs))
-    return ShownItem(task.name, item.id, item.cluster, choices)
-
-
-def _segments(context: str, scored: str) -> tuple[Segment, ...]:
-    pieces = (Segment(printable(context), False), Segment(printable(scored), True))
-    return tuple(piece for piece in pieces if piece.text)
+    shown: list[ShownItem] = []
+    for item in islice(task.items, count):
+        pairs = list(zip(item.contexts, item.continuations, strict=True))
+        if task.windows is not None:
+            pairs = [("", item.continuations[0][:_TEXT_CHARS])]
+        choices = []
+        for index, pair in enumerate(pairs):
+            context, scored = split_pair(*pair)
+            segments = (Segment(printable(context), False), Segment(printable(scored), True))
+            choices.append(ShownChoice(tuple(piece for piece in segments if piece.text), index == item.gold))
+        shown.append(ShownItem(task.name, item.id, item.cluster, tuple(choices)))
+    return shown
 
 
 def printable(text: str) -> str:
-    """Write control characters, other than the newline, as escapes."""
-    return "".join(sign if sign == "\n" or not _is_control(sign) else ascii(sign)[1:-1] for sign in text)
-
-
-def _is_control(sign: str) -> bool:
-    return unicodedata.category(sign) in ("Cc", "Cf", "Cs")
+    """Write control characters, other than the newline, as escapes: a terminal must not obey a data set."""
+    # Cc control characters; Cf invisible ones, such as those that turn the writing direction; Cs half surrogate pairs
+    obeyed = ("Cc", "Cf", "Cs")
+    return "".join(
+        ascii(sign)[1:-1] if sign != "\n" and unicodedata.category(sign) in obeyed else sign for sign in text
+    )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import TaskError
-from lowmem_layers.tasks.records import Record, open_data, read_jsonl, shown
+from lowmem_layers.tasks.records import Record, open_data, read_jsonl, reason, shown
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+_OTHER_NAMES = {"validation": ("valid", "val", "dev")}  # of a split's files; `datasets` reads them too
 
 
 @dataclass(frozen=True)
@@ -23,57 +25,63 @@ class HubSource:
     revision: str | None = None
 
     @property
-    def call(self) -> str:
-        """Write the call that fetches it, for a hint."""
-        config = f", {self.config!r}" if self.config else ""
-        return f"load_dataset({self.id!r}{config})"
+    def repository(self) -> str:
+        """Name the repository without its owner; a local copy's folder usually has this name."""
+        return self.id.rpartition("/")[2]
+
+
+def read_split(place: Path | HubSource, split: str) -> Iterator[Record]:
+    """Read a split of a folder or of a data set of the hub; a file holds one split, and all of it is read.
+
+    Raises:
+        TaskError: there is nothing to read, or it is damaged.
+    """
+    if isinstance(place, HubSource):
+        return hub_records(place, split)
+    return folder_records(place, split)[0] if place.is_dir() else read_file(place)
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Read a data file: parquet by its suffix, JSON lines or a JSON list of objects by how it begins.
+    """Read a data file; its suffix tells parquet from JSON, and its first sign a JSON list from JSON lines.
 
     Raises:
         TaskError: it is missing, damaged, or of another kind.
     """
     if not path.is_file():
         kind = "a folder, not a data file:" if path.is_dir() else "no data file"
-        raise TaskError(f"{kind} {path}", "one JSON object a line; check the folder and the name")
-    if path.suffix in (".jsonl", ".ndjson", ".json"):
-        return _read_json(path)
+        raise TaskError(f"{kind} {path}", "check the folder and the name; the file has one JSON object a line")
+    if path.suffix not in _SUFFIXES:
+        raise TaskError(f"{path.name}: unknown kind of data file", f"use one of {', '.join(_SUFFIXES)}")
+    # 1) parquet, streamed: otherwise `datasets` copies the file into its cache
     if path.suffix == ".parquet":
-        return _read_parquet(path)
-    raise TaskError(f"{path.name}: unknown kind of data file", f"use one of {', '.join(_SUFFIXES)}")
+        import datasets
+        from datasets.exceptions import DatasetsError
 
-
-def _read_json(path: Path) -> Iterator[Record]:
-    """Read a JSON list of objects, or JSON lines, whatever the file's name says."""
+        open_data(path).close()  # so that a missing permission is named as what it is
+        try:
+            table = datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
+            yield from _numbered(table, path.name)
+        except (OSError, ValueError, DatasetsError) as error:
+            raise TaskError(f"{path.name}: not a readable parquet file ({reason(error)})", "fetch it again") from error
+        return
+    # 2) JSON lines, also in a file that is called .json
     with open_data(path) as file:
         first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if first != b"[":
         yield from read_jsonl(path)
         return
+    # 3) one JSON list of objects, also in a file that is called .jsonl
     try:
         values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path.name}: malformed JSON ({error})", "use one JSON object a line (.jsonl)") from error
+        raise TaskError(
+            f"{path.name}: malformed JSON ({error})", "write a JSON list of objects, or one JSON object on each line"
+        ) from error
     for index, value in enumerate(values, start=1):
         where = f"{path.name}, entry {index}"
         if not isinstance(value, dict):
-            raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "a list of JSON objects")
+            raise TaskError(f"{where}: expected a JSON object, got {shown(value)}", "write a list of JSON objects")
         yield Record(value, where)
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    """Stream a parquet file: nothing is copied into a cache."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    open_data(path).close()
-    try:
-        table = datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
-        yield from _numbered(table, path.name)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise TaskError(f"{path.name}: not a readable parquet file ({_reason(error)})", "fetch it again") from error
 
 
 def _numbered(rows: Iterable[Any], name: str) -> Iterator[Record]:
@@ -82,105 +90,92 @@ def _numbered(rows: Iterable[Any], name: str) -> Iterator[Record]:
 
 
 def hub_records(source: HubSource, split: str) -> Iterator[Record]:
-    """Read a split from the hub, or from the cache of an earlier fetch (by `datasets`, or of the repository's files).
+    """Read a split from the hub, or from the hub's or `datasets`' cache of an earlier fetch.
 
     Raises:
         TaskError: it cannot be fetched and was not fetched before, or has no such configuration or split.
     """
     import datasets
+    from huggingface_hub import snapshot_download
 
     try:
         rows = datasets.load_dataset(source.id, source.config, split=split, revision=source.revision)
     except Exception as error:  # the hub's client lets errors of its own network library through
-        copy = _cached_repository(source)
-        if copy is not None:
+        # `datasets` uses only what it prepared itself; `hf download` leaves the repository's files in the hub's cache
+        try:
+            copy = Path(
+                snapshot_download(source.id, repo_type="dataset", revision=source.revision, local_files_only=True)
+            )
+        except (OSError, ValueError):  # LocalEntryNotFoundError, HFValidationError
+            copy = None
+        if copy is not None and any(file.suffix in _SUFFIXES for file in copy.rglob("*")):
             return folder_records(copy, split, source.config)[0]
+        call = f"load_dataset({source.id!r}{f', {source.config!r}' if source.config else ''})"
         raise TaskError(
-            f"cannot get {source.id} ({source.config or 'default'}, {split}): {_reason(error)}",
-            f'fetch it once where there is a network: python -c "from datasets import load_dataset; {source.call}", '
+            f"cannot get {source.id} ({source.config or 'default'}, {split}): {reason(error)}",
+            f'fetch it once where there is a network: python -c "from datasets import load_dataset; {call}", '
             "or give local files with --data-dir FOLDER (HF_HUB_OFFLINE=1 uses what was fetched before without asking)",
         ) from error
     return _numbered(rows, f"{source.id} {split}")
 
 
-def _cached_repository(source: HubSource) -> Path | None:
-    """Find the files of a data set's repository in the hub's cache, as `hf download` leaves them."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        place = snapshot_download(source.id, repo_type="dataset", revision=source.revision, local_files_only=True)
-    except (OSError, ValueError):  # LocalEntryNotFoundError, HFValidationError
-        return None
-    return Path(place) if any(file.suffix in _SUFFIXES for file in Path(place).rglob("*")) else None
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
 def folder_records(folder: Path, split: str, config: str | None = None) -> tuple[Iterator[Record], str]:
     """Read a split from a local copy: `save_to_disk`, or a folder of parquet, JSON or JSON-lines files.
 
-    Files belong to a split when their name is the split's or begins with it (`test-00000-of-00001.parquet`; `dev` and
-    the like for validation); a subfolder named like the configuration is looked into first, and without one the only
-    subfolder that has the split.
+    Returns the records and the name of what was found.
+
+    A file belongs to a split if its name is the split's name or begins with it (`test-00000-of-00001.parquet`). The
+    subfolder with the configuration's name is read if there is one, otherwise the only subfolder that has the split.
 
     Raises:
-        TaskError: nothing there holds the split, or several subfolders do.
+        TaskError: nothing in the folder holds the split, or several subfolders do.
     """
     if config is not None and (folder / config).is_dir():
         return folder_records(folder / config, split)
+    # 1) a folder that `save_to_disk` wrote
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_records(folder, split), folder.name
+    # 2) the split's own files, in one of the places where the hub's repositories have them
     for place in (folder, folder / "data", folder / split):
         files = _files_of(place, split)
         if files:
-            return _chain(files), f"{folder.name}/{files[0].name}"
+            return chain.from_iterable(map(read_file, files)), f"{folder.name}/{files[0].name}"
+    # 3) the one configuration that is there
     inner = [place for place in sorted(folder.iterdir()) if place.is_dir() and _files_of(place, split)]
     if len(inner) == 1:
         return folder_records(inner[0], split)
     if inner:
         names = ", ".join(place.name for place in inner[:8])
-        raise TaskError(f"{folder} has several folders with the split {split!r}: {names}", "give one of them")
+        raise TaskError(
+            f"{folder} has several folders with the split {split!r}: {names}", "give the path of one of them"
+        )
     there = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise TaskError(f"{folder} has no files for the split {split!r}", f"it holds: {there}")
 
 
-# Other names of a split's files, as `datasets` reads them too.
-_OTHER_NAMES = {"validation": ("valid", "val", "dev")}
-
-
 def _files_of(place: Path, split: str) -> list[Path]:
-    """List a split's data files in one folder, under the first of its names that has any."""
+    """List a split's data files in one folder, under the first of the split's names that has any."""
     there = sorted(file for file in place.glob("*") if file.suffix in _SUFFIXES and file.is_file())
     for name in (split, *_OTHER_NAMES.get(split, ())):
-        files = [file for file in there if _is_of(file, name, place)]
+        begins = tuple(name + sign for sign in "-._")  # test-00000-of-00001.parquet, test.part1.jsonl, test_1.jsonl
+        own = [file for file in there if file.stem == name or file.stem.startswith(begins)]
+        files = there if place.name == name else own
         if files:
             return files
     return []
 
 
-def _is_of(file: Path, split: str, place: Path) -> bool:
-    stem = file.name.removesuffix(file.suffix)
-    return place.name == split or stem == split or stem.startswith((f"{split}-", f"{split}.", f"{split}_"))
-
-
-def _chain(files: list[Path]) -> Iterator[Record]:
-    for file in files:
-        yield from read_file(file)
-
-
 def _saved_records(folder: Path, split: str) -> Iterator[Record]:
+    """Read what `save_to_disk` wrote: a data set, or a dictionary of data sets by split."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
         saved = datasets.load_from_disk(str(folder))
-    except PermissionError:
+    except PermissionError:  # not damaged: the command line names the file and the permission
         raise
     except (OSError, ValueError, KeyError, DatasetsError) as error:
-        raise TaskError(f"{folder} is not a readable saved data set ({_reason(error)})", "save it again") from error
+        raise TaskError(f"{folder} is not a readable saved data set ({reason(error)})", "save it again") from error
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise TaskError(f"{folder} has no split {split!r}", f"it has: {', '.join(map(str, saved))}")
@@ -191,8 +186,10 @@ def _saved_records(folder: Path, split: str) -> Iterator[Record]:
 def local_records(folder: Path, name: str, source: HubSource, split: str) -> tuple[Iterator[Record], str]:
     """Find a task's records in the data folder: `TASK.jsonl`, a folder `TASK`, or a copy of the hub's data set.
 
+    Returns the records and the name of what was found.
+
     Raises:
-        TaskError: there is no such folder, or nothing of the task in it.
+        TaskError: there is no such folder, or it has no data of the task.
     """
     if not folder.is_dir():
         raise TaskError(f"--data-dir {folder} is not a folder", "give the folder that holds TASK.jsonl")
@@ -200,11 +197,11 @@ def local_records(folder: Path, name: str, source: HubSource, split: str) -> tup
         path = folder / f"{name}{suffix}"
         if path.is_file():
             return read_file(path), path.name
-    repository = source.id.rpartition("/")[2]
-    for place in (folder / name, folder / repository):
+    for place in (folder / name, folder / source.repository):
         if place.is_dir():
             return folder_records(place, split, source.config)
-    if folder.name == repository or (source.config and (folder / source.config).is_dir()):
+    # the folder may itself be the copy
+    if folder.name == source.repository or (source.config and (folder / source.config).is_dir()):
         return folder_records(folder, split, source.config)
     there = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
     raise TaskError(f"no data file {folder / name}.jsonl", f"the folder holds: {there}")

@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_model(tmp_path / "model", "llama")
     load_model(ModelSpec(str(tmp_path / "model"), "4bit", "bfloat16", "cpu"))
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
-    texts.keep_texts(Source("some.gguf", tmp_path, "some.gguf"), tiny_model("llama").config, tiny_tokenizer())
+    texts.keep_texts(Source("some.gguf", tmp_path, "some.gguf"), tiny_model("llama").config, tiny_tokenizer(), print)
     (folder / "abc.packed.123.partial").write_bytes(b"x" * 10)
     kept = tmp_path / "hub" / "models--somebody--some-model" / "snapshots" / "1234"
     save_model(kept, "llama")

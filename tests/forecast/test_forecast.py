@@ -95,7 +95,7 @@ def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+        patch.setattr("lowmem_layers.model.load.fill_home", lambda *_: pytest.fail("weights were read"))
         (said,) = refusals(600 << 20)
         enough = int(re.findall(r"--max-cpu-memory (\d+)MiB", said)[0]) << 20
         assert refusals(enough - (64 << 20))
@@ -106,6 +106,6 @@ def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
 def test_what_is_no_game_of_this_model_is_refused_before_a_weight_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lowmem_layers.model.load.furnish", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("lowmem_layers.model.load.fill_home", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="--max-removed 9 is more than"):
         prepare_study(StudySpec(model=str(folder), limit=2, max_removed=9).resolved(), lambda event: None)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import (
@@ -20,7 +21,7 @@ from lowmem_layers.game import (
     spearman_rho,
     windows,
 )
-from lowmem_layers.game.answers.compare import Walks, compare_mean
+from lowmem_layers.game.answers.compare import Walks
 from lowmem_layers.game.uncertainty.rank_correlation import top_overlap
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
@@ -53,13 +54,15 @@ def test_paired_and_unpaired():
 
 def test_the_mean_over_tasks_halves_the_variance():
     first, second = runs(300, 0, change=0.5), runs(300, 1, change=0.5)
-    both = compare_mean([first, second])
+    both = compare(*zip(first, second, strict=True))
     np.testing.assert_allclose(both.difference, (compare(*first).difference + compare(*second).difference) / 2)
     width_one, width_two, width = (found.ci.high - found.ci.low for found in (compare(*first), compare(*second), both))
     np.testing.assert_allclose(width, np.hypot(width_one, width_two) / 2, rtol=0.05)
     assert both.n_items == (600, 600)
-    with pytest.raises(UsageError, match="no tasks"):
-        compare_mean([])
+    with pytest.raises(UsageError, match="no tables"):
+        compare([], [])
+    with pytest.raises(UsageError, match="2 tasks of A, 1 of B"):
+        compare(first, first[:1])
 
 
 def test_overlapping_items_are_compared_alone_where_they_are_half_of_the_smaller_run():
@@ -155,7 +158,6 @@ def test_one_item():
 
 
 def test_correlations_agree_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     for _ in range(10):
         a, b = rng.integers(0, 6, 15).astype(float), rng.integers(0, 6, 15).astype(float)

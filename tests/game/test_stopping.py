@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import Statement, ValueTable, decide, item_order, parse_statement, single_removals
@@ -45,8 +46,6 @@ def test_bad_statements(text):
 
 def test_evidence_against_numerical_integration():
     """The likelihood ratio of the t statistic, integrated over effect sizes: noncentral t against central t."""
-    stats = pytest.importorskip("scipy.stats")
-    integrate = pytest.importorskip("scipy.integrate")
     for n, t in ((12, 0.3), (30, 2.0), (30, -4.0)):
         prior = stats.norm(0, np.sqrt(EFFECT_VARIANCE))
 

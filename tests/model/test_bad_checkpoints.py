@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -131,6 +132,27 @@ def test_an_unknown_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_refused("nobody/nothing-at-all", ModelError, "not on this machine and the model hub cannot be reached")
     check_refused("no such id!", ModelError, "neither a folder here nor a hub id")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "someone/some cannot be downloaded: No space left on device",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), "someone/some cannot be downloaded: Permission denied"),
+        (ConnectionError("refused"), "someone/some is not on this machine and the model hub cannot be reached"),
+    ],
+)
+def test_a_download_that_fails_says_why(error: OSError, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    check_refused("someone/some", ModelError, message)
 
 
 def test_models_own_code_is_not_run_unasked(folder: Path) -> None:

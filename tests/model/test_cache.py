@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.checkpoint.source import Source
+from lowmem_layers.model.checkpoint.texts import keep_texts
 from lowmem_layers.model.homes import packed_file
 from lowmem_layers.model.homes.cache import cache_folder, clear_cache, fingerprint_files, list_cache
 from lowmem_layers.model.homes.packed_file import DiskFullError, OtherVersionError, PackedFileWriter
+from tests.model.conftest import tiny_model, tiny_tokenizer
 from tests.model.test_load import logits_of
 
 
@@ -110,8 +113,39 @@ def test_a_cache_of_another_version_is_refused(
     with pytest.raises(OtherVersionError, match="it is of version") as caught:
         load_model(spec(llama_folder))
     assert str(kept) in caught.value.message
-    assert "--cache --clear" in caught.value.hint
+    assert "models --cache --clear" in caught.value.hint
     assert [path.read_bytes() for path in folder.rglob("*") if path.is_file()] == [before]
+
+
+def keep_tiny_texts(tmp_path: Path) -> list[str]:
+    """Keep the texts of a GGUF file; give what is announced."""
+    lines: list[str] = []
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    source = Source("some.gguf", tmp_path, "some.gguf")
+    keep_texts(source, tiny_model("llama").config, tiny_tokenizer(), lines.append)
+    return lines
+
+
+def test_texts_that_cannot_be_kept_are_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "file"))
+    lines = keep_tiny_texts(tmp_path)
+    assert lines == [
+        f"config and tokenizer of some.gguf are not kept in {tmp_path / 'file' / 'texts'}: Not a directory"
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_kept_texts_whose_model_is_not_known_say_so(tmp_path: Path, folder: Path, content: str | None) -> None:
+    assert keep_tiny_texts(tmp_path) == []
+    assert (list_cache()[0].model, list_cache()[0].state) == ("some.gguf", "ready")
+    about = next(folder.rglob("lowmem-layers.json"))
+    about.unlink()
+    if content is not None:
+        about.write_text(content)
+    entry = list_cache()[0]
+    assert entry.model == ""
+    assert entry.state.startswith("ready, but whose is not known: lowmem-layers.json cannot be read")
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect
 from lowmem_layers.model.budget import ModelBytes, Placement, place, place_with_states
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
-from lowmem_layers.model.formats import Packed, dense, four_bit, int8, unpack
+from lowmem_layers.model.formats import DENSE, FOUR_BIT, INT8, Packed, unpack
 from lowmem_layers.model.homes.experts import slot_numbers
 from lowmem_layers.model.homes.home import MemoryHome
 from lowmem_layers.model.homes.places import is_quantised, streamed_places
@@ -27,7 +27,7 @@ from tests.families import tiny_model
 from tests.model.conftest import save_model
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"]
-PACK = {"none": dense.pack, "4bit": four_bit.pack, "8bit": int8.pack}
+PACK = {"none": DENSE.pack, "4bit": FOUR_BIT.pack, "8bit": INT8.pack}
 BOTH = frozenset({"attn", "ffn"})
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def packed_model(family: str, quant: str, dtype: torch.dtype, *, one_expert: boo
         for kind in ("attn", "ffn"):
             group = [p for p in places if (p.layer, p.kind) == (layer, kind)]
             weights = {p.key: getattr(p.module, p.attribute).data for p in group}
-            packed = {p.key: (PACK[quant] if is_quantised(p) else dense.pack)(weights[p.key]) for p in group}
+            packed = {p.key: (PACK[quant] if is_quantised(p) else DENSE.pack)(weights[p.key]) for p in group}
             home.add((layer, kind), packed)
     store = StreamingStore(places, home, dtype, CPU, one_expert=one_expert)
     return DecoderModel(module, store=store)
@@ -86,7 +86,7 @@ def test_one_at_a_time_is_the_dequantised_models_own_loop_over_experts(family: s
         weight = getattr(p.module, p.attribute)
         if is_quantised(p):
             out = torch.empty_like(weight)
-            unpack(four_bit.pack(weight.data), out)
+            unpack(FOUR_BIT.pack(weight.data), out)
             weight.data = out
     with torch.inference_mode():
         expected = reference(torch.arange(24).view(2, 12)).logits
@@ -199,7 +199,7 @@ def large_mixture() -> tuple[MemoryHome, list[Any], Any]:
 
 def eights(shape: tuple[int, ...]) -> Packed:
     levels = torch.ones(shape, dtype=torch.int8)
-    return Packed("int8", shape, {"weight": levels, "scale": torch.full((*shape[:-1], 1), 1e-3)})
+    return Packed(INT8, shape, {"weight": levels, "scale": torch.full((*shape[:-1], 1), 1e-3)})
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux, to ask for the peak of a stretch")

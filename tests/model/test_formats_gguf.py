@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowmem_layers.model.formats import gguf_blocks, unpack
+from lowmem_layers.model.formats import GGUF, unpack
 from lowmem_layers.model.formats.gguf_blocks import BLOCKS
 
 
@@ -27,7 +27,7 @@ def test_unpacks_to_the_bit(name: str) -> None:
     rows = random_rows(name, 6, 512)
     expected = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])
     out = torch.empty(6, 512)
-    unpack(gguf_blocks.pack(torch.from_numpy(rows), name, (6, 512)), out)
+    unpack(GGUF.pack(torch.from_numpy(rows), name, (6, 512)), out)
     np.testing.assert_array_equal(out.numpy(), expected)
 
 
@@ -36,7 +36,7 @@ def test_rounds_once_into_bfloat16(name: str) -> None:
     rows = random_rows(name, 4, 256, seed=1)
     expected = torch.from_numpy(gguf.quants.dequantize(rows, gguf.GGMLQuantizationType[name])).bfloat16()
     out = torch.empty(4, 256, dtype=torch.bfloat16)
-    unpack(gguf_blocks.pack(torch.from_numpy(rows), name, (4, 256)), out)
+    unpack(GGUF.pack(torch.from_numpy(rows), name, (4, 256)), out)
     assert torch.equal(out, expected)
 
 
@@ -51,5 +51,5 @@ def test_the_comparison_notices_a_changed_byte() -> None:
     expected = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q4_K)
     rows[1, 50] ^= 1
     out = torch.empty(2, 256)
-    unpack(gguf_blocks.pack(torch.from_numpy(rows), "Q4_K", (2, 256)), out)
+    unpack(GGUF.pack(torch.from_numpy(rows), "Q4_K", (2, 256)), out)
     assert not np.array_equal(out.numpy(), expected)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
 from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model.checkpoint.packing import own_packing
-from lowmem_layers.model.formats import gptq, unpack
+from lowmem_layers.model.formats import GPTQ, gptq, unpack
 from lowmem_layers.model.formats.gptq import GptqConfig
 
 
@@ -53,7 +55,7 @@ def example(bits: int, group_size: int, *, act_order: bool, version: int, seed: 
 @pytest.mark.parametrize("version", [1, 2])
 def test_unpacks_to_the_bit(bits: int, group_size: int, act_order: bool, version: int) -> None:
     tensors, dense = example(bits, group_size, act_order=act_order, version=version)
-    packed = gptq.pack("q_proj", tensors, GptqConfig(bits, group_size, version))
+    packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(bits, group_size, version), "file")
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
@@ -69,7 +71,7 @@ def test_reads_the_zeros_of_gptqmodel_before_its_version_7(bits: int) -> None:
     with np.errstate(over="ignore"):
         minus_one = tensors["qzeros"].numpy().view(np.uint32) - ones  # whole words, with borrow
     tensors["qzeros"] = torch.from_numpy(minus_one.view(np.int32))
-    packed = gptq.pack("q_proj", tensors, GptqConfig(bits, 32, 1, "gptqmodel", 6))
+    packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(bits, 32, 1, "gptqmodel", 6), "file")
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
@@ -77,7 +79,7 @@ def test_reads_the_zeros_of_gptqmodel_before_its_version_7(bits: int) -> None:
 
 def test_three_bit_zeros_of_gptqmodel_since_its_version_7_are_fields() -> None:
     tensors, dense = example(3, 32, act_order=False, version=1)
-    packed = gptq.pack("q_proj", tensors, GptqConfig(3, 32, 1, "gptqmodel", 7))
+    packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(3, 32, 1, "gptqmodel", 7), "file")
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
@@ -91,12 +93,11 @@ def test_settings_by_module() -> None:
     }  # fmt: skip
     own = own_packing(about)
     assert own is not None
-    assert own.gptq is not None
-    packed = gptq.pack("layers.0.q_proj", tensors, own.gptq.of("layers.0.q_proj"))
+    packed = GPTQ.read("layers.0.q_proj.weight", tensors, own.settings, "file")
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
-    assert own.gptq.of("layers.0.k_proj").bits == 4
+    assert own.settings.of("layers.0.k_proj").bits == 4
 
 
 @pytest.mark.parametrize(
@@ -120,30 +121,46 @@ def test_configs_that_make_no_sense(changes: dict[str, object], message: str) ->
 def test_refuses_an_order_that_the_config_denies() -> None:
     tensors, _ = example(4, 32, act_order=True, version=1)
     with pytest.raises(CheckpointError, match=r"q_proj\.g_idx is not in the order of groups of 32"):
-        gptq.pack("q_proj", tensors, GptqConfig(4, 32, act_order=False))
-    gptq.pack("q_proj", tensors, GptqConfig(4, 32, act_order=True))
+        GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32, act_order=False), "file")
+    GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32, act_order=True), "file")
 
 
 def test_a_file_without_g_idx_has_its_groups_in_order() -> None:
     tensors, dense = example(4, 32, act_order=False, version=1)
     del tensors["g_idx"]
-    packed = gptq.pack("q_proj", tensors, GptqConfig(4, 32))
+    packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32), "file")
     out = torch.empty(packed.shape)
     unpack(packed, out)
     assert torch.equal(out, dense)
+
+
+@pytest.mark.parametrize("has_g_idx", [True, False])
+def test_the_bytes_at_home_are_known_from_headers(has_g_idx: bool) -> None:
+    tensors, _ = example(4, 32, act_order=False, version=1)
+    if not has_g_idx:
+        del tensors["g_idx"]
+    headers = {part: Header(tuple(tensor.shape), tensor.nbytes) for part, tensor in tensors.items()}
+    packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32), "file")
+    assert GPTQ.home_bytes("q_proj.weight", headers, GptqConfig(4, 32)) == packed.n_bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    shape: tuple[int, ...]
+    n_bytes: int
 
 
 @pytest.mark.parametrize("config", [GptqConfig(8, 32), GptqConfig(4, 64), GptqConfig(4, -1)])
 def test_refuses_a_config_that_contradicts_the_tensors(config: GptqConfig) -> None:
     tensors, _ = example(4, 32, act_order=False, version=1)
     with pytest.raises(CheckpointError, match=r"q_proj\.qzeros has shape"):
-        gptq.pack("q_proj", tensors, config)
+        GPTQ.read("q_proj.weight", tensors, config, "file")
 
 
 def test_refuses_a_missing_tensor_and_a_group_that_does_not_exist() -> None:
     tensors, _ = example(4, 32, act_order=False, version=1)
     with pytest.raises(CheckpointError, match="lacks scales"):
-        gptq.pack("q_proj", {key: value for key, value in tensors.items() if key != "scales"}, GptqConfig(4, 32))
+        GPTQ.read("q_proj.weight", {k: v for k, v in tensors.items() if k != "scales"}, GptqConfig(4, 32), "file")
     tensors["g_idx"][3] = 9
     with pytest.raises(CheckpointError, match="names group 9 of 4"):
-        gptq.pack("q_proj", tensors, GptqConfig(4, 32))
+        GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32), "file")

@@ -8,8 +8,8 @@ import gguf
 import pytest
 import torch
 
-from lowmem_layers.model import formats
-from lowmem_layers.model.formats import Packed, dense, four_bit, gguf_blocks, gptq, int8, joined, unpack, unpack_slice
+from lowmem_layers.model.formats import DENSE, FOUR_BIT, GGUF, GPTQ, INT8, Packed, stack, unpack, unpack_slice
+from lowmem_layers.model.formats.format import PIECE_NUMBERS
 from lowmem_layers.model.formats.gptq import GptqConfig
 
 
@@ -19,7 +19,7 @@ def weight(*shape: int) -> torch.Tensor:
 
 def as_gguf(exact: torch.Tensor) -> Packed:
     blocks = gguf.quants.quantize(exact.numpy(), gguf.GGMLQuantizationType.Q4_1)
-    return gguf_blocks.pack(torch.from_numpy(blocks), "Q4_1", tuple(exact.shape))
+    return GGUF.pack(torch.from_numpy(blocks), "Q4_1", tuple(exact.shape))
 
 
 def as_gptq(exact: torch.Tensor) -> Packed:
@@ -31,14 +31,14 @@ def as_gptq(exact: torch.Tensor) -> Packed:
         "qzeros": torch.randint(-(2**31), 2**31 - 1, (inputs // 32, outputs // 8), generator=random).int(),
         "scales": torch.rand(inputs // 32, outputs, generator=random).half(),
     }
-    return gptq.pack("w", tensors, GptqConfig(4, 32))
+    return GPTQ.read("w.weight", tensors, GptqConfig(4, 32), "file")
 
 
 PACKERS: dict[str, Callable[[torch.Tensor], Packed]] = {
-    "dense": dense.pack,
-    "int8": int8.pack,
-    "nf4": four_bit.pack,
-    "nf4 nested": lambda exact: four_bit.pack(exact, double_quant=True),
+    "dense": DENSE.pack,
+    "int8": INT8.pack,
+    "nf4": FOUR_BIT.pack,
+    "nf4 nested": lambda exact: FOUR_BIT.pack(exact, double_quant=True),
     "gguf": as_gguf,
 }
 
@@ -55,7 +55,7 @@ def test_small_pieces_give_the_same_bits(name: str, monkeypatch: pytest.MonkeyPa
     for dtype in (torch.float32, torch.bfloat16):
         monkeypatch.undo()
         whole = unpacked(packed, dtype)
-        monkeypatch.setitem(formats._PIECE_NUMBERS, "cpu", 5 * 96)
+        monkeypatch.setitem(PIECE_NUMBERS, "cpu", 5 * 96)
         assert torch.equal(unpacked(packed, dtype), whole)
 
 
@@ -73,14 +73,14 @@ def test_one_expert_is_a_slice_of_all(name: str, shape: tuple[int, ...]) -> None
 def test_biases_are_sliced_too() -> None:
     exact = weight(4, 6)
     one = torch.empty(6)
-    unpack_slice(dense.pack(exact), 2, one)
+    unpack_slice(DENSE.pack(exact), 2, one)
     assert torch.equal(one, exact[2])
 
 
 @pytest.mark.parametrize("pack", [as_gptq, PACKERS["nf4 nested"]], ids=["gptq", "nf4 nested"])
 def test_joined_experts_are_those_of_the_checkpoint(pack: Callable[[torch.Tensor], Packed]) -> None:
     halves = [[pack(weight(32, 64) * (index + half + 1)) for half in range(2)] for index in range(3)]
-    packed = joined.stack(halves, (3, 64, 64))
+    packed = stack(halves, (3, 64, 64))
     expected = torch.stack([torch.cat([unpacked(half) for half in expert]) for expert in halves])
     assert torch.equal(unpacked(packed), expected)
     for index in range(3):
@@ -91,6 +91,6 @@ def test_joined_experts_are_those_of_the_checkpoint(pack: Callable[[torch.Tensor
 
 def test_what_is_packed_differently_is_not_joined() -> None:
     with pytest.raises(ValueError, match="not packed alike"):
-        joined.stack([[as_gptq(weight(32, 64))], [int8.pack(weight(32, 64))]], (2, 32, 64))
+        stack([[as_gptq(weight(32, 64))], [INT8.pack(weight(32, 64))]], (2, 32, 64))
     with pytest.raises(ValueError, match="does not fill"):
-        joined.stack([[int8.pack(weight(32, 64))]], (1, 32, 65))
+        stack([[INT8.pack(weight(32, 64))]], (1, 32, 65))

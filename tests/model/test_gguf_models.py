@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from lowmem_layers.model.checkpoint import embedded
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import ARCHITECTURES, GgufReader, complete_config, own_gguf_packing
-from lowmem_layers.model.checkpoint.packing import OwnPacking, choose_recipe
+from lowmem_layers.model.checkpoint.packing import choose_packing
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
-from lowmem_layers.model.formats import unpack
+from lowmem_layers.model.formats import GGUF, OwnPacking, unpack
 from lowmem_layers.model.homes.places import streamed_places
 from lowmem_layers.model.homes.store import Visit
 from tests.model.conftest import tiny_config, tiny_model
@@ -65,10 +66,10 @@ def test_the_embedded_model_is_not_quantised_twice() -> None:
     assert EMBEDDED is not None
     own = own_gguf_packing(read_gguf_header(EMBEDDED))
     assert own is not None
-    assert choose_recipe("4bit", own, requantize=False).label == "GGUF Q4_1, kept as it is"
-    assert choose_recipe("4bit", own, requantize=True).label == "GGUF Q4_1, unpacked and packed as nf4"
+    assert choose_packing("4bit", own, requantize=False).label == "GGUF Q4_1, kept as it is"
+    assert choose_packing("4bit", own, requantize=True).label == "GGUF Q4_1, unpacked and packed as nf4"
     with pytest.raises(ModelError, match="--quant 8bit, but the checkpoint already is 4-bit"):
-        choose_recipe("8bit", own, requantize=False)
+        choose_packing("8bit", own, requantize=False)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,8 @@ def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_pa
     anatomy = dissect(skeleton)
     places = list(streamed_places(anatomy, "model.layers", torch.float32))
     layer_of = Converter(skeleton, "model.layers", torch.float32).layer_of
-    recipe = choose_recipe("none", OwnPacking("gguf", 4, quant_type), requantize=False)
-    reader = GgufReader(tmp_path / "tiny.gguf", skeleton, layer_of, places, recipe, torch.float32)
+    packing = choose_packing("none", OwnPacking(GGUF, 4, quant_type), requantize=False)
+    reader = GgufReader(tmp_path / "tiny.gguf", skeleton, layer_of, places, packing, torch.float32)
     reader.read_resident()
     for layer in range(3):
         for key, packed in reader.read_layer(layer).items():
@@ -183,6 +184,41 @@ def test_a_changed_embedded_model_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(embedded, "find_embedded_model", lambda: fake)
     with pytest.raises(ModelError, match="its sha256 is"):
         embedded.embedded_model_path()
+
+
+def text(word: str, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(word) if length is None else length) + word.encode()
+
+
+def field(kind: int, value: bytes, name: str = "general.alignment") -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+DAMAGED_FIELDS = {
+    "a string of 2^62 bytes": field(8, text("word", 1 << 62)),
+    "a string that is no text": field(8, struct.pack("<Q", 2) + b"\xff\xff"),
+    "a value of an unknown type": field(77, b""),
+    "an array of 2^63 numbers": field(9, struct.pack("<IQ", 10, 1 << 63)),
+    "an array of a string of 2^63 bytes": field(9, struct.pack("<IQ", 8, 1) + text("word", 1 << 63)),
+    "an array of an unknown type": field(9, struct.pack("<IQ", 77, 2)),
+    "no alignment": field(4, struct.pack("<I", 0)),
+    "a word for an alignment": field(8, text("wide")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_FIELDS)
+def test_a_damaged_gguf_field(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "odd.gguf"
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + DAMAGED_FIELDS[damage] + bytes(64))
+    with pytest.raises(CheckpointError, match=r"odd\.gguf has a truncated or damaged GGUF header"):
+        read_gguf_header(file)
+
+
+def test_a_gguf_tensor_of_more_dimensions_than_ggml_has(tmp_path: Path) -> None:
+    file = tmp_path / "odd.gguf"
+    file.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 1, 0) + text("weight") + struct.pack("<I", 1 << 31) + bytes(64))
+    with pytest.raises(CheckpointError, match=r"odd\.gguf has a truncated or damaged GGUF header"):
+        read_gguf_header(file)
 
 
 @needs_embedded

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,11 @@ import pytest
 import torch
 
 from lowmem_layers.errors import CheckpointError
-from lowmem_layers.model.formats import dense, four_bit
-from lowmem_layers.model.formats.packed import Packed
+from lowmem_layers.model.formats import DENSE, FOUR_BIT, Packed
 from lowmem_layers.model.homes import packed_file
 from lowmem_layers.model.homes.home import DiskHome, Home, MemoryHome, largest_layer_bytes
 from lowmem_layers.model.homes.layout import lay_out, layout_from_json, layout_to_json
-from lowmem_layers.model.homes.packed_file import DiskFullError, PackedFile, PackedFileWriter
+from lowmem_layers.model.homes.packed_file import DiskFullError, PackedFile, PackedFileWriter, write_packed_file
 from lowmem_layers.model.homes.staging import HostLane, Lane, StagedFeed
 from lowmem_layers.model.homes.store import GroupKey
 
@@ -29,8 +30,8 @@ def groups() -> dict[GroupKey, dict[str, Packed]]:
     for layer in range(4):
         attn = torch.randn(16, 64, generator=random).bfloat16()
         ffn = torch.randn(24 + 8 * layer, 64, generator=random).bfloat16()
-        made[layer, "attn"] = {f"{layer}.q": four_bit.pack(attn), f"{layer}.odd": dense.pack(attn[:3, :5])}
-        made[layer, "ffn"] = {f"{layer}.up": dense.pack(ffn)}
+        made[layer, "attn"] = {f"{layer}.q": FOUR_BIT.pack(attn), f"{layer}.odd": DENSE.pack(attn[:3, :5])}
+        made[layer, "ffn"] = {f"{layer}.up": DENSE.pack(ffn)}
     return made
 
 
@@ -42,7 +43,7 @@ def memory_home() -> MemoryHome:
 
 
 def disk_home(path: Path) -> DiskHome:
-    with PackedFileWriter(path, {"model": "tiny"}) as writer:
+    with write_packed_file(path, {"model": "tiny"}) as writer:
         for key, packed in groups().items():
             writer.add(key, packed)
     return DiskHome(PackedFile(path))
@@ -143,7 +144,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "weights.packed"
 
     def write_then_fail() -> None:
-        with PackedFileWriter(path, {}) as writer:
+        with write_packed_file(path, {}) as writer:
             writer.add((0, "attn"), groups()[0, "attn"])
             assert list(tmp_path.iterdir())
             raise RuntimeError("stop")
@@ -162,6 +163,49 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
         disk_home(tmp_path / "weights.packed")
     assert "LOWMEM_LAYERS_CACHE" in caught.value.hint
     assert not list(tmp_path.iterdir())
+
+
+class ElsewhereOs:
+    """The module `os` as other systems have it: Windows has neither of these functions, macOS not always."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("preadv", "statvfs"):
+            raise AttributeError(name)
+        return getattr(os, name)
+
+
+def test_systems_without_preadv_and_statvfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_file, "os", ElsewhereOs())
+    home = disk_home(tmp_path / "weights.packed")
+    expected = groups()
+
+    def read(key: GroupKey) -> bool:
+        buffer = torch.empty(home.layouts[key].n_bytes, dtype=torch.uint8)
+        home.read_into(key, buffer)
+        views = home.layouts[key].views(buffer)
+        return all(torch.equal(views[k].parts[n], p) for k, e in expected[key].items() for n, p in e.parts.items())
+
+    with ThreadPoolExecutor(4) as threads:  # which share the file's one position
+        assert all(threads.map(read, list(expected) * 50))
+    (tmp_path / "weights.packed").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"it ends inside attn\.0"):
+        home.read_into((0, "attn"), torch.empty(home.layouts[0, "attn"].n_bytes, dtype=torch.uint8))
+
+    def full(self: PackedFileWriter, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PackedFileWriter, "_write", full)
+    with pytest.raises(DiskFullError, match=r"the disk is full: .* \(\d.* free\)"):
+        disk_home(tmp_path / "other.packed")
+
+
+@pytest.mark.parametrize(("writer", "stays"), [(str(os.getppid()), True), ("999999999", False), ("somebody", False)])
+def test_what_a_running_process_writes_is_left_alone(tmp_path: Path, writer: str, stays: bool) -> None:
+    partial = tmp_path / f"weights.packed.{writer}.partial"
+    partial.write_bytes(b"half")
+    os.utime(partial, (0, 0))
+    disk_home(tmp_path / "weights.packed")
+    assert partial.exists() == stays
 
 
 @pytest.mark.parametrize("keep", [0, 10, 5000, -1, -20])

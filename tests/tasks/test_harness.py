@@ -159,7 +159,7 @@ def test_a_failing_task_names_the_item(harness):
 )
 def test_items_keep_their_own_ids_where_those_are_usable(docs, ids):
     seen = set()
-    assert [_item_id(doc, "lm_eval:t", index, seen) for index, doc in enumerate(docs)] == ids
+    assert [_item_id(doc, "t", index, seen) for index, doc in enumerate(docs)] == ids
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -109,11 +109,25 @@ BROKEN = [
     (PLAIN.replace('"options"', '["a", "{{ nothing }}"]'), "'choices[1]'", "answer, options, q, topic"),
     (PLAIN + 'continuation = "x"\n', "'continuation'", ""),
     (PLAIN + 'metric = "f1"\n', "'metric'", "acc_norm"),
+    (PLAIN + 'metric = "acc_nrm"\n', "'metric'", "did you mean acc_norm? "),
     (PLAIN + "fewshot = -1\n", "'fewshot'", ""),
     (PLAIN + "fewshot = 1\n", "'train'", ""),
     (PLAIN + "split = ''\n", "'split'", ""),
     (PLAIN + 'id = "same"\n', "'id'", "unique"),
     (PLAIN + 'id = "{{ 1 if q else 2 }}\\u0007"\n', "'id'", ""),
+]
+
+
+BY_CONTEXT = """
+data = "items.jsonl"
+contexts = ["{{ q }} Yes,", "{{ q }} No,"]
+continuation = "{{ topic }}"
+gold = 0
+"""
+BROKEN += [
+    (BY_CONTEXT.replace('"{{ topic }}"', "\"{{ '' }}\""), "'continuation'", ""),
+    (BY_CONTEXT.replace("{{ q }} No,", "{{ '' }}"), "'contexts'", ""),
+    (BY_CONTEXT + 'choices = "options"\n', "'choices'", ""),
 ]
 
 

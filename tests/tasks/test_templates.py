@@ -22,6 +22,12 @@ def test_an_expression_gives_a_value_with_or_without_braces(source):
     assert expression(source, "w")(RECORD) == ["a", "b"]
 
 
+def test_a_field_may_have_any_name():
+    record = Record({"self": "a", "context": "b", "q": "c"}, "x")
+    assert text_template("{{ q }}{{ context }}", "w")(record) == "cb"
+    assert expression("q", "w")(record) == "c"
+
+
 def test_nothing_is_escaped():
     assert text_template("{{ q }} <&>", "w")(Record({"q": "<b>"}, "x")) == "<b> <&>"
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.shares import share_intervals, shares
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
-from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence
-from lowmem_layers.game.uncertainty.quantiles import student_quantiles
+from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 
 
@@ -73,34 +73,39 @@ def cornerstones(
     value = estimate_influence(table, estimator_weights(estimator, table.coalitions, table.players, max_removed))
     share_low = share_intervals([value], strict).low
     remaining, high = _remaining(table, chance, strict)
-    collapsed = np.less_equal(high, tolerance, where=np.isfinite(high), out=np.zeros(n, dtype=np.bool_))
-    large = np.greater(share_low, factor / n, where=np.isfinite(share_low), out=np.zeros(n, dtype=np.bool_))
+    # An unknown end (nan) compares as false: what is not known is no cornerstone.
+    with np.errstate(invalid="ignore"):
+        is_cornerstone = (share_low > factor / n) & (high <= tolerance)
     rule = (
         f"share certainly above {factor:g}/{n} and at most {tolerance:.0%} of the margin over chance left, "
         f"at {100 * level:g}% over all {n} sublayers"
     )
-    return Cornerstones(table.players, shares(value.value), share_low, remaining, high, collapsed & large, rule)
+    return Cornerstones(table.players, shares(value.value), share_low, remaining, high, is_cornerstone, rule)
 
 
 def _remaining(table: ValueTable, chance: float, level: float) -> tuple[FloatArray, FloatArray]:
-    # (v(−i) − c)/(v(N) − c) with Fieller's upper end: where (v(−i) − c) − r (v(N) − c) is certainly negative.
+    """Estimate what is left above chance, (v(−i) − c)/(v(N) − c), with the upper end of Fieller's interval.
+
+    The end is where (v(−i) − c) − r (v(N) − c) becomes certainly negative. Shapes: two arrays (players,); nan where the
+    full model is not certainly above chance.
+    Source: Fieller 1954.
+    """
     n = table.n_players
+    # 1) The means of the full model and of every single removal, with their errors.
     weights = np.zeros((n + 1, len(table.coalitions)))
-    for row, removed in enumerate([(), *((p,) for p in range(n))]):
-        weights[row, table.column_index(removed)] = 1.0
+    columns = [table.column_index(removed) for removed in [(), *((p,) for p in range(n))]]
+    weights[np.arange(n + 1), columns] = 1.0
     estimate = estimate_influence(table, weights)
     margin = estimate.value - chance
-    quantile = student_quantiles(0.5 + level / 2, estimate.dof)
+    quantile = stdtrit(estimate.dof, 0.5 + level / 2)  # (1 + players,)
     if not margin[0] > quantile[0] * estimate.standard_error[0]:
         return np.full(n, np.nan), np.full(n, np.nan)
-    return margin[1:] / margin[0], _fieller_upper(estimate, margin, quantile)
-
-
-def _fieller_upper(estimate: Influence, margin: FloatArray, quantile: FloatArray) -> FloatArray:
-    full, single = estimate.pieces[:, 0], estimate.pieces[:, 1:]
+    # 2) The larger root r of a r² − 2 b r + c = 0.
+    full, single = estimate.pieces[:, 0], estimate.pieces[:, 1:]  # (pieces,), (pieces, players)
     squared = quantile[1:] ** 2
     a = margin[0] ** 2 - squared * (full @ full)
     b = margin[0] * margin[1:] - squared * (full @ single)
     c = margin[1:] ** 2 - squared * (single**2).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(a > 0, (b + np.sqrt(np.maximum(b**2 - a * c, 0.0))) / a, np.nan)
+        high = np.where(a > 0, (b + np.sqrt(np.maximum(b**2 - a * c, 0.0))) / a, np.nan)
+    return margin[1:] / margin[0], high

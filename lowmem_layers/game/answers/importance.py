@@ -1,4 +1,4 @@
-"""Importance of every sublayer from a table of values, with its uncertainty: the front door of this room.
+"""Importance of every sublayer from tables of values, with its uncertainty: the room's main function.
 
 At the edges: a non-finite value makes nan of the estimates that use it and of all shares (their sum is unknown), and
 widens the others' rank intervals by one place each; one item or one cluster has values but nan intervals; a task all
@@ -14,12 +14,13 @@ import numpy as np
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.shares import share_intervals, shares
-from lowmem_layers.game.estimators.permutation import Order, permutation_influence
+from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
+from lowmem_layers.game.players.coalitions import Order
 from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks
 from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval
 from lowmem_layers.game.uncertainty.ranks import rank_intervals, ranks
-from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable
+from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable, as_tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,26 +56,7 @@ class Importance:
 
 
 def estimate(
-    table: ValueTable,
-    estimator: Estimator = "neighbourhood",
-    *,
-    max_removed: int | None = None,
-    level: float = 0.95,
-    top_k: int = 3,
-    seed: int = 0,
-) -> Importance:
-    """Estimate every player's importance on one task.
-
-    `max_removed` is L of the window estimators (None: as large as the table's windows go).
-
-    Raises:
-        UsageError: a coalition that the estimator needs was not measured (it is named), or a bad option.
-    """
-    return combine([table], estimator, task=table.task, max_removed=max_removed, level=level, top_k=top_k, seed=seed)
-
-
-def combine(
-    tables: Sequence[ValueTable],
+    tables: ValueTable | Sequence[ValueTable],
     estimator: Estimator = "neighbourhood",
     *,
     task: str = "all",
@@ -83,18 +65,22 @@ def combine(
     top_k: int = 3,
     seed: int = 0,
 ) -> Importance:
-    """Average importance over tasks (every task the same weight); the tasks' errors are independent.
+    """Estimate every player's importance on one task, or averaged over several (every task the same weight).
 
     Values and drops are averaged, ranks are those of the averages, shares are averaged after each task's own clipping
-    and normalisation (as the paper does).
+    and normalisation (as the paper does). The tasks' errors are independent.
+    `task` names the mean of several tasks; one task keeps its own name. `max_removed` is L of the window estimators
+    (None: as large as the tables' windows go).
 
     Raises:
-        UsageError: no tables, tables of different players, a missing coalition, or a bad option.
+        UsageError: no tables, tables of different players, a coalition that the estimator needs was not measured (the
+            message names it), or a bad option.
     """
-    _check(tables, level, top_k)
-    values = [_influence(table, estimator, max_removed) for table in tables]
-    drops = [_influence(table, "ablation", None) for table in tables]
-    return _importance(tables, estimator, task, values, drops, level, top_k, seed)
+    listed = as_tables(tables)
+    weights = [estimator_weights(estimator, t.coalitions, t.players, max_removed) for t in listed]
+    values = [estimate_influence(table, each) for table, each in zip(listed, weights, strict=True)]
+    drops = [estimate_influence(t, estimator_weights("ablation", t.coalitions, t.players)) for t in listed]
+    return _importance(listed, estimator, task, values, drops, level, top_k, seed)
 
 
 def estimate_permutations(
@@ -118,17 +104,22 @@ def estimate_permutations(
     Raises:
         UsageError: a coalition of an order was not measured, or a bad option.
     """
-    listed = [tables] if isinstance(tables, ValueTable) else list(tables)
-    _check(listed, level, top_k)
+    listed = as_tables(tables)
     chances = list(chance) if isinstance(chance, Sequence) else [chance] * len(listed)
     values = [permutation_influence(table, orders, c, cuts=cuts) for table, c in zip(listed, chances, strict=True)]
-    drops = [_drops_where_measured(table) for table in listed]
-    name = listed[0].task if len(listed) == 1 else task
-    return _importance(listed, "permutation", name, values, drops, level, top_k, seed)
+    drops = []
+    for table in listed:
+        if all((p,) in table for p in range(table.n_players)):
+            weights = estimator_weights("ablation", table.coalitions, table.players)
+            drops.append(estimate_influence(table, weights))
+        else:
+            unknown = np.full(table.n_players, np.nan)
+            drops.append(Influence(unknown, np.zeros((1, table.n_players)), unknown))
+    return _importance(listed, "permutation", task, values, drops, level, top_k, seed)
 
 
 def _importance(
-    tables: Sequence[ValueTable],
+    tables: list[ValueTable],
     estimator: str,
     task: str,
     values: list[Influence],
@@ -137,11 +128,15 @@ def _importance(
     top_k: int,
     seed: int,
 ) -> Importance:
+    """Put the answer together from each task's estimates and ablation drops."""
+    check_level(level)
+    if top_k < 1:
+        raise UsageError(f"a top {top_k}", "choose a top of at least 1")
     value, drop = mean_over_tasks(values), mean_over_tasks(drops)
     rank_ci = rank_intervals(value, level, seed)
     decision = np.where(rank_ci.high <= top_k, 1, np.where(rank_ci.low > top_k, -1, 0))
     return Importance(
-        task=task,
+        task=tables[0].task if len(tables) == 1 else task,
         estimator=estimator,
         players=tables[0].players,
         n_items=sum(table.n_items for table in tables),
@@ -158,29 +153,3 @@ def _importance(
         top_k=top_k,
         top_k_decision=decision.astype(np.int64),
     )
-
-
-def _drops_where_measured(table: ValueTable) -> Influence:
-    if all((p,) in table for p in range(table.n_players)):
-        return _influence(table, "ablation", None)
-    unknown = np.full(table.n_players, np.nan)
-    return Influence(unknown, np.zeros((1, table.n_players)), unknown)
-
-
-def _influence(table: ValueTable, estimator: Estimator, max_removed: int | None) -> Influence:
-    weights = estimator_weights(estimator, table.coalitions, table.players, max_removed)
-    return estimate_influence(table, weights)
-
-
-def _check(tables: Sequence[ValueTable], level: float, top_k: int) -> None:
-    if not tables:
-        raise UsageError("no tables to combine", "give the table of at least one task")
-    for table in tables[1:]:
-        if table.players != tables[0].players:
-            raise UsageError(
-                f"tasks {tables[0].task!r} and {table.task!r} have different players",
-                "combine tasks of one model only",
-            )
-    check_level(level)
-    if top_k < 1:
-        raise UsageError(f"a top {top_k}", "choose a top of at least 1")

@@ -22,17 +22,17 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.estimators.weights import largest_window
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
-from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval
-from lowmem_layers.game.uncertainty.multiplicity import adjusted, two_sided_p
-from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable, missing_coalition
+from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval, two_sided_p
+from lowmem_layers.game.uncertainty.multiplicity import adjusted
+from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable, as_tables, missing_coalition
 
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """Pairwise interactions of sublayers at most L − 1 places apart.
 
-    Shapes: every array (pairs,); `first` and `second` are positions. Intervals are each at `level`, the adjusted
-    p-values (Holm) hold for all pairs together: `significant` is them below 1 − `level`.
+    Shapes: every array (pairs,); `first` and `second` are positions. Intervals are each at `level`; the adjusted
+    p values (Holm) hold for all pairs together, and `significant` are the pairs where they lie below 1 − `level`.
     Units: those of the metric.
     """
 
@@ -50,14 +50,6 @@ class Interactions:
         if not self.significant[pair]:
             return "none"
         return "redundancy" if self.value[pair] < 0 else "synergy"
-
-    def matrix(self) -> FloatArray:
-        """Lay the values out symmetrically; nan where no interaction was measured. Shapes: (players, players)."""
-        n = len(self.players)
-        result = np.full((n, n), np.nan)
-        result[self.first, self.second] = self.value
-        result[self.second, self.first] = self.value
-        return result
 
 
 def interaction_pairs(n_players: int, max_removed: int) -> list[tuple[int, int]]:
@@ -78,7 +70,7 @@ def interaction_weights(
     index = {removed: column for column, removed in enumerate(coalitions)}
     weights = np.zeros((len(pairs), len(coalitions)))
     for row, (i, j) in enumerate(pairs):
-        inside = tuple(range(i + 1, j))
+        inside = tuple(range(i + 1, j))  # what lies between the two, removed in all four coalitions
         for removed, sign in ((inside, 1.0), ((i, *inside), -1.0), ((*inside, j), -1.0), ((i, *inside, j), 1.0)):
             if removed not in index:
                 raise missing_coalition(removed, players)
@@ -95,17 +87,16 @@ def interactions(
         UsageError: no windows of at least 2 sublayers, or one of them missing; tables of different players.
     """
     check_level(level)
-    listed = [tables] if isinstance(tables, ValueTable) else list(tables)
-    if not listed or any(table.players != listed[0].players for table in listed):
-        raise UsageError("interactions need at least one table, all of the same players", "give one model's tasks")
+    listed = as_tables(tables)
     players = listed[0].players
     largest = largest_window(listed[0].coalitions, len(players)) if max_removed is None else max_removed
     pairs = interaction_pairs(len(players), largest)
     if not pairs:
         raise UsageError(f"windows of up to {largest} hold no pair", "measure windows of at least 2 sublayers")
-    estimate = mean_over_tasks(
-        [estimate_influence(table, interaction_weights(pairs, table.coalitions, players), 0.5) for table in listed]
-    )
+    # Half a coin-flip item: with a whole one the intervals of such differences of drops cover 98–99 %.
+    weights = [interaction_weights(pairs, table.coalitions, players) for table in listed]
+    parts = [estimate_influence(table, each, 0.5) for table, each in zip(listed, weights, strict=True)]
+    estimate = mean_over_tasks(parts)
     p_adjusted = adjusted(two_sided_p(estimate), "holm")
     return Interactions(
         players,

@@ -116,7 +116,7 @@ def paper_tables(
 
     Each model's list of cornerstones is the one given, else the published one of that model (`published_model`), else
     its own three largest mean shares. Where a task has no share (no positive value, or one that is not finite), there
-    is no such list: what needs one is nan.
+    is no such list, and the numbers that need one are nan.
 
     Raises:
         UsageError: a model without tasks, tasks with different players, or a listed cornerstone that is no player.
@@ -124,10 +124,16 @@ def paper_tables(
     given = {} if cornerstones is None else dict(cornerstones)
     rows1, rows2, rows3, rows4 = [], [], [], []
     for model, tasks in runs.items():
-        players, known = _players(model, tasks), published_model(model) or ""
+        kinds, known = {table.players for table in tasks.values()}, published_model(model) or ""
+        if len(kinds) != 1:
+            raise UsageError(
+                f"{model} has {len(tasks)} tasks with {len(kinds)} sets of players", "give one model's tasks"
+            )
+        players = kinds.pop()
         share = paper_shares(list(tasks.values()), max_removed)
         largest = _largest(players, share)
         listed, source = _cornerstones(model, players, largest, given)
+        # Masks over the players: the cornerstones, and the others (nobody where no list is known).
         top = np.array([name in listed for name in players])
         others = ~top if listed else top
         both = (float(share[top].sum()), float(share[others].sum())) if listed else (float("nan"), float("nan"))
@@ -160,6 +166,7 @@ def clipped_drops(table: ValueTable) -> FloatArray:
 
 
 def _means(table: ValueTable, weights: FloatArray) -> FloatArray:
+    """Apply an estimator's weights to the means over items; nan where they touch a mean that is not finite."""
     means = table.values.mean(axis=0)
     finite = np.isfinite(means)
     result = weights @ np.where(finite, means, 0.0)
@@ -168,21 +175,15 @@ def _means(table: ValueTable, weights: FloatArray) -> FloatArray:
 
 
 def _mean_of_means(drops: Sequence[FloatArray], kept: np.ndarray) -> float:
-    # The mean over layers, then over tasks; nan where no sublayer is kept.
+    """Average over layers, then over tasks; nan where no sublayer is kept."""
     return float(np.mean([drop[kept].mean() for drop in drops])) if kept.any() else float("nan")
 
 
-def _players(model: str, tasks: Mapping[str, ValueTable]) -> tuple[str, ...]:
-    kinds = {table.players for table in tasks.values()}
-    if len(kinds) != 1:
-        raise UsageError(f"{model} has {len(tasks)} tasks with {len(kinds)} sets of players", "give one model's tasks")
-    return kinds.pop()
-
-
 def _largest(players: tuple[str, ...], share: FloatArray) -> tuple[str, ...]:
-    # Rounded, so that of sublayers that are tied the first in execution order is taken.
+    """Name the three largest shares in execution order; nobody where a share is unknown."""
     if np.isnan(share).any():
         return ()
+    # Rounded, so that of sublayers that are tied the first in execution order is taken.
     return tuple(players[p] for p in sorted(np.argsort(-np.round(share, 12), kind="stable")[:3].tolist()))
 
 

@@ -10,13 +10,13 @@ The states live in numbered slots. A prefix keeps its slot as it advances, so a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.game.players.coalitions import Removed, check_coalitions
 
 
 @dataclass(frozen=True)
@@ -61,27 +61,26 @@ def prefix_tree(coalitions: Sequence[Removed], n_players: int) -> PrefixTree:
     Raises:
         UsageError: no coalition, or one that is not a sorted set of positions below `n_players`.
     """
-    _check(coalitions, n_players)
-    slot_members: list[list[Removed]] = [sorted(set(coalitions))]
-    steps = [_step(position, slot_members) for position in range(n_players)]
-    slot_of = {members[0]: slot for slot, members in enumerate(slot_members)}
+    if not coalitions:
+        raise UsageError("there is no coalition to evaluate", "give at least the full model, ()")
+    check_coalitions(coalitions, n_players)
+    slot_members: list[list[Removed]] = [sorted(set(coalitions))]  # which coalitions each slot's state stands for
+    steps: list[Step] = []
+    for position in range(n_players):
+        copies: list[tuple[int, int]] = []
+        advanced: list[int] = []
+        for slot in range(len(slot_members)):  # slots made at this position hold removers only, and are not split again
+            removing = [c for c in slot_members[slot] if position in c]
+            keeping = [c for c in slot_members[slot] if position not in c]
+            if keeping:
+                advanced.append(slot)
+                slot_members[slot] = keeping
+            if keeping and removing:
+                copies.append((slot, len(slot_members)))
+                slot_members.append(removing)
+        steps.append(Step(position, tuple(copies), tuple(advanced)))
+    slot_of = {members[0]: slot for slot, members in enumerate(slot_members)}  # in the end one coalition a slot
     return PrefixTree(n_players, tuple(steps), tuple(slot_of[c] for c in coalitions), len(slot_members))
-
-
-def _step(position: int, slot_members: list[list[Removed]]) -> Step:
-    """Split every slot's coalitions at one sublayer; new slots are appended to `slot_members`."""
-    copies: list[tuple[int, int]] = []
-    advanced: list[int] = []
-    for slot in range(len(slot_members)):
-        removing = [c for c in slot_members[slot] if position in c]
-        keeping = [c for c in slot_members[slot] if position not in c]
-        if keeping:
-            advanced.append(slot)
-            slot_members[slot] = keeping
-        if keeping and removing:
-            copies.append((slot, len(slot_members)))
-            slot_members.append(removing)
-    return Step(position, tuple(copies), tuple(advanced))
 
 
 def windows_formula(n_players: int, max_removed: int) -> int:
@@ -91,20 +90,3 @@ def windows_formula(n_players: int, max_removed: int) -> int:
     sublayers behind it.
     """
     return n_players + sum((n_players - k) * (n_players - k + 1) // 2 for k in range(1, max_removed + 1))
-
-
-def naive_applications(coalitions: Iterable[Removed], n_players: int) -> int:
-    """Count the sublayer applications of one whole forward pass a coalition."""
-    return sum(n_players - len(removed) for removed in coalitions)
-
-
-def _check(coalitions: Sequence[Removed], n_players: int) -> None:
-    if not coalitions:
-        raise UsageError("there is no coalition to evaluate", "give at least the full model, ()")
-    for removed in coalitions:
-        increasing = all(a < b for a, b in pairwise(removed))
-        if not increasing or (removed and not 0 <= removed[0] <= removed[-1] < n_players):
-            raise UsageError(
-                f"{removed!r} is not a coalition of {n_players} players",
-                f"a coalition is a sorted tuple of distinct positions from 0 to {n_players - 1}",
-            )

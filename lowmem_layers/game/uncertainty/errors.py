@@ -1,7 +1,7 @@
-"""From per-item contributions to an estimate and the independent pieces of its error.
+"""From per-item contributions to an estimate and its influence function: the independent pieces of its error.
 
-An estimate is a mean over items, so its error is a sum of one piece a cluster. The pieces carry everything that
-intervals, shares, ranks and comparisons need: variances, covariances between sublayers, and sums over tasks.
+An estimate is a mean over items, so its error is a sum of one piece for each cluster of items. Intervals, shares, ranks
+and comparisons need nothing else: the pieces give variances, covariances between sublayers, and sums over tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Influence:
     Shapes: `value` (players,); `pieces` (clusters, players), summing to zero: the variance is Σ pieces², a covariance
     Σ pieces · pieces; `dof` (players,), the degrees of freedom of the variances, nan for fewer than 2 clusters.
     `is_binary`: the values were 0 or 1 and the pieces hold the coin-flip item (`with_coin_flip_item`).
-    `n_shared`: so many of the last pieces are of errors that tasks share (their removal orders), row by row.
+    `n_shared` counts the last pieces: those of errors that tasks share (their removal orders), row by row.
     """
 
     value: FloatArray
@@ -84,7 +84,7 @@ def influence_of(per_item: FloatArray, clusters: IntArray) -> Influence:
     value = tied(per_item.mean(axis=0), np.abs(per_item).max(initial=0.0, where=np.isfinite(per_item)))
     if len(sizes) < 2:
         return Influence(value, np.zeros((len(sizes), n_players)), np.full(n_players, np.nan))
-    residual_sums = sum_by(per_item - value, clusters, len(sizes))
+    residual_sums = sum_by(per_item - value, clusters, len(sizes))  # (clusters, players)
     leverage = sizes / n_items
     pieces = residual_sums / (n_items * np.sqrt(1.0 - leverage))[:, None]
     return Influence(value, pieces, np.full(n_players, degrees_of_freedom(sizes)))
@@ -101,6 +101,7 @@ def tied(value: FloatArray, scale: float) -> FloatArray:
         gap = np.diff(value[order])
     result = value.copy()
     if ((gap > 0) & (gap <= _ROUNDING * scale)).any():
+        # Neighbours in order that are no farther apart than rounding form one group.
         for group in np.split(order, np.flatnonzero(~(gap <= _ROUNDING * scale)) + 1):
             result[group] = value[group][np.abs(value[group]).argmin()]
     return result
@@ -113,13 +114,13 @@ def with_coin_flip_item(
 
     For values that are only 0 or 1 (accuracy): when no item, or a handful, changes its answer, the spread of the sample
     says that the drop is exactly known, and plain intervals cover as little as 60 %. One such item (one average
-    cluster's worth of them) in the variance restores the coverage and is forgotten as items grow: its part is 1/(4 n).
+    cluster's worth of them) in the variance restores the coverage; its part, 1/(4 n), vanishes as items grow.
     `items` counts such items: half a one for differences of drops (interactions), where a whole one covers 98–99 %.
     Shapes: `weights` (players, coalitions).
     Source: Agresti and Min 2005 (pseudo-observations for differences of matched proportions), at half their weight and
     without moving the estimate; chosen by measurement, see benchmarks/coverage.py.
     """
-    used = weights[:, (weights != 0).any(axis=0)]
+    used = weights[:, (weights != 0).any(axis=0)]  # (players, coalitions that matter)
     extra = 0.5 * np.sqrt(items * n_items / n_clusters) / n_items * used.T
     return Influence(estimate.value, np.concatenate([estimate.pieces, extra]), estimate.dof, True)
 
@@ -137,7 +138,7 @@ def estimate_influence(table: ValueTable, weights: FloatArray, coin_flip_items: 
 
 def sum_by(rows: FloatArray, codes: IntArray, n_groups: int) -> FloatArray:
     """Sum rows that share a code. Shapes: (rows, players) → (groups, players)."""
-    if n_groups == len(rows) and np.array_equal(codes, np.arange(n_groups)):
+    if n_groups == len(rows) and np.array_equal(codes, np.arange(n_groups)):  # every row its own group
         return rows
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(n_groups))
@@ -158,7 +159,10 @@ def degrees_of_freedom(sizes: FloatArray) -> float:
 
 
 def _satterthwaite(share: FloatArray, scaled: FloatArray, noise: FloatArray) -> float:
-    # Covariance of the pieces a_g = (e_g − share_g Σ e) / √(1 − share_g), with Var e_g = noise_g (sums over a cluster).
+    """Give tr² / tr(square) of the covariance of the pieces a_g = (e_g − share_g Σ e) / √(1 − share_g).
+
+    e_g is the sum of a cluster's residuals, with variance `noise`. Shapes: (clusters,) each.
+    """
     root = np.sqrt(1.0 - share)
     total = noise.sum()
     diagonal = (noise - 2 * share * noise + share**2 * total) / (1.0 - share)
@@ -169,8 +173,21 @@ def _satterthwaite(share: FloatArray, scaled: FloatArray, noise: FloatArray) -> 
     return float(diagonal.sum() ** 2 / (diagonal @ diagonal + square - own.sum()))
 
 
+def summed_dof(variances: FloatArray, dof: FloatArray) -> FloatArray:
+    """Give the degrees of freedom of a sum of independent errors: (Σv)² / Σ(v²/ν).
+
+    Where nothing varies they are the fewest of any part; nan where one of the parts is unknown.
+    Shapes: (parts, players) each → (players,).
+    Source: Welch 1947; Satterthwaite 1946.
+    """
+    total = variances.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        summed = np.where(total > 0, total**2 / (variances**2 / dof).sum(axis=0), dof.min(axis=0))
+    return np.where(np.isnan(dof).any(axis=0), np.nan, summed)
+
+
 def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
-    """Average tasks whose items are independent; the degrees of freedom are Welch and Satterthwaite's.
+    """Average tasks whose items are independent.
 
     Where tasks share errors (`n_shared`), the degrees of freedom are the fewest of any task, on the wide side.
 
@@ -182,18 +199,14 @@ def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
             f"cannot average {len(parts)} tasks of {sorted({len(part.value) for part in parts})} players",
             "average at least one task, all of the same players",
         )
-    n_tasks = len(parts)
-    variances = np.array([part.variance for part in parts])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        dof = variances.sum(axis=0) ** 2 / (variances**2 / np.array([part.dof for part in parts])).sum(axis=0)
-    smallest = np.min([part.dof for part in parts], axis=0)
-    n_shared = shared_pieces(parts)
-    dof = np.where((variances.sum(axis=0) == 0) | (n_shared > 0 and n_tasks > 1), smallest, dof)
-    pieces = joined_pieces([part.pieces for part in parts], n_shared) / n_tasks
-    binary = all(part.is_binary for part in parts)
+    if len(parts) == 1:
+        return parts[0]
+    n_shared, each = shared_pieces(parts), np.array([part.dof for part in parts])  # (tasks, players)
+    dof = each.min(axis=0) if n_shared else summed_dof(np.array([part.variance for part in parts]), each)
+    pieces = joined_pieces([part.pieces for part in parts], n_shared) / len(parts)
     values = np.array([part.value for part in parts])
     value = tied(values.mean(axis=0), np.abs(values).max(initial=0.0, where=np.isfinite(values)))
-    return Influence(value, pieces, dof, binary, n_shared)
+    return Influence(value, pieces, dof, all(part.is_binary for part in parts), n_shared)
 
 
 def shared_pieces(parts: Sequence[Influence]) -> int:

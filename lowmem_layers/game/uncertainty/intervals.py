@@ -1,4 +1,4 @@
-"""Intervals: their type, and those of means over items (Student's t, clustered variances, mindful of skewness)."""
+"""Intervals of means over items, and the p values that agree with them: Student's t, mindful of skewed items."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.uncertainty.errors import Influence
-from lowmem_layers.game.uncertainty.quantiles import student_quantiles
-from lowmem_layers.game.uncertainty.skewness import uncorrected_t
+from lowmem_layers.game.uncertainty.skewness import corrected_t, uncorrected_t
 from lowmem_layers.game.values.table import FloatArray
 
 Bound = TypeVar("Bound", float, FloatArray)
@@ -41,7 +41,7 @@ class Interval(Generic[Bound]):
 
 
 def check_level(level: float) -> None:
-    """Refuse what is no confidence level.
+    """Refuse a number that is no confidence level.
 
     Raises:
         UsageError: not between 0 and 1.
@@ -51,13 +51,13 @@ def check_level(level: float) -> None:
 
 
 def mean_interval(estimate: Influence, level: float) -> Interval[FloatArray]:
-    """Put an interval around every estimate: the span of Student's and of Hall's skewness-corrected one.
+    """Put an interval around every estimate: the union of Student's and of Hall's skewness-corrected one.
 
     Each alone falls 1–2 points short of a nominal 95 % on 30 skewed items; with many items they are the same
     (benchmarks/coverage.py has what was measured, and what else was tried).
     Shapes: (players,); nan with fewer than 2 clusters.
     """
-    quantile = student_quantiles(0.5 + level / 2, estimate.dof)
+    quantile = stdtrit(estimate.dof, 0.5 + level / 2)
     below, above = skewed_radii(quantile, estimate.skewness, estimate.is_binary)
     error = estimate.standard_error
     return Interval(estimate.value - below * error, estimate.value + above * error)
@@ -73,3 +73,23 @@ def skewed_radii(quantile: FloatArray, skewness: FloatArray, is_binary: bool) ->
         return quantile, quantile
     below = np.maximum(quantile, uncorrected_t(quantile, skewness))
     return below, np.maximum(quantile, -uncorrected_t(-quantile, skewness))
+
+
+def two_sided_p(estimate: Influence) -> FloatArray:
+    """Test every estimate against 0: p is the smallest α at which 0 lies outside `mean_interval` at level 1 − α.
+
+    The interval is a union, so 0 is outside where both of its parts exclude 0: the smaller one of Student's t and of
+    Hall's corrected t decides (for accuracies, Student's t alone).
+    Shapes: (players,); nan where the estimate or its error is unknown.
+    """
+    value, error = estimate.value, estimate.standard_error
+    varies = error > 0
+    t = np.divide(value, error, out=np.zeros(value.shape), where=varies)
+    statistic = np.abs(t)
+    if not estimate.is_binary:
+        # `corrected_t` increases with t, so comparing it with the quantile is comparing t with the interval's radius.
+        hall = np.sign(t) * corrected_t(t, estimate.skewness)
+        statistic = np.clip(hall, 0.0, statistic)
+    p = 2.0 * stdtr(estimate.dof, -statistic)
+    p = np.where(varies, p, np.where(value == 0, 1.0, 0.0))  # without any spread the interval is one point
+    return np.where(np.isfinite(value) & np.isfinite(error), p, np.nan)

@@ -1,4 +1,4 @@
-"""Many questions at once: p-values of estimates, and their adjustment by Holm or by Benjamini and Hochberg."""
+"""Many questions at once: p values adjusted by Holm, or by Benjamini and Hochberg."""
 
 from __future__ import annotations
 
@@ -7,33 +7,15 @@ from typing import Literal
 import numpy as np
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.uncertainty.errors import Influence
-from lowmem_layers.game.uncertainty.quantiles import student_cdf
 from lowmem_layers.game.values.table import FloatArray
 
 Correction = Literal["holm", "bh"]
 
 
-def two_sided_p(estimate: Influence) -> FloatArray:
-    """Test every estimate against 0 by Student's t.
-
-    1 where the estimate is exactly 0 without any spread, 0 where it is not 0 without any spread, nan where unknown.
-    Shapes: (players,).
-    """
-    error = estimate.standard_error
-    result = np.full(len(error), np.nan)
-    for p, (value, spread, dof) in enumerate(zip(estimate.value, error, estimate.dof, strict=True)):
-        if np.isfinite(value) and spread > 0:
-            result[p] = 2.0 * student_cdf(-abs(value) / spread, float(dof))
-        elif np.isfinite(value) and spread == 0:
-            result[p] = 1.0 if value == 0 else 0.0
-    return result
-
-
 def adjusted(p_values: FloatArray, correction: Correction = "holm") -> FloatArray:
-    """Adjust p-values for their number: `holm` bounds the chance of any false claim, `bh` the share of false claims.
+    """Adjust p values for their number: `holm` bounds the chance of any false claim, `bh` the share of false claims.
 
-    Unknown (nan) p-values stay nan and still count as questions asked.
+    Unknown (nan) p values stay nan and still count as questions asked.
     Shapes: (questions,).
     Source: Holm 1979; Benjamini and Hochberg 1995.
 
@@ -46,8 +28,10 @@ def adjusted(p_values: FloatArray, correction: Correction = "holm") -> FloatArra
     order = np.argsort(p_values, kind="stable")  # nan last
     ranked = p_values[order]
     if correction == "holm":
+        # Step down: the smallest is multiplied by n, the next by n − 1, …, and none may fall below one before it.
         stepped = np.maximum.accumulate(ranked * (n - np.arange(n)))
     else:
+        # Step up: the i-th smallest is multiplied by n/i, and none may exceed one behind it.
         scaled = ranked * n / np.arange(1, n + 1)
         known = int(np.isfinite(ranked).sum())
         stepped = scaled.copy()

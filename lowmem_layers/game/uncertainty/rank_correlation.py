@@ -5,6 +5,9 @@ items, makes them agree by accident; a bootstrap cannot undo it (measured: its i
 cases with 60 players of which most are nearly tied). So an interval here spans the bootstrap and what the pairs allow
 whose order is not certain in both runs: all of them agreeing, all of them disagreeing. With few items that is wide,
 and that is the answer; `resolved` says how many pairs are certain.
+
+Both coefficients are computed here, not by scipy.stats: for 1,000 draws of 60 players scipy takes 3 times (tau) and 17
+times (rho) as long, and for one pair it may call a full agreement 0.9999999999999999. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.uncertainty.intervals import Interval
-from lowmem_layers.game.uncertainty.quantiles import student_quantile
 from lowmem_layers.game.uncertainty.ranks import difference_errors, ranks
 from lowmem_layers.game.values.table import FloatArray
+
+_CHUNK = 25  # draws whose pairs of players are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +62,15 @@ def top_overlap(a: FloatArray, b: FloatArray, top_k: int) -> int:
 
 
 def _kendall(a: FloatArray, b: FloatArray) -> FloatArray:
-    # Shapes: (draws, players) each → (draws,).
-    sign_a, sign_b = (np.sign(x[:, :, None] - x[:, None, :]) for x in (a, b))
+    """Compute tau-b of many pairs of rankings. Shapes: (draws, players) each → (draws,)."""
+    sign_a, sign_b = (np.sign(x[:, :, None] - x[:, None, :]) for x in (a, b))  # (draws, players, players)
     scale = np.sqrt(np.abs(sign_a).sum(axis=(1, 2)) * np.abs(sign_b).sum(axis=(1, 2)))
     return _ratio(np.einsum("dij,dij->d", sign_a, sign_b), scale)
 
 
 def _spearman(a: FloatArray, b: FloatArray) -> FloatArray:
-    # Shapes: (draws, players) each → (draws,). Mid-ranks: the mean of the best and the worst place among ties.
+    """Compute rho of many pairs of rankings. Shapes: (draws, players) each → (draws,)."""
+    # Mid-ranks: the mean of the best and the worst place among ties.
     first, second = ((ranks(x) + x.shape[1] + 1.0 - ranks(-x)) / 2.0 for x in (a, b))
     first, second = (x - x.mean(axis=1, keepdims=True) for x in (first, second))
     scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
@@ -76,7 +82,7 @@ def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
 
 
 def _overlap(a: FloatArray, b: FloatArray, top_k: int) -> FloatArray:
-    # Shapes: (draws, players) each → (draws,).
+    """Count who is in both tops, of many pairs of rankings. Shapes: (draws, players) each → (draws,)."""
     inside = []
     for x in (a, b):
         member = np.zeros(x.shape, dtype=np.bool_)
@@ -106,70 +112,58 @@ def agreement(
     """
     if a.shape != b.shape or pieces_a.shape != pieces_b.shape or pieces_a.shape[1:] != a.shape:
         raise UsageError(f"rankings of {a.shape} and {b.shape} players", "compare the same players")
+    n, nan = len(a), float("nan")
     kendall, spearman, overlap = kendall_tau(a, b), spearman_rho(a, b), top_overlap(a, b, top_k)
     if np.isnan(dof).any() or np.isnan(kendall):
-        return _without_intervals(kendall, spearman, top_k, overlap)
-    tail = 100.0 * (1.0 - level) / 2
-    drawn = _draw(a, b, np.concatenate([pieces_a, pieces_b], axis=1), top_k, draws, seed)
-    order_a, order_b = (_certain_order(x, p, dof, level) for x, p in ((a, pieces_a), (b, pieces_b)))
-    certain = (order_a != 0) & (order_b != 0)
-    resolved = float(certain.sum() / (len(a) * (len(a) - 1)))
-    opposite = float((order_a != order_b)[certain].mean()) if certain.any() else float("nan")
+        unknown = Interval(nan, nan)
+        return Agreement(kendall, unknown, spearman, unknown, overlap, unknown, top_k, nan, nan)
+    # 1) The pairs whose order is certain in both: +1 the row's player above the column's, −1 below, 0 unknown.
+    orders = []
+    for value, pieces in ((a, pieces_a), (b, pieces_b)):
+        gap = value[:, None] - value[None, :]  # (players, players)
+        radius = stdtrit(float(dof.min()), 0.5 + level / 2) * difference_errors(pieces)
+        orders.append(np.where(np.abs(gap) > radius, np.sign(gap), 0.0))
+    known = orders[0] * orders[1]
+    resolved = float(np.abs(known).sum() / (n * (n - 1)))
+    opposite = float((known < 0).sum() / np.abs(known).sum()) if resolved > 0 else nan
+    # 2) What the other pairs allow: all of them agreeing, all of them disagreeing.
+    agreeing = known.sum() / (n * (n - 1))
+    tau_bounds = Interval(float(agreeing - (1.0 - resolved)), float(agreeing + (1.0 - resolved)))
     slack = 2.0 * (1.0 - level) * (1.0 - resolved)  # of nearly tied pairs, 1 − level are taken for certain by mistake
-    tau_ci = _span(kendall, drawn[0], tail, _tau_bounds(order_a, order_b), slack)
-    rho_ci = _span(spearman, drawn[1], tail, _rho_bounds(order_a, order_b), slack)
-    overlap_ci = Interval(*np.percentile(drawn[2], [tail, 100.0 - tail]).tolist())
-    return Agreement(kendall, tau_ci, spearman, rho_ci, overlap, overlap_ci, top_k, resolved, opposite)
+    # 3) The bootstrap beside it.
+    drawn = _draw(a, b, np.concatenate([pieces_a, pieces_b], axis=1), top_k, draws, seed)  # (3, draws)
+    tails = np.percentile(drawn, [50.0 * (1.0 - level), 50.0 * (1.0 + level)], axis=1).T.tolist()
+    tau_ci = _span(kendall, Interval(*tails[0]), tau_bounds, slack)
+    rho_ci = _span(spearman, Interval(*tails[1]), _rho_bounds(orders[0], orders[1]), slack)
+    return Agreement(kendall, tau_ci, spearman, rho_ci, overlap, Interval(*tails[2]), top_k, resolved, opposite)
 
 
-def _without_intervals(kendall: float, spearman: float, top_k: int, overlap: int) -> Agreement:
-    nan = float("nan")
-    unknown = Interval(nan, nan)
-    return Agreement(kendall, unknown, spearman, unknown, overlap, unknown, top_k, nan, nan)
+def _span(estimate: float, drawn: Interval[float], bounds: Interval[float], slack: float) -> Interval[float]:
+    """Unite the percentile interval, the basic bootstrap interval and the bounds, within [−1, 1]."""
+    low = min(drawn.low, 2.0 * estimate - drawn.high, bounds.low - slack)
+    high = max(drawn.high, 2.0 * estimate - drawn.low, bounds.high + slack)
+    return Interval(max(-1.0, low), min(1.0, high))
 
 
-def _span(
-    estimate: float, draws: FloatArray, tail: float, bounds: tuple[float, float], slack: float
-) -> Interval[float]:
-    # The percentile and the basic bootstrap interval and the bounds together, within [−1, 1].
-    low, high = (float(q) for q in np.percentile(draws, [tail, 100.0 - tail]))
-    least, most = min(low, 2.0 * estimate - high, bounds[0] - slack), max(high, 2.0 * estimate - low, bounds[1] + slack)
-    return Interval(max(-1.0, least), min(1.0, most))
-
-
-def _certain_order(value: FloatArray, pieces: FloatArray, dof: FloatArray, level: float) -> FloatArray:
-    # +1 where the row's player is certainly above the column's, −1 below, 0 unknown. Shapes: (players, players).
-    gap = value[:, None] - value[None, :]
-    radius = student_quantile(0.5 + level / 2, float(dof.min())) * difference_errors(pieces)
-    return np.where(np.abs(gap) > radius, np.sign(gap), 0.0)
-
-
-def _tau_bounds(order_a: FloatArray, order_b: FloatArray) -> tuple[float, float]:
-    pairs = len(order_a) * (len(order_a) - 1)
-    known = order_a * order_b
-    unknown = pairs - np.abs(known).sum()
-    return float((known.sum() - unknown) / pairs), float((known.sum() + unknown) / pairs)
-
-
-def _rho_bounds(order_a: FloatArray, order_b: FloatArray) -> tuple[float, float]:
-    # From the places each player may have in either run: the nearest and the farthest they can be apart.
+def _rho_bounds(order_a: FloatArray, order_b: FloatArray) -> Interval[float]:
+    """Bound Spearman's rho by the places that each player may have: as near, and as far apart as they can be."""
     n = len(order_a)
-    best_a, best_b = (1 + (order < 0).sum(axis=1) for order in (order_a, order_b))
+    best_a, best_b = (1 + (order < 0).sum(axis=1) for order in (order_a, order_b))  # (players,)
     worst_a, worst_b = (n - (order > 0).sum(axis=1) for order in (order_a, order_b))
     nearest = np.maximum(0, np.maximum(best_a - worst_b, best_b - worst_a))
     farthest = np.maximum(np.abs(worst_a - best_b), np.abs(worst_b - best_a))
     scale = 6.0 / (n * (n**2 - 1.0))
-    return float(1.0 - scale * (farthest**2).sum()), float(1.0 - scale * (nearest**2).sum())
+    return Interval(float(1.0 - scale * (farthest**2).sum()), float(1.0 - scale * (nearest**2).sum()))
 
 
 def _draw(a: FloatArray, b: FloatArray, pieces: FloatArray, top_k: int, draws: int, seed: int) -> FloatArray:
-    # Both coefficients and the overlap with errors of the estimated covariance, normal. Shapes: (3, draws).
+    """Draw both coefficients and the overlap, with normal errors of the estimated covariance. Shapes: (3, draws)."""
     rng = np.random.default_rng(seed)
     if len(pieces) > pieces.shape[1]:
         pieces = np.asarray(np.linalg.qr(pieces, mode="r"))  # the same covariance from fewer rows
     chunks = []
-    for start in range(0, draws, 25):
-        noise = rng.standard_normal((min(25, draws - start), len(pieces))) @ pieces
+    for start in range(0, draws, _CHUNK):
+        noise = rng.standard_normal((min(_CHUNK, draws - start), len(pieces))) @ pieces  # (chunk, players of both)
         x, y = a + noise[:, : len(a)], b + noise[:, len(a) :]
         chunks.append(np.stack([_kendall(x, y), _spearman(x, y), _overlap(x, y, top_k)]))
     return np.concatenate(chunks, axis=1)

@@ -6,6 +6,7 @@ Rank 1 is the largest value; ties share the best rank they could have (1, 2, 2, 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowmem_layers.game.uncertainty.errors import Influence
 from lowmem_layers.game.uncertainty.intervals import Interval
@@ -35,33 +36,33 @@ def rank_intervals(estimate: Influence, level: float, seed: int, draws: int = 10
     low, high = np.full(n_players, np.nan), np.full(n_players, np.nan)
     if len(known) == 0:
         return Interval(low, high)
-    larger, smaller = significant_differences(estimate, known, level, seed, draws)
-    low[known] = 1.0 + larger
-    high[known] = n_players - smaller
+    value, pieces = estimate.value[known], estimate.pieces[:, known]
+    # 1) Draw errors of the estimates: a multivariate t with the estimated covariance.
+    rng = np.random.default_rng(seed)
+    eigenvalue, eigenvector = np.linalg.eigh(pieces.T @ pieces)
+    root = eigenvector * np.sqrt(np.maximum(eigenvalue, 0.0))
+    normal = rng.standard_normal((draws, len(known))) @ root.T  # (draws, known)
+    dof = float(estimate.dof[known].min())
+    simulated = normal / np.sqrt(rng.chisquare(dof, draws) / dof)[:, None]
+    # 2) Compare each player with all others.
+    error = difference_errors(pieces)  # (known, known)
+    for place, player in enumerate(known):
+        gap = value - value[place]
+        differs = _step_down(gap, error[place], np.abs(simulated - simulated[:, [place]]), level)
+        low[player] = 1.0 + (differs & (gap > 0)).sum()
+        high[player] = n_players - (differs & (gap < 0)).sum()
     return Interval(low, high)
 
 
-def significant_differences(
-    estimate: Influence, known: np.ndarray, level: float, seed: int, draws: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Count, for each known player, the others significantly larger and smaller. Shapes: two arrays (known,)."""
-    value, pieces = estimate.value[known], estimate.pieces[:, known]
-    error = difference_errors(pieces)
-    simulated = _simulate(pieces, estimate.dof[known], draws, seed)
-    larger, smaller = np.zeros(len(known)), np.zeros(len(known))
-    for p in range(len(known)):
-        gap = value - value[p]
-        rejected = _step_down(gap, error[p], np.abs(simulated - simulated[:, [p]]), level)
-        larger[p] = (rejected & (gap > 0)).sum()
-        smaller[p] = (rejected & (gap < 0)).sum()
-    return larger, smaller
+def _step_down(gap: FloatArray, error: FloatArray, simulated: FloatArray, level: float) -> NDArray[np.bool_]:
+    """Tell which of one player's differences are significant together, by Romano and Wolf's step-down.
 
-
-def _step_down(gap: FloatArray, error: FloatArray, simulated: FloatArray, level: float) -> np.ndarray:
-    # Romano and Wolf's step-down: what is rejected no longer counts among the largest differences. Shapes: (players,).
-    open_ = error > 0
-    scaled = simulated[:, open_] / error[open_]
-    score = np.abs(gap[open_]) / error[open_]
+    A difference that was rejected no longer counts among the largest of the simulated ones, so the next critical value
+    is smaller. Shapes: `gap`, `error` (players,), `simulated` (draws, players) → (players,).
+    """
+    varies = error > 0  # a difference without any error is certain, whichever way it points
+    scaled = simulated[:, varies] / error[varies]
+    score = np.abs(gap[varies]) / error[varies]
     rejected = np.zeros(len(score), dtype=np.bool_)
     while not rejected.all():
         critical = float(np.quantile(scaled[:, ~rejected].max(axis=1), level))
@@ -69,25 +70,15 @@ def _step_down(gap: FloatArray, error: FloatArray, simulated: FloatArray, level:
         if not new.any():
             break
         rejected |= new
-    result = ~open_ & (gap != 0)
-    result[open_] = rejected
+    result = ~varies & (gap != 0)
+    result[varies] = rejected
     return result
 
 
 def difference_errors(pieces: FloatArray) -> FloatArray:
-    """Estimate the standard error of every difference. Shapes: (clusters, players) → (players, players)."""
+    """Estimate the standard error of every difference. Shapes: (pieces, players) → (players, players)."""
     covariance = pieces.T @ pieces
     variance = np.diag(covariance)
-    squared = np.maximum(variance[:, None] + variance[None, :] - 2.0 * covariance, 0.0)
-    return np.sqrt(np.where(squared > 1e-12 * (variance[:, None] + variance[None, :]), squared, 0.0))
-
-
-def _simulate(pieces: FloatArray, dof: FloatArray, draws: int, seed: int) -> FloatArray:
-    # Errors of the estimates under a multivariate t with the estimated covariance. Shapes: (draws, players).
-    rng = np.random.default_rng(seed)
-    covariance = pieces.T @ pieces
-    eigenvalue, eigenvector = np.linalg.eigh(covariance)
-    root = eigenvector * np.sqrt(np.maximum(eigenvalue, 0.0))
-    normal = rng.standard_normal((draws, len(covariance))) @ root.T
-    smallest = float(dof.min())
-    return normal / np.sqrt(rng.chisquare(smallest, draws) / smallest)[:, None]
+    total = variance[:, None] + variance[None, :]
+    squared = np.maximum(total - 2.0 * covariance, 0.0)
+    return np.sqrt(np.where(squared > 1e-12 * total, squared, 0.0))  # less is rounding: the two move together

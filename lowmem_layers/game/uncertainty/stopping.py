@@ -1,8 +1,8 @@
 """Stopping early: a statement about the importance, and whether the items so far prove it at any time of looking.
 
 Evidence against "the difference is 0" is a t-test e-process: the likelihood ratio of a Gaussian spread of effect sizes
-against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so one may
-look after every tile, or every item, and stop when one likes. A statement needs several comparisons to hold at once;
+against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so a run may
+look after every tile, or every item, and stop at any of them. A statement needs several comparisons to hold at once;
 their number divides α (Bonferroni over every comparison that could be wrongly decided). Skewed items would break the
 Gaussian bound: where the skewness makes a difference look surer than it is, the t statistic is first corrected for it
 (`skewness.cautious_t`), never the other way.
@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks, skewness_of
 from lowmem_layers.game.uncertainty.skewness import cautious_t, incautious_t
-from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.game.values.table import FloatArray, ValueTable, as_tables
 
 EFFECT_VARIANCE = 0.1  # of the mixture: tightest for effects of about 0.3 standard deviations an item
 MIN_CLUSTERS = 30  # fewer say too little about their own spread for any certainty
@@ -34,14 +35,14 @@ _WIDTH = re.compile(r"ci=(\d+(?:\.\d*)?|\.\d+)")
 class Statement:
     """What is to be proved: the `top` K sublayers as a set, the whole `rank` order, or all half-widths (`ci`)."""
 
-    kind: str
+    kind: Literal["top", "rank", "ci"]
     top_k: int = 0
     half_width: float = 0.0
 
 
 @dataclass(frozen=True)
 class StopDecision:
-    """Whether the statement holds now; `text` states it with its numbers, `detail` says what decided or is missing."""
+    """Whether the statement holds now; `text` states it with its numbers, `detail` names what decides it."""
 
     holds: bool
     text: str
@@ -90,7 +91,7 @@ def decide(
         UsageError: no such statement, or more sublayers on top than there are.
     """
     parsed = parse_statement(statement) if isinstance(statement, str) else statement
-    listed = [tables] if isinstance(tables, ValueTable) else list(tables)
+    listed = as_tables(tables)
     parts = [estimate_influence(t, estimator_weights(estimator, t.coalitions, t.players, max_removed)) for t in listed]
     estimate = mean_over_tasks(parts)
     players, n_items = listed[0].players, sum(t.n_items for t in listed)
@@ -101,8 +102,14 @@ def decide(
         return StopDecision(False, "nothing is certain", f"the value of {bad} is not finite", n_items)
     if min(t.n_clusters for t in listed) < MIN_CLUSTERS:
         return StopDecision(False, "nothing is certain yet", f"fewer than {MIN_CLUSTERS} items a task", n_items)
-    rule = {"top": _decide_top, "rank": _decide_rank, "ci": _decide_width}[parsed.kind]
-    holds, claim, detail = rule(estimate, players, parsed, level)
+    if parsed.kind == "ci":
+        radius = anytime_radius(estimate, (1.0 - level) / len(players))
+        widest = int(np.argmax(radius))
+        holds = bool(radius[widest] <= parsed.half_width)
+        claim = f"all values together are known to ±{parsed.half_width:g}"
+        detail = f"±{radius[widest]:.3g} at {players[widest]}"
+    else:
+        holds, claim, detail = _decide_order(estimate, players, parsed, level)
     items = f"{n_items:,} items" if n_total is None else f"{n_items:,} of {n_total:,} items"
     text = f"{claim} ({100 * level:g} % at any time of looking, {items})" if holds else "not certain yet"
     return StopDecision(holds, text, detail, n_items)
@@ -135,52 +142,43 @@ def anytime_radius(estimate: Influence, alpha: float) -> FloatArray:
     return np.where(estimate.standard_error > 0, needed * estimate.standard_error, np.inf)
 
 
-def _log_evidence_of_order(estimate: Influence, above: list[int], below: list[int]) -> FloatArray:
-    # Log evidence that each of `above` exceeds each of `below`; −inf where the estimates say otherwise. (above, below)
-    evidence = np.full((len(above), len(below)), -np.inf)
-    for row, a in enumerate(above):
-        pieces = estimate.pieces[:, [a]] - estimate.pieces[:, below]
-        gap = estimate.value[a] - estimate.value[below]
-        error = np.sqrt((pieces**2).sum(axis=0))
-        usable = (gap > 0) & (error > 1e-12 * np.abs(gap))
-        score = np.divide(gap, error, out=np.zeros(gap.shape), where=usable)
-        cautious = cautious_t(score, skewness_of(pieces))
-        found = log_evidence(cautious, np.minimum(estimate.dof[a], estimate.dof[below]))
-        evidence[row] = np.where(usable, found, -np.inf)
-    return evidence
+def _decide_order(
+    estimate: Influence, players: tuple[str, ...], statement: Statement, level: float
+) -> tuple[bool, str, str]:
+    """Decide about the top K or the whole order: whether it holds, what then holds, and the weakest comparison.
 
-
-_Verdict = tuple[bool, str, str]  # whether it holds, what then holds, what decided
-
-
-def _decide_top(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
+    The top K holds where each of its members is above each other player; the order where each is above the next.
+    """
     order = [int(p) for p in np.argsort(-estimate.value, kind="stable")]
-    top, rest = order[: statement.top_k], order[statement.top_k :]
-    needed = float(np.log(len(top) * len(rest) / (1.0 - level)))
-    evidence = _log_evidence_of_order(estimate, top, rest)
-    a, b = np.unravel_index(int(np.argmin(evidence)), evidence.shape)
-    named = ", ".join(players[p] for p in top)
-    claim = f"the top {len(top)} {'is' if len(top) == 1 else 'are'} {named}"
-    return _compared(evidence[a, b], needed, claim, f"{players[top[a]]} over {players[rest[b]]}")
+    if statement.kind == "top":
+        top, rest = order[: statement.top_k], order[statement.top_k :]
+        compared = [(player, rest) for player in top]
+        n_questions = len(top) * len(rest)
+        claim = f"the top {len(top)} {'is' if len(top) == 1 else 'are'} {', '.join(players[p] for p in top)}"
+    else:
+        compared = [(above, [below]) for above, below in pairwise(order)]
+        n_questions = len(order) * (len(order) - 1) // 2  # any two might have come out as neighbours
+        claim = f"the order is {', '.join(players[p] for p in order)}"
+    if not compared:
+        return True, claim, f"{players[0]} is the only player"
+    evidence = np.concatenate([_log_evidence_above(estimate, above, below) for above, below in compared])
+    needed = float(np.log(n_questions / (1.0 - level)))
+    weakest = int(np.argmin(evidence))
+    above, below = [(above, each) for above, others in compared for each in others][weakest]
+    pair = f"{players[above]} over {players[below]}"
+    detail = f"weakest comparison: {pair}, log evidence {evidence[weakest]:.2f} of {needed:.2f}"
+    return bool(evidence[weakest] > needed), claim, detail
 
 
-def _decide_rank(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
-    order = [int(p) for p in np.argsort(-estimate.value, kind="stable")]
-    needed = float(np.log(len(order) * (len(order) - 1) / 2 / (1.0 - level))) if len(order) > 1 else 0.0
-    steps = [float(_log_evidence_of_order(estimate, [a], [b])[0, 0]) for a, b in pairwise(order)]
-    weakest = int(np.argmin(steps)) if steps else 0
-    pair = f"{players[order[weakest]]} over {players[order[min(weakest + 1, len(order) - 1)]]}"
-    claim = f"the order is {', '.join(players[p] for p in order)}"
-    return _compared(steps[weakest] if steps else 1.0, needed, claim, pair)
+def _log_evidence_above(estimate: Influence, player: int, others: list[int]) -> FloatArray:
+    """Give the log evidence that a player exceeds each of the others; −∞ where the estimates say otherwise.
 
-
-def _decide_width(estimate: Influence, players: tuple[str, ...], statement: Statement, level: float) -> _Verdict:
-    radius = anytime_radius(estimate, (1.0 - level) / len(players))
-    widest = int(np.argmax(radius))
-    claim = f"all values together are known to ±{statement.half_width:g}"
-    return bool(radius[widest] <= statement.half_width), claim, f"±{radius[widest]:.3g} at {players[widest]}"
-
-
-def _compared(evidence: float, needed: float, claim: str, pair: str) -> _Verdict:
-    detail = f"weakest comparison: {pair}, log evidence {evidence:.2f} of {needed:.2f}"
-    return bool(evidence > needed), claim, detail
+    Shapes: (others,).
+    """
+    pieces = estimate.pieces[:, [player]] - estimate.pieces[:, others]  # (pieces, others)
+    gap = estimate.value[player] - estimate.value[others]
+    error = np.sqrt((pieces**2).sum(axis=0))
+    usable = (gap > 0) & (error > 1e-12 * np.abs(gap))  # an error as small as rounding is none, and proves nothing
+    score = np.divide(gap, error, out=np.zeros(gap.shape), where=usable)
+    found = log_evidence(cautious_t(score, skewness_of(pieces)), np.minimum(estimate.dof[player], estimate.dof[others]))
+    return np.where(usable, found, -np.inf)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players.coalitions import Removed, coalition_name
+from lowmem_layers.game.players.coalitions import Removed, check_coalitions, coalition_name
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ValueTable:
-    """Per-item values v_i(S) of one metric on one task; the game's v(S) is their mean over items.
+    """Values of one metric on one task, v_i(S) of item i under coalition S; the game's v(S) is their mean over items.
 
     Shapes: `values` (items, coalitions), `clusters` (items,) or None (every item its own cluster), `items` (items,) the
     data set's ids or None.
@@ -46,8 +46,13 @@ class ValueTable:
             )
         if values.shape[0] == 0:
             raise UsageError("a table of values without items", "score at least one item")
-        _check_coalitions(self.coalitions, self.players)
+        n_players = len(self.players)
+        if len(set(self.players)) != n_players or not self.players:
+            raise UsageError(f"{n_players} players, {len(set(self.players))} of them distinct", "name each player once")
+        check_coalitions(self.coalitions, n_players)
         object.__setattr__(self, "_index", {removed: c for c, removed in enumerate(self.coalitions)})
+        if len(self._index) != len(self.coalitions):
+            raise UsageError("a coalition occurs twice in the table", "give every coalition one column")
         for name, column in (("clusters", self.clusters), ("items", self.items)):
             if column is not None and len(column) != values.shape[0]:
                 raise UsageError(f"{len(column)} {name} for {values.shape[0]} items", "give one an item")
@@ -120,14 +125,18 @@ def missing_coalition(removed: Removed, players: Sequence[str]) -> UsageError:
     )
 
 
-def _check_coalitions(coalitions: tuple[Removed, ...], players: tuple[str, ...]) -> None:
-    if len(set(players)) != len(players) or not players:
-        raise UsageError(f"{len(players)} players, {len(set(players))} of them distinct", "name every player once")
-    if len(set(coalitions)) != len(coalitions):
-        raise UsageError("a coalition occurs twice in the table", "give every coalition one column")
-    for removed in coalitions:
-        if list(removed) != sorted(set(removed)) or (removed and not 0 <= removed[0] <= removed[-1] < len(players)):
+def as_tables(tables: ValueTable | Sequence[ValueTable]) -> list[ValueTable]:
+    """List the tables of several tasks; one table is a list of one.
+
+    Raises:
+        UsageError: no tables, or tables of different players.
+    """
+    listed = [tables] if isinstance(tables, ValueTable) else list(tables)
+    if not listed:
+        raise UsageError("no tables of values", "give the table of at least one task")
+    for table in listed[1:]:
+        if table.players != listed[0].players:
             raise UsageError(
-                f"{removed} is no coalition of {len(players)} players",
-                "a coalition is the sorted tuple of the positions removed, each once",
+                f"tasks {listed[0].task!r} and {table.task!r} have different players", "give tasks of one model only"
             )
+    return listed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -129,11 +129,9 @@ class Converter:
                 f"{where}: {name} cannot be put together: {str(reason).strip().splitlines()[-1]}",
                 "tensors are missing or have the wrong shape",
             )
-        self._check_unexpected(info.unexpected_keys, where)
-
-    def _check_unexpected(self, names: Iterable[str], where: str) -> None:
+        # Buffers such as rotary frequencies are computed; what the model's own code ignores is no loss either.
         buffers = {name for name, _ in self._model.named_buffers()}
-        for name in sorted(names):
+        for name in sorted(info.unexpected_keys):
             if self._layer.match(name) and not self.ignores(name) and name not in buffers:
                 raise CheckpointError(
                     f"{where}: the model has no place for the tensor {name}",

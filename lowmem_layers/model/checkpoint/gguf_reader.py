@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from lowmem_layers.errors import CheckpointError, ModelError
-from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, GgufTensor, read_gguf_header
-from lowmem_layers.model.checkpoint.packing import OwnPacking, Recipe
+from lowmem_layers.model.checkpoint.gguf_file import AGAIN, GgufHeader, GgufTensor, read_gguf_header
+from lowmem_layers.model.checkpoint.packing import Packing
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
-from lowmem_layers.model.formats import Packed, dense, gguf_blocks, joined, unpack
+from lowmem_layers.model.formats import DENSE, GGUF, OwnPacking, Packed, stack, unpacked
+from lowmem_layers.model.formats.gguf_blocks import BLOCKS, PLAIN
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.homes.store import Place
 
@@ -36,9 +36,6 @@ ARCHITECTURES = (
 _EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)")
 _STACKS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_AGAIN = "download the GGUF file again"
-
 
 def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
     """Name the block format that most of the decoder layers' numbers are in; None for a file of plain floats.
@@ -46,21 +43,21 @@ def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
     Raises:
         CheckpointError: a tensor is in a block format that is not read here.
     """
-    unknown = [t for t in header.tensors.values() if t.quant_type not in gguf_blocks.BLOCKS | _PLAIN]
+    unknown = [t for t in header.tensors.values() if t.quant_type not in BLOCKS | PLAIN]
     if unknown:
         raise CheckpointError(
             f"{header.file.name}: {unknown[0].name} is in blocks of type {unknown[0].quant_type}",
-            f"these block formats are read: {', '.join(gguf_blocks.BLOCKS)}",
+            f"these block formats are read: {', '.join(BLOCKS)}",
         )
     numbers: Counter[str] = Counter()
     for name, tensor in header.tensors.items():
         if name.startswith("blk.") and len(tensor.shape) > 1:
             numbers[tensor.quant_type] += tensor.n_bytes
-    if not numbers or numbers.most_common(1)[0][0] in _PLAIN:
+    if not numbers or numbers.most_common(1)[0][0] in PLAIN:
         return None
     main = numbers.most_common(1)[0][0]
     others = len(numbers) - 1
-    return OwnPacking("gguf", gguf_blocks.BLOCKS[main].bits, f"GGUF {main}" + (" and others" if others else ""))
+    return OwnPacking(GGUF, BLOCKS[main].bits, f"GGUF {main}" + (" and others" if others else ""))
 
 
 def check_architecture(header: GgufHeader) -> None:
@@ -102,19 +99,17 @@ class GgufReader:
     """Read one GGUF file."""
 
     def __init__(
-        self, file: Path, model: Any, layer_of: Callable[[str], int], places: Iterable[Place], recipe: Recipe,
+        self, file: Path, model: Any, layer_of: Callable[[str], int], places: Iterable[Place], packing: Packing,
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self._header = read_gguf_header(file)
         check_architecture(self._header)
-        self._model = model
-        self._recipe = recipe
-        self._dtype = dtype
+        self._model, self._packing, self._dtype = model, packing, dtype
         self._config = model.config.get_text_config(decoder=True)
         arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self._header.architecture)
         self._names = get_tensor_name_map(arch, self._config.num_hidden_layers)
         self._places = {place.key: place for place in places}
-        self._targets: dict[int, list[str]] = defaultdict(list)
+        self._targets: dict[int, list[str]] = defaultdict(list)  # the model's names by decoder layer
         for name in model.state_dict():
             self._targets[layer_of(name)].append(name)
 
@@ -122,22 +117,18 @@ class GgufReader:
         """Count what each weight takes as the file packs it, by the model's names, from the header alone."""
         return {
             name: sum(
-                tensor.n_bytes if tensor.quant_type in gguf_blocks.BLOCKS else prod(tensor.shape) * self._dtype.itemsize
-                for tensor in self._tensors_of(name)
+                GGUF.home_bytes(tensor.quant_type, tensor.shape, self._dtype)
+                for tensor in self._sources(name).values()
+                if tensor is not None
             )
             for name in self._places
         }
-
-    def _tensors_of(self, name: str) -> list[GgufTensor]:
-        stacks = _stacks_of(name)
-        found = [self._header.tensors.get(each) for each in stacks] if stacks else [self._find(name)]
-        return [tensor for tensor in found if tensor is not None]
 
     def read_resident(self) -> None:
         """Fill embedding, final norm and head, and tie what the model ties."""
         tied = set(getattr(self._model, "all_tied_weights_keys", None) or {})
         for name in self._targets[-1]:
-            if name not in tied or self._find(name) is not None:
+            if name not in tied or self._sources(name)[name] is not None:
                 set_tensor(self._model, name, self._read_dense(name))
         self._model.tie_weights()
 
@@ -149,83 +140,65 @@ class GgufReader:
             if place is None:
                 set_tensor(self._model, name, self._read_dense(name))
                 continue
-            weight = self._read_experts(name, place.shape) or self._read(name, place.shape)
-            if not self._recipe.keep or weight.format == dense.NAME:
-                weight = self._recipe.pack(self._unpacked(weight, self._dtype), is_quantised=is_quantised(place))
+            weight = self._read(name, place.shape)
+            if not self._packing.keep or weight.format == DENSE:
+                weight = self._packing.pack(unpacked(weight, self._dtype), is_quantised=is_quantised(place))
             packed[name] = weight
         return packed
 
-    def _read_experts(self, name: str, shape: tuple[int, ...]) -> Packed | None:
-        """Read a stack of experts, of two stacks in the file if need be; None for any other weight."""
-        files = _stacks_of(name)
-        if not files:
-            return None
-        height = shape[1] // len(files)
-        stacks = [self._load(self._header.tensors.get(each), each, (shape[0], height, shape[2])) for each in files]
-        if len(stacks) == 1:
-            return stacks[0]
-        cut = [gguf_blocks.rows if stack.format == gguf_blocks.NAME else dense.rows for stack in stacks]
-        ranges = [(expert * height, (expert + 1) * height) for expert in range(shape[0])]
-        return joined.stack([[c(s, *each) for c, s in zip(cut, stacks, strict=True)] for each in ranges], shape)
+    def _sources(self, name: str) -> dict[str, GgufTensor | None]:
+        """Find the file's tensors that make up one of the model's, by the names that messages use.
 
-    def _find(self, name: str) -> GgufTensor | None:
+        A stack of experts is one stack or two in the file; any other tensor is one, None where the file lacks it.
+        """
+        experts = _EXPERTS.fullmatch(name)
+        if experts is not None:
+            stacks = [f"blk.{experts['layer']}.{part}.weight" for part in _STACKS[experts["stack"]]]
+            return {stack: self._header.tensors.get(stack) for stack in stacks}
         stem, _, suffix = name.rpartition(".")
-        return self._header.tensors.get(f"{self._names.get_name(stem)}.{suffix}")
+        return {name: self._header.tensors.get(f"{self._names.get_name(stem)}.{suffix}")}
 
     def _read_dense(self, name: str) -> torch.Tensor:
+        """Read a tensor that stays in the model, in the dtype that it has there."""
         parameter = self._model.get_parameter(name)
-        expected, dtype = tuple(parameter.shape), parameter.dtype
-        weight = self._read(name, expected)
-        offset = 1.0 if self._header.architecture in OFFSET_NORMS and name.endswith("norm.weight") else 0.0
-        if not offset:
-            return self._unpacked(weight, dtype)
-        exact = torch.empty(expected)
-        unpack(weight, exact)
-        return (exact - offset).to(dtype)
-
-    def _unpacked(self, weight: Packed, dtype: torch.dtype) -> torch.Tensor:
-        out = torch.empty(weight.shape, dtype=dtype)
-        unpack(weight, out)
-        return out
+        weight = self._read(name, tuple(parameter.shape))
+        if self._header.architecture in OFFSET_NORMS and name.endswith("norm.weight"):
+            return (unpacked(weight, torch.float32) - 1.0).to(parameter.dtype)
+        return unpacked(weight, parameter.dtype)
 
     def _read(self, name: str, expected: tuple[int, ...]) -> Packed:
-        """Read the tensor that the file has for a model's, in the model's row order."""
-        return self._load(self._find(name), name, expected)
+        """Read what the file has for one of the model's tensors, in the model's row order."""
+        sources = list(self._sources(name).items())
+        if len(sources) == 1:
+            return self._load(sources[0][1], sources[0][0], expected)
+        # stacks of experts that lie beside each other in the file, and below each other in the model
+        experts, height, columns = expected[0], expected[1] // len(sources), expected[2]
+        stacks = [self._load(tensor, part, (experts, height, columns)) for part, tensor in sources]
+        starts = range(0, experts * height, height)
+        return stack([[each.format.rows(each, start, start + height) for each in stacks] for start in starts], expected)
 
     def _load(self, tensor: GgufTensor | None, name: str, expected: tuple[int, ...]) -> Packed:
-        """Read one tensor, in the model's row order.
+        """Read one tensor of the file, in the model's row order.
 
         Raises:
             CheckpointError: it is missing, of another shape, or not finite.
         """
+        # 1) the bytes
         file = self._header.file
         if tensor is None:
-            raise CheckpointError(f"{file.name} lacks the tensor for {name}", _AGAIN)
+            raise CheckpointError(f"{file.name} lacks the tensor for {name}", AGAIN)
         if tensor.shape not in (expected, tuple(size for size in expected if size != 1)):
-            raise CheckpointError(f"{file.name}: {tensor.name} has shape {tensor.shape}, expected {expected}", _AGAIN)
+            raise CheckpointError(f"{file.name}: {tensor.name} has shape {tensor.shape}, expected {expected}", AGAIN)
         entry = TensorEntry(tensor.name, file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
-        rows = self._reordered(tensor, read_tensor(entry).view(*expected[:-1], -1))
-        if tensor.quant_type in _PLAIN:
-            values = rows.view(_PLAIN[tensor.quant_type]).view(expected)
-            weight, scales = Packed(dense.NAME, expected, {"weight": values}), values
-        else:
-            weight = gguf_blocks.pack(rows, tensor.quant_type, expected)
-            scales = gguf_blocks.scales(weight)
-        if not bool(torch.isfinite(scales).all()):
-            raise CheckpointError(f"{file.name}: {tensor.name} holds NaN or infinite numbers", _AGAIN)
-        return weight
-
-    def _reordered(self, tensor: GgufTensor, rows: torch.Tensor) -> torch.Tensor:
-        """Undo llama.cpp's interleaving of the rows of query and key projections."""
+        rows = read_tensor(entry).view(*expected[:-1], -1)  # (..., rows, bytes of a row)
+        # 2) llama.cpp interleaves the two halves of each head's rows in query and key projections: undone here
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
-        if heads is None or self._header.architecture not in PERMUTED:
-            return rows
-        n_heads = getattr(self._config, heads)
-        pairs = rows.view(n_heads, rows.shape[0] // n_heads // 2, 2, -1)
-        return pairs.transpose(1, 2).reshape(rows.shape)
-
-
-def _stacks_of(name: str) -> list[str]:
-    """Name the file's stacks that make up the model's stack of experts; none for any other weight."""
-    found = _EXPERTS.fullmatch(name)
-    return [f"blk.{found['layer']}.{part}.weight" for part in _STACKS[found["stack"]]] if found else []
+        if heads is not None and self._header.architecture in PERMUTED:
+            n_heads = getattr(self._config, heads)
+            pairs = rows.view(n_heads, rows.shape[0] // n_heads // 2, 2, -1)  # (heads, rows / 2, half, bytes)
+            rows = pairs.transpose(1, 2).reshape(rows.shape)
+        # 3) blocks or plain numbers, all finite
+        weight = GGUF.pack(rows, tensor.quant_type, expected)
+        if not GGUF.is_finite(weight):
+            raise CheckpointError(f"{file.name}: {tensor.name} holds NaN or infinite numbers", AGAIN)
+        return weight

@@ -98,12 +98,21 @@ def read_table(folder: Path) -> dict[str, TensorEntry]:
         single = folder / "model.safetensors"
         files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
         return {name: entry for file in files for name, entry in read_header(file).items()}
-    weight_map = _read_index(index)
+    # 1) the index: which shard each tensor is in
+    try:
+        weight_map = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index.name} is not a checkpoint's index", _AGAIN) from error
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:  # never read outside the folder
+            raise CheckpointError(f"{index.name}: {name} is in {shard!r}, which is no file of its folder", _AGAIN)
+    # 2) the shards' own headers
     table: dict[str, TensorEntry] = {}
     for shard in sorted(set(weight_map.values())):
         if not (folder / shard).is_file():
             raise CheckpointError(f"{shard} is missing from {folder}, but {INDEX} names it", _AGAIN)
         table |= read_header(folder / shard)
+    # 3) both must agree
     lost = [name for name, shard in weight_map.items() if name not in table or table[name].file.name != shard]
     if lost:
         raise CheckpointError(f"{weight_map[lost[0]]} lacks the tensor {lost[0]}, but {INDEX} names it", _AGAIN)
@@ -127,10 +136,12 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             raise CheckpointError(f"{file.name} has a damaged header", _AGAIN) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name} has a damaged header: it is no table of tensors", _AGAIN)
+    # "__metadata__" says what wrote the file
     return {name: _entry(name, file, 8 + length, size, about) for name, about in header.items() if name[:2] != "__"}
 
 
 def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mapping[str, Any]) -> TensorEntry:
+    """Read and check one tensor's line of the header: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}."""
     try:
         kind, (begin, end), shape = about["dtype"], map(int, about["data_offsets"]), tuple(map(int, about["shape"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -149,14 +160,3 @@ def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mappin
             f"{file.name} is truncated: {name} ends at byte {data_start + end}, the file at byte {file_size}", _AGAIN
         )
     return TensorEntry(name, file, dtype, shape, data_start + begin, end - begin)
-
-
-def _read_index(index: Path) -> dict[str, str]:
-    try:
-        weight_map = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index.name} is not a checkpoint's index", _AGAIN) from error
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index.name}: {name} is in {shard!r}, which is no file of its folder", _AGAIN)
-    return weight_map

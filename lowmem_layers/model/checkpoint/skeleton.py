@@ -1,4 +1,4 @@
-"""A model without its weights: transformers' own modules, built from the config in no memory to speak of."""
+"""A model without its weights: transformers' own modules, built from the config; its parameters take no memory."""
 
 from __future__ import annotations
 
@@ -34,11 +34,16 @@ def quiet_transformers() -> Iterator[None]:
 def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Any:
     """Build the causal language model of a config with its parameters on the meta device and its buffers computed.
 
+    Parameters have the dtype that transformers' loader would give them: `dtype`, or float32 for those that it keeps so
+    whatever is asked for (some mixtures' routers). Source: `PreTrainedModel._get_dtype_plan` and
+    `transformers.core_model_loading`.
+
     Raises:
         ModelError: transformers has no causal language model for this config.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import build_glob_alternation
 
     plain = deepcopy(config)
     if hasattr(plain, "quantization_config"):
@@ -46,28 +51,19 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
+    # A config's numbers go into the family's own code unchecked, so any of these may come of a damaged one.
     except (ValueError, ImportError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
+        first_line = str(error).strip().split("\n")[0]
         raise ModelError(
-            f"no causal language model can be built from this config: {_first_line(error)}",
+            f"no causal language model can be built from this config: {first_line}",
             "the numbers in config.json make no model; download or save it again",
         ) from error
-    _keep_in_float32(model, dtype)
-    return model.eval().requires_grad_(False)
-
-
-def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
-    """Make those parameters float32 that transformers' loader keeps so whatever is asked for: some mixtures' routers.
-
-    Source: `PreTrainedModel._get_dtype_plan` and `transformers.core_model_loading`.
-    """
-    from transformers.core_model_loading import build_glob_alternation
-
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
-    if not plan:
-        return
-    kept = build_glob_alternation(list(plan))[0]
-    for name in [name for name, _ in model.named_parameters() if kept.search(name)]:
-        set_tensor(model, name, model.get_parameter(name).data.to(torch.float32))
+    if plan:
+        in_float32 = build_glob_alternation(list(plan))[0]
+        for name in [name for name, _ in model.named_parameters() if in_float32.search(name)]:
+            set_tensor(model, name, model.get_parameter(name).data.to(torch.float32))
+    return model.eval().requires_grad_(False)
 
 
 def layers_prefix(model: nn.Module, layer: nn.Module) -> str:
@@ -84,7 +80,3 @@ def set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
         module._buffers[attribute] = value
     else:
         module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,14 @@ def find_source(spec: ModelSpec) -> Source:
         return Source(EMBEDDED_MODEL, path.parent, path.name)
     path = Path(spec.model).expanduser()
     if path.is_file():
-        return _from_file(path)
+        if path.suffix.lower() == ".gguf":
+            return Source(path.name, path.parent, path.name)
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            raise _pickle_error(path)
+        raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
     if not path.is_dir():
-        if _looks_like_a_path(spec.model):
+        name = spec.model  # an id is NAME or OWNER/NAME; anything else that is not here is a path
+        if name.startswith((".", "~", "/")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
             raise ModelError(f"{spec.model} does not exist", "name a folder with config.json and *.safetensors")
         path = _download(spec.model, spec.revision)
     return _from_folder(spec.model, path)
@@ -62,14 +68,6 @@ def list_hub_models() -> list[tuple[str, Path]]:
             if has_weights or any(folder.glob("*.gguf")):
                 found.append((repository.name.removeprefix("models--").replace("--", "/"), folder))
     return found
-
-
-def _from_file(path: Path) -> Source:
-    if path.suffix.lower() == ".gguf":
-        return Source(path.name, path.parent, path.name)
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise _pickle_error(path)
-    raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
 
 
 def _from_folder(name: str, folder: Path) -> Source:
@@ -97,23 +95,16 @@ def _pickle_error(path: Path) -> ModelError:
     )
 
 
-def _looks_like_a_path(name: str) -> bool:
-    return name.startswith((".", "~", "/")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
-
-
 def _download(name: str, revision: str | None) -> Path:
     """Fetch config, tokenizer and safetensors from the hub into its cache.
 
     Raises:
-        ModelError: no such model, no access to it, or no network.
+        ModelError: no such model, no access to it, no network, or no room for it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -132,5 +123,10 @@ def _download(name: str, revision: str | None) -> Path:
         raise ModelError(f"{name} has no revision {revision!r}", "leave --revision out for its main one") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"there is no model {name} on the hub, or it is private", local_hint) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except OSError as error:  # of the network, which huggingface_hub has many kinds of, or of this machine's disk
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise ModelError(
+                f"{name} cannot be downloaded: {error.strerror}",
+                "free some space, or point HF_HOME to a folder of yours on another disk",
+            ) from error
         raise ModelError(f"{name} is not on this machine and the model hub cannot be reached", local_hint) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lowmem_layers.model.homes.cache import ABOUT, TEXTS, cache_folder, fingerpr
 from lowmem_layers.model.spec import ModelSpec
 
 _DECODERS = "lowmem-layers takes decoder-only language models: Llama, Mistral, Mixtral, Qwen, Gemma, GPT-2 and so on"
+_AGAIN = "download or save the model again"
 
 
 def read_config(source: Source, spec: ModelSpec) -> Any:
@@ -29,8 +31,8 @@ def read_config(source: Source, spec: ModelSpec) -> Any:
     from transformers import AutoConfig
 
     if source.gguf is None:
-        _check_model_type(source, spec)
-    elif spec.cache and (kept := _kept_texts(source)) is not None:
+        _check_config_file(source, trust_remote_code=spec.trust_remote_code)
+    elif spec.cache and (kept := _texts_folder(source)).is_dir():
         return AutoConfig.from_pretrained(kept)
     try:
         config = AutoConfig.from_pretrained(
@@ -50,13 +52,13 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if spec.cache and (kept := _kept_texts(source)) is not None:
+    if source.gguf is not None and spec.cache and (kept := _texts_folder(source)).is_dir():
         return AutoTokenizer.from_pretrained(kept)
     try:
         return AutoTokenizer.from_pretrained(
             source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
         )
-    except PermissionError:
+    except PermissionError:  # an OSError too, but one that says more than what is made of it below
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
@@ -65,10 +67,12 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
         ) from error
 
 
-def keep_texts(source: Source, config: Any, tokenizer: Any) -> None:
-    """Keep the converted config and tokenizer of a GGUF file for the next start; a full disk just keeps nothing."""
-    folder = _texts_folder(source)
-    if source.gguf is None or folder.is_dir():
+def keep_texts(source: Source, config: Any, tokenizer: Any, announce: Callable[[str], None]) -> None:
+    """Keep the converted config and tokenizer of a GGUF file for the next start.
+
+    Where the cache cannot be written to, nothing is kept, and `announce` says so: the next start only takes longer.
+    """
+    if source.gguf is None or (folder := _texts_folder(source)).is_dir():
         return
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
@@ -76,50 +80,50 @@ def keep_texts(source: Source, config: Any, tokenizer: Any) -> None:
         config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / ABOUT).write_text(json.dumps({"model": source.name}))
-        partial.replace(folder)
-    except OSError:
+        partial.replace(folder)  # whole, or not there
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _kept_texts(source: Source) -> Path | None:
-    folder = _texts_folder(source)
-    return folder if source.gguf is not None and folder.is_dir() else None
+        if not folder.is_dir():  # else another process was faster
+            announce(f"config and tokenizer of {source.name} are not kept in {folder.parent}: {error.strerror}")
 
 
 def _texts_folder(source: Source) -> Path:
+    """Name the folder for what this version of transformers makes of a GGUF file's config and tokenizer."""
     from transformers import __version__ as transformers_version
 
     fingerprint = fingerprint_files(source.weight_files)
     return cache_folder() / TEXTS / f"{fingerprint[:32]}-{transformers_version}"
 
 
-def _check_model_type(source: Source, spec: ModelSpec) -> None:
+def _check_config_file(source: Source, *, trust_remote_code: bool) -> None:
+    """Refuse a config.json that is damaged, or of a model type that transformers does not know.
+
+    Looked at before transformers reads it, whose messages would ask to run the model's code.
+    """
     from transformers import CONFIG_MAPPING
 
+    path = source.folder / "config.json"
     try:
-        document = json.loads((source.folder / "config.json").read_text())
+        document = json.loads(path.read_text())
     except ValueError as error:
-        raise ModelError(f"{source.folder / 'config.json'} is not JSON", "download or save the model again") from error
+        raise ModelError(f"{path} is not JSON", _AGAIN) from error
     if not isinstance(document, dict):
-        raise ModelError(f"{source.folder / 'config.json'} is no model's config", "download or save the model again")
+        raise ModelError(f"{path} is no model's config", _AGAIN)
     if not isinstance(document.get("quantization_config") or {}, dict):
-        raise ModelError(
-            f"{source.folder / 'config.json'}: quantization_config is no table", "download or save the model again"
-        )
+        raise ModelError(f"{path}: quantization_config is no table", _AGAIN)
     model_type = document.get("model_type")
-    if model_type in CONFIG_MAPPING:
+    if model_type in CONFIG_MAPPING or (document.get("auto_map") and trust_remote_code):
         return
     if document.get("auto_map"):
-        if not spec.trust_remote_code:
-            raise ModelError(
-                f"{source.name} (model type {model_type!r}) comes with its own Python code, which is not run unasked",
-                "if you trust its author, add --trust-remote-code",
-            )
-        return
+        raise ModelError(
+            f"{source.name} (model type {model_type!r}) comes with its own Python code, which is not run unasked",
+            "if you trust its author, add --trust-remote-code",
+        )
     raise ModelError(f"{source.name} has the model type {model_type!r}, which transformers does not know", _DECODERS)
 
 
 def _refuse_encoders(name: str, config: Any) -> None:
+    """Refuse what does not predict the next token from those before it."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,

@@ -1,20 +1,28 @@
-"""Weight formats: each module packs a tensor and unpacks it into a dense one; `unpack` finds the module by name."""
+"""Weight formats: one object each, which packs a weight, reads it from a checkpoint and unpacks it into a dense one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
 
-from lowmem_layers.model.formats import dense, four_bit, gguf_blocks, gptq, int8, joined
-from lowmem_layers.model.formats.packed import Packed
+from lowmem_layers.model.formats.dense import DENSE
+from lowmem_layers.model.formats.format import CheckpointFormat, OwnPacking, Packed, PackingFormat, WeightFormat
+from lowmem_layers.model.formats.four_bit import FOUR_BIT
+from lowmem_layers.model.formats.gguf_blocks import GGUF
+from lowmem_layers.model.formats.gptq import GPTQ
+from lowmem_layers.model.formats.int8 import INT8
+from lowmem_layers.model.formats.joined import Joined, stack
 
-_MODULES = {module.NAME: module for module in (dense, four_bit, gguf_blocks, gptq, int8)}
+# The formats in which safetensors checkpoints are read. A further one is a file of its own and a name in this list.
+CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (FOUR_BIT, INT8, GPTQ)
 
-# Unpacking takes up to twenty bytes a number on the side, so it goes piece by piece (not by smaller ones: on a busy
-# machine every step of a piece may wait for its threads).
-_PIECE_NUMBERS = {"cpu": 1 << 21}
-_PIECE_NUMBERS_ELSEWHERE = 1 << 23
+# What dense weights can be packed into, by the name that records and plans use.
+TARGETS: Mapping[str, PackingFormat] = {"none": DENSE, "nf4": FOUR_BIT, "int8": INT8}
+
+_SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, *CHECKPOINT_FORMATS)}
+FORMATS: Mapping[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
 
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:
@@ -22,19 +30,14 @@ def unpack(packed: Packed, out: torch.Tensor) -> None:
 
     Shapes: `out` has `packed.shape` and is contiguous; the packed parts lie on its device.
     """
-    width, n_rows = packed.shape[-1], prod(packed.shape[:-1])
-    flat = out.view(n_rows, width)
-    if packed.format == joined.NAME:
-        for row, piece in joined.pieces(packed):
-            unpack(piece, flat[row : row + piece.shape[0]])
-        return
-    module = _MODULES[packed.format]
-    if packed.format == four_bit.NAME:
-        packed = four_bit.plain_scales(packed) if "nested_absmax" in packed.parts else packed
-    step = max(1, _PIECE_NUMBERS.get(out.device.type, _PIECE_NUMBERS_ELSEWHERE) // width)
-    for start in range(0, n_rows, step):
-        stop = min(start + step, n_rows)
-        module.unpack(module.rows(packed, start, stop), flat[start:stop])
+    packed.format.unpack(packed, out)
+
+
+def unpacked(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+    """Unpack a weight in host memory into a dense one of its own."""
+    out = torch.empty(packed.shape, dtype=dtype)
+    unpack(packed, out)
+    return out
 
 
 def unpack_slice(packed: Packed, index: int, out: torch.Tensor) -> None:
@@ -42,11 +45,12 @@ def unpack_slice(packed: Packed, index: int, out: torch.Tensor) -> None:
 
     Shapes: `out` has `packed.shape` without its first dimension.
     """
-    if packed.format == four_bit.NAME and "nested_absmax" in packed.parts:
-        packed = four_bit.plain_scales(packed)
-    height = prod(packed.shape[1:-1])
-    module = joined if packed.format == joined.NAME else _MODULES[packed.format]
-    unpack(module.rows(packed, index * height, (index + 1) * height), out.view(height, packed.shape[-1]))
+    height = prod(packed.shape[1:-1])  # rows of one item
+    item = packed.format.rows(packed, index * height, (index + 1) * height)
+    unpack(item, out.view(height, packed.shape[-1]))
 
 
-__all__ = ["Packed", "unpack", "unpack_slice"]
+__all__ = [
+    "CHECKPOINT_FORMATS", "DENSE", "FORMATS", "FOUR_BIT", "GGUF", "GPTQ", "INT8", "TARGETS", "CheckpointFormat",
+    "OwnPacking", "Packed", "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
+]  # fmt: skip

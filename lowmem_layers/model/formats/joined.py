@@ -6,13 +6,48 @@ keeps its own packing: `pieces` of an expert stand below each other, and equal p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from lowmem_layers.model.formats.packed import Packed
+from lowmem_layers.model.formats.format import Packed, WeightFormat
 
-NAME = "joined"
+
+@dataclass(frozen=True)
+class Joined:
+    """Pieces, each in one of `formats`.
+
+    Part `scales` of piece 1 is called `1.scales` and has one more dimension, that of the experts. The settings say how
+    many pieces an expert has and, for each, its format, its rows and its own settings: `1.set.bits`.
+    """
+
+    formats: Mapping[str, WeightFormat]
+    name: str = "joined"
+
+    def rows(self, packed: Packed, start: int, stop: int) -> Packed:
+        """Cut whole experts out. Shapes: of all leading dimensions taken together, `start` to `stop`."""
+        height = packed.shape[-2]
+        experts = slice(start // height, stop // height)
+        if start % height or stop % height:
+            raise ValueError(f"rows {start} to {stop} are not whole experts of {height} rows")
+        parts = {name: part[experts] for name, part in packed.parts.items()}  # (experts, ...)
+        return Packed(self, (stop - start, packed.shape[-1]), parts, packed.settings)
+
+    def unpack(self, packed: Packed, out: torch.Tensor) -> None:
+        """Write each piece into its rows of `out`."""
+        columns = packed.shape[-1]
+        flat = out.view(-1, columns)  # (experts × rows, columns)
+        row = 0
+        for expert in range(next(iter(packed.parts.values())).shape[0]):
+            for index in range(int(packed.settings["pieces"])):
+                form = self.formats[str(packed.settings[f"{index}.format"])]
+                height = int(packed.settings[f"{index}.rows"])
+                parts = {name: part[expert] for name, part in _without(f"{index}.", packed.parts).items()}
+                piece = Packed(form, (height, columns), parts, _without(f"{index}.set.", packed.settings))
+                form.unpack(piece, flat[row : row + height])
+                row += height
 
 
 def stack(experts: Sequence[Sequence[Packed]], shape: tuple[int, ...]) -> Packed:
@@ -33,41 +68,19 @@ def stack(experts: Sequence[Sequence[Packed]], shape: tuple[int, ...]) -> Packed
         alike = [expert[index] for expert in experts]
         if any(_kind(piece) != _kind(model) for piece in alike):
             raise ValueError("the experts are not packed alike")
-        settings |= {f"{index}.format": model.format, f"{index}.rows": model.shape[0]}
+        settings |= {f"{index}.format": model.format.name, f"{index}.rows": model.shape[0]}
         settings |= {f"{index}.set.{key}": value for key, value in model.settings.items()}
+        # (rows, columns) of each expert -> (experts, rows, columns)
         parts |= {f"{index}.{part}": torch.stack([piece.parts[part] for piece in alike]) for part in model.parts}
-    return Packed(NAME, shape, parts, settings)
+    return Packed(Joined({piece.format.name: piece.format for piece in first}), shape, parts, settings)
 
 
-def pieces(packed: Packed) -> Iterator[tuple[int, Packed]]:
-    """List the packed matrices, each with the row at which it starts when all leading dimensions are taken together."""
-    row = 0
-    for expert in range(next(iter(packed.parts.values())).shape[0]):
-        for index in range(int(packed.settings["pieces"])):
-            piece = _piece(packed, expert, index)
-            yield row, piece
-            row += piece.shape[0]
-
-
-def rows(packed: Packed, start: int, stop: int) -> Packed:
-    """Cut whole experts out. Shapes: of all leading dimensions taken together, `start` to `stop`."""
-    height = packed.shape[-2]
-    experts = slice(start // height, stop // height)
-    if start % height or stop % height:
-        raise ValueError(f"rows {start} to {stop} are not whole experts of {height} rows")
-    parts = {name: part[experts] for name, part in packed.parts.items()}
-    return Packed(NAME, (stop - start, packed.shape[-1]), parts, packed.settings)
-
-
-def _piece(packed: Packed, expert: int, index: int) -> Packed:
-    prefix = f"{index}."
-    mark = f"{index}.set."
-    settings = {key.removeprefix(mark): value for key, value in packed.settings.items() if key.startswith(mark)}
-    parts = {name.removeprefix(prefix): part[expert] for name, part in packed.parts.items() if name.startswith(prefix)}
-    shape = (int(packed.settings[f"{index}.rows"]), packed.shape[-1])
-    return Packed(str(packed.settings[f"{index}.format"]), shape, parts, settings)
+def _without(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick what is called by a prefix, and leave the prefix away."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def _kind(packed: Packed) -> tuple[object, ...]:
+    """Say all that packed pieces of different experts must have in common."""
     shapes = {name: (part.shape, part.dtype) for name, part in packed.parts.items()}
     return packed.format, packed.shape, dict(packed.settings), shapes

@@ -23,13 +23,14 @@ TEXTS = "texts"
 ABOUT = "lowmem-layers.json"  # in a folder of texts: whose they are
 
 _SAMPLE_BYTES = 65536
+_PARTIAL = "partial: being written, or left by a process that was killed"
 
 
 @dataclass(frozen=True)
 class CacheEntry:
     """One file of the cache, or one folder of texts.
 
-    `model` and `packing` are empty where the file cannot be read; `state` then says why.
+    `model` and `packing` are empty where they are not known; `state` then says why.
     """
 
     model: str
@@ -71,10 +72,33 @@ def fingerprint_files(files: Sequence[Path]) -> str:
 
 def list_cache() -> list[CacheEntry]:
     """List what the cache holds, largest first, with what can no longer be used."""
-    folder = cache_folder()
-    found = [_entry(path) for path in sorted(folder.glob(f"*{SUFFIX}*"))] if folder.is_dir() else []
-    texts = folder / TEXTS
-    found += [_texts_entry(path) for path in sorted(texts.iterdir())] if texts.is_dir() else []
+    folder, found = cache_folder(), []
+    # 1) files of packed weights
+    for path in sorted(folder.glob(f"*{SUFFIX}*")):
+        model = packing = ""
+        if path.suffix != SUFFIX:
+            state = _PARTIAL
+        else:
+            try:
+                about = read_table(path)["about"]
+            except CheckpointError as error:
+                state = error.message
+            except PermissionError as error:
+                state = f"cannot be read: {error.strerror}"
+            else:
+                model, state = about.get("model", ""), "ready"
+                packing = " ".join(filter(None, (about.get("packing"), about.get("dtype"))))
+        found.append(CacheEntry(model, packing, path.stat().st_size, state, path))
+    # 2) folders of converted configs and tokenizers
+    for path in sorted((folder / TEXTS).glob("*")):
+        model, state = "", _PARTIAL if path.suffix == ".partial" else "ready"
+        if state == "ready":
+            try:
+                model = str(json.loads((path / ABOUT).read_text())["model"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                state = f"ready, but whose is not known: {ABOUT} cannot be read ({type(error).__name__})"
+        n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        found.append(CacheEntry(model, "" if state == _PARTIAL else "config and tokenizer", n_bytes, state, path))
     return sorted(found, key=lambda entry: -entry.n_bytes)
 
 
@@ -92,29 +116,3 @@ def clear_cache() -> int:
             raise UsageError(f"{entry.path} cannot be deleted: {error.strerror}", "delete it by hand") from error
         freed += entry.n_bytes
     return freed
-
-
-def _entry(path: Path) -> CacheEntry:
-    n_bytes = path.stat().st_size
-    if path.suffix != SUFFIX:
-        return CacheEntry("", "", n_bytes, "partial: being written, or left by a process that was killed", path)
-    try:
-        about = read_table(path)["about"]
-    except CheckpointError as error:
-        return CacheEntry("", "", n_bytes, error.message, path)
-    except PermissionError as error:
-        return CacheEntry("", "", n_bytes, f"cannot be read: {error.strerror}", path)
-    packing = " ".join(filter(None, (about.get("packing"), about.get("dtype"))))
-    return CacheEntry(about.get("model", ""), packing, n_bytes, "ready", path)
-
-
-def _texts_entry(folder: Path) -> CacheEntry:
-    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if folder.suffix == ".partial":
-        return CacheEntry("", "", n_bytes, "partial: being written, or left by a process that was killed", folder)
-    about = folder / ABOUT
-    try:
-        model = str(json.loads(about.read_text())["model"]) if about.is_file() else ""
-    except (ValueError, KeyError, TypeError, PermissionError):
-        model = ""
-    return CacheEntry(model, "config and tokenizer", n_bytes, "ready", folder)

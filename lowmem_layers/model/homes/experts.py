@@ -10,7 +10,7 @@ product of all experts and may differ by a rounding. On CUDA they do not depend 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -52,7 +52,12 @@ class OneByOne:
         self._module = module
         self._places = places
         self._packed = packed
-        self._dense = dict(_cut(slot, places))
+        self._dense: dict[str, torch.Tensor] = {}  # one expert's share of each stack
+        cursor = 0
+        for place in places:
+            size = prod(place.shape[1:])
+            self._dense[place.attribute] = slot[cursor : cursor + size].view(place.shape[1:])
+            cursor += size
         self._forward: Callable[..., torch.Tensor] = module.forward
         self._shapes = slot.new_full((1,), float("nan"))
         self._count = int(module.num_experts)
@@ -66,39 +71,33 @@ class OneByOne:
     def __call__(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Compute what the experts add. Shapes: hidden (T, D), chosen and weights (T, K) → (T, D)."""
         n_chosen = chosen.shape[-1]
-        order = torch.argsort(chosen.reshape(-1), stable=True)
+        # 1) pairs of token and expert, sorted by expert
+        order = torch.argsort(chosen.reshape(-1), stable=True)  # (T × K,)
         counts = torch.bincount(chosen.reshape(-1), minlength=self._count).tolist()
-        share = weights.reshape(-1, 1)
+        share = weights.reshape(-1, 1)  # (T × K, 1)
         pairs = hidden.new_zeros(len(order), hidden.shape[-1], dtype=torch.promote_types(hidden.dtype, weights.dtype))
         start = 0
         try:
+            # 2) the module's own forward for each expert's pairs, as if it were the only one, with weight 1
             self._module.num_experts = 1
             for expert, count in enumerate(counts[: self._count]):
                 if count:
+                    for place in self._places:
+                        dense = self._dense[place.attribute]
+                        unpack_slice(self._packed[place.key], expert, dense)
+                        getattr(self._module, place.attribute).data = dense.unsqueeze(0)  # (1, rows, columns)
                     rows = order[start : start + count]
-                    pairs[rows] = self._one(expert, hidden[rows // n_chosen], chosen, weights) * share[rows]
+                    mine = hidden[rows // n_chosen]  # (count, D)
+                    found = self._forward(mine, chosen.new_zeros(count, 1), weights.new_ones(count, 1))
+                    pairs[rows] = found * share[rows]
                 start += count
         finally:
             self._rest()
-        return pairs.view(-1, n_chosen, hidden.shape[-1]).sum(dim=1).to(hidden.dtype)
-
-    def _one(self, expert: int, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Call the module's own forward as if this expert were its only one, with weight 1."""
-        for place in self._places:
-            dense = self._dense[place.attribute]
-            unpack_slice(self._packed[place.key], expert, dense)
-            getattr(self._module, place.attribute).data = dense.unsqueeze(0)
-        return self._forward(hidden, chosen.new_zeros(len(hidden), 1), weights.new_ones(len(hidden), 1))
+        # 3) the sum over each token's experts
+        return pairs.view(-1, n_chosen, hidden.shape[-1]).sum(dim=1).to(hidden.dtype)  # (T, K, D) -> (T, D)
 
     def _rest(self) -> None:
+        """Show the parameters' shapes, full of NaNs, and the number of experts that the module has."""
         self._module.num_experts = self._count
         for place in self._places:
             getattr(self._module, place.attribute).data = self._shapes.expand(place.shape)
-
-
-def _cut(slot: torch.Tensor, places: Sequence[Place]) -> Iterator[tuple[str, torch.Tensor]]:
-    cursor = 0
-    for place in places:
-        size = prod(place.shape[1:])
-        yield place.attribute, slot[cursor : cursor + size].view(place.shape[1:])
-        cursor += size

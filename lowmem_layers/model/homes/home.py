@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -53,7 +53,7 @@ class MemoryHome:
         """Copy one group's bytes to the start of `buffer`."""
         buffer[: self.layouts[key].n_bytes].copy_(self._buffers[key])
 
-    def stream(self, requests: Sequence[Sequence[GroupKey]]) -> Iterator[Mapping[str, Packed]]:
+    def stream(self, requests: Sequence[Sequence[GroupKey]]) -> Generator[Mapping[str, Packed], None, None]:
         """Yield views of the packed weights where they lie."""
         for request in requests:
             views: dict[str, Packed] = {}

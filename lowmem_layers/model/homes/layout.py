@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.model.formats import Packed
+from lowmem_layers.model.formats import FORMATS, Packed, WeightFormat
 
 ALIGNMENT_BYTES = 256  # what GPU kernels ask of a pointer, and every dtype's size divides it
 
@@ -34,7 +34,7 @@ class WeightPlace:
     """Say which parts make up one weight, and how they unpack."""
 
     key: str
-    format: str
+    format: WeightFormat
     shape: tuple[int, ...]
     settings: Mapping[str, str | int | float | bool]
     parts: tuple[PartPlace, ...]
@@ -49,7 +49,15 @@ class Layout:
 
     def views(self, buffer: torch.Tensor) -> dict[str, Packed]:
         """Read the packed weights in place: views of `buffer`, which holds at least `n_bytes` bytes."""
-        return {place.key: _view(place, buffer) for place in self.weights}
+        return {
+            place.key: Packed(
+                place.format,
+                place.shape,
+                {part.name: _part_view(part, buffer) for part in place.parts},
+                place.settings,
+            )
+            for place in self.weights
+        }
 
 
 def lay_out(packed: Mapping[str, Packed]) -> Layout:
@@ -61,7 +69,7 @@ def lay_out(packed: Mapping[str, Packed]) -> Layout:
         for name, part in weight.parts.items():
             place = PartPlace(name, str(part.dtype).removeprefix("torch."), tuple(part.shape), cursor)
             parts.append(place)
-            cursor = _aligned(cursor + place.n_bytes)
+            cursor = -(-(cursor + place.n_bytes) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         weights.append(WeightPlace(key, weight.format, tuple(weight.shape), dict(weight.settings), tuple(parts)))
     return Layout(tuple(weights), cursor)
 
@@ -78,7 +86,7 @@ def layout_to_json(layout: Layout) -> dict[str, Any]:
     weights = [
         {
             "key": weight.key,
-            "format": weight.format,
+            "format": weight.format.name,
             "shape": list(weight.shape),
             "settings": dict(weight.settings),
             "parts": [[part.name, part.dtype, list(part.shape), part.offset_bytes] for part in weight.parts],
@@ -93,7 +101,7 @@ def layout_from_json(document: Mapping[str, Any]) -> Layout:
     weights = tuple(
         WeightPlace(
             weight["key"],
-            weight["format"],
+            FORMATS[weight["format"]],
             tuple(weight["shape"]),
             weight["settings"],
             tuple(PartPlace(name, dtype, tuple(shape), offset) for name, dtype, shape, offset in weight["parts"]),
@@ -109,15 +117,7 @@ def bytes_of(buffer: torch.Tensor) -> memoryview:
     return memoryview(array)
 
 
-def _view(place: WeightPlace, buffer: torch.Tensor) -> Packed:
-    parts = {part.name: _part_view(part, buffer) for part in place.parts}
-    return Packed(place.format, place.shape, parts, place.settings)
-
-
 def _part_view(part: PartPlace, buffer: torch.Tensor) -> torch.Tensor:
+    """Look at one part's bytes as the tensor that they are. Shapes: (n_bytes,) uint8 gives `part.shape`."""
     piece = buffer[part.offset_bytes : part.offset_bytes + part.n_bytes]
     return piece.view(getattr(torch, part.dtype)).view(part.shape)
-
-
-def _aligned(n_bytes: int) -> int:
-    return -(-n_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

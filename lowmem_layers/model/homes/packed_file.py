@@ -10,15 +10,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import threading
 import time
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import psutil
 import torch
 
 from lowmem_layers.errors import BudgetError, CheckpointError, UsageError
@@ -47,76 +50,76 @@ class UnwritableError(UsageError):
 
 
 class PackedFileWriter:
-    """Write groups one after the other; `with` leaves either the complete file or nothing.
+    """Append groups to a file that is being written; `write_packed_file` makes one."""
 
-    Raises:
-        DiskFullError: the disk is full.
-        UnwritableError: the folder cannot be made or written to.
-    """
-
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self._path = path
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        self._about = dict(about)
-        self._table: dict[str, Any] = {}
-
-    def __enter__(self) -> PackedFileWriter:
-        try:
-            with _explained(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                _clear_abandoned(self._path)
-                self._file = self._partial.open("wb", buffering=0)  # so that closing has nothing left to write
-        except OSError as error:
-            raise UnwritableError(
-                f"the packed weights cannot be kept in {self._path.parent}: {error.strerror}",
-                "point LOWMEM_LAYERS_CACHE to a folder of yours, or use --no-cache",
-            ) from error
-        return self
+        self._file = file
+        self._groups: dict[str, Any] = {}
 
     def add(self, key: GroupKey, packed: Mapping[str, Packed]) -> None:
-        """Append one group."""
+        """Append one group.
+
+        Raises:
+            DiskFullError: the disk is full.
+        """
         layout = lay_out(packed)
-        buffer = torch.zeros(layout.n_bytes, dtype=torch.uint8)
+        buffer = torch.zeros(layout.n_bytes, dtype=torch.uint8)  # zeros, so that gaps are the same every time
         write_packed(layout, packed, buffer)
         content = bytes_of(buffer)
         with _explained(self._path):
             self._write(b"\0" * (-self._file.tell() % _PAGE_BYTES))
             entry = {"offset": self._file.tell(), "crc32": zlib.crc32(content), "layout": layout_to_json(layout)}
             self._write(content)
-        self._table[_text(key)] = entry
+        self._groups[_text(key)] = entry
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Append the table and the mark of a complete file, and wait until all of it is on the disk."""
+        table = json.dumps({"version": FORMAT_VERSION, "about": dict(about), "groups": self._groups}).encode()
+        with _explained(self._path):
+            self._write(table + len(table).to_bytes(8, "little") + _MAGIC)
+            os.fsync(self._file.fileno())
 
     def _write(self, content: bytes | memoryview) -> None:
+        """Write all of the content: the system may take less at once."""
         rest = memoryview(content)
         while rest:
             rest = rest[self._file.write(rest) :]
 
-    def _finish(self) -> None:
-        table = json.dumps({"version": FORMAT_VERSION, "about": self._about, "groups": self._table}).encode()
-        with _explained(self._path):
-            self._write(table + len(table).to_bytes(8, "little") + _MAGIC)
-            os.fsync(self._file.fileno())
-        self._partial.replace(self._path)
 
+@contextmanager
+def write_packed_file(path: Path, about: Mapping[str, Any]) -> Iterator[PackedFileWriter]:
+    """Write a file, group after group; at the end it is there complete, or there is nothing.
 
-def _clear_abandoned(path: Path) -> None:
-    """Delete what killed processes left of this file: nobody has written there for ten minutes, nor is there a writer.
-
-    (The time, since a cache may be shared with machines whose processes are not seen here.)
+    Raises:
+        DiskFullError: the disk is full.
+        UnwritableError: the folder cannot be made or written to.
     """
-    for partial in path.parent.glob(f"{path.name}.*.partial"):
-        writer = partial.name.split(".")[-2]
-        if time.time() - partial.stat().st_mtime > _ABANDONED_S and not Path("/proc", writer).exists():
-            partial.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Delete what killed processes left of this file: nobody has written there for ten minutes, nor is there a
+            # writer. (The time, since a cache may be shared with machines whose processes are not seen here.)
+            for old in path.parent.glob(f"{path.name}.*.partial"):
+                writer = old.name.split(".")[-2]
+                is_old = time.time() - old.stat().st_mtime > _ABANDONED_S
+                if is_old and not (writer.isdigit() and psutil.pid_exists(int(writer))):
+                    old.unlink(missing_ok=True)
+            file = partial.open("wb", buffering=0)  # so that closing has nothing left to write
+    except OSError as error:
+        raise UnwritableError(
+            f"the packed weights cannot be kept in {path.parent}: {error.strerror}",
+            "point LOWMEM_LAYERS_CACHE to a folder of yours, or use --no-cache",
+        ) from error
+    try:
+        with file:
+            writer = PackedFileWriter(path, file)
+            yield writer
+            writer.finish(about)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class PackedFile:
@@ -134,12 +137,13 @@ class PackedFile:
         self.layouts: dict[GroupKey, Layout] = {}
         self._places: dict[GroupKey, tuple[int, int]] = {}
         for name, entry in table["groups"].items():
-            key = _key(name)
-            self.layouts[key] = layout_from_json(entry["layout"])
-            self._places[key] = (entry["offset"], entry["crc32"])
+            kind, _, layer = name.rpartition(".")
+            self.layouts[int(layer), kind] = layout_from_json(entry["layout"])
+            self._places[int(layer), kind] = (entry["offset"], entry["crc32"])
         self._verified: set[GroupKey] = set()
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._lock = threading.Lock()
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
 
     def read_into(self, key: GroupKey, buffer: torch.Tensor) -> None:
         """Read one group's bytes to the start of `buffer`.
@@ -151,7 +155,7 @@ class PackedFile:
         view = bytes_of(buffer[: self.layouts[key].n_bytes])
         done = 0
         while done < len(view):
-            got = os.preadv(self._descriptor, [view[done:]], offset + done)
+            got = self._read_at(offset + done, view[done:])
             if not got:
                 raise damaged(self.path, f"it ends inside {_text(key)}")
             done += got
@@ -159,6 +163,14 @@ class PackedFile:
             if zlib.crc32(view) != checksum:
                 raise damaged(self.path, f"the weights of {_text(key)} have changed since they were written")
             self._verified.add(key)
+
+    def _read_at(self, offset: int, view: memoryview) -> int:
+        """Fill the view, or a part of it, from a place in the file. Units: bytes; returns how many were read."""
+        if hasattr(os, "preadv"):  # neither on Windows nor on older versions of macOS
+            return os.preadv(self._file.fileno(), [view], offset)
+        with self._lock:  # the file has one position, which all threads share
+            self._file.seek(offset)
+            return self._file.readinto(view)
 
     def read(self, key: GroupKey) -> dict[str, Packed]:
         """Read one group into fresh memory."""
@@ -208,18 +220,13 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        disk = os.statvfs(next(folder for folder in path.parents if folder.is_dir()))
+        free = shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
         raise DiskFullError(
-            f"the disk is full: no room for the packed weights in {path.parent}"
-            f" ({format_bytes(disk.f_bavail * disk.f_frsize)} free)",
+            f"the disk is full: no room for the packed weights in {path.parent} ({format_bytes(free)} free)",
             "free some space, point LOWMEM_LAYERS_CACHE to another disk, or use --no-cache",
         ) from error
 
 
 def _text(key: GroupKey) -> str:
+    """Name a group, in the table and in messages: `ffn.3`."""
     return f"{key[1]}.{key[0]}"
-
-
-def _key(text: str) -> GroupKey:
-    kind, _, layer = text.rpartition(".")
-    return int(layer), kind

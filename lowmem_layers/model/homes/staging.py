@@ -7,7 +7,7 @@ synchronisation of the host with the compute stream. The pattern is that of vLLM
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -102,7 +102,7 @@ class StagedFeed:
         self._home = home
         self._lane = lane
 
-    def stream(self, requests: Sequence[Sequence[GroupKey]]) -> Iterator[Mapping[str, Packed]]:
+    def stream(self, requests: Sequence[Sequence[GroupKey]]) -> Generator[Mapping[str, Packed], None, None]:
         """Yield each request's packed weights; they stay valid until the next one is asked for."""
         if not requests:
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ class LayerStore(Protocol):
 class Feed(Protocol):
     """Deliver packed groups to the compute device, one request after the other, fetching ahead."""
 
-    def stream(self, requests: Sequence[Sequence[GroupKey]]) -> Iterator[Mapping[str, Packed]]:
+    def stream(self, requests: Sequence[Sequence[GroupKey]]) -> Generator[Mapping[str, Packed], None, None]:
         """Yield each request's packed weights by key; they stay valid until the next one is asked for."""
         ...
 
@@ -80,7 +81,10 @@ class StreamingStore:
         for place in places:
             self._places.setdefault((place.layer, place.kind), []).append(place)
         self._empty = torch.empty(0, dtype=dtype, device=device)
-        sizes = {kind: self._largest(kind) for kind in SLOT_KINDS}
+        # one slot for attention and one for feed-forward sublayers, as large as the largest of its kind
+        sizes: dict[str, int] = dict.fromkeys(SLOT_KINDS, 0)
+        for (_, kind), group in self._places.items():
+            sizes[kind] = max(sizes[kind], slot_numbers(group, one_expert=one_expert))
         self._slots = {kind: torch.empty(size, dtype=dtype, device=device) for kind, size in sizes.items()}
         for place in (place for group in self._places.values() for place in group):
             # a fresh parameter, since one on the meta device cannot be pointed at real memory
@@ -93,19 +97,22 @@ class StreamingStore:
 
     def sweep(self, visits: Sequence[Visit]) -> Iterator[Visit]:
         """Yield each visit once its weights are dense in the model's own modules; release them afterwards."""
-        requests = [[key for key in self._places if _asked(key, visit)] for visit in visits]
-        feed = self._feed.stream(requests)
-        try:
+        requests = [
+            [(layer, kind) for layer, kind in self._places if layer == visit.layer and kind in visit.kinds]
+            for visit in visits
+        ]
+        # closed at once where a sweep is abandoned: a feed may have a thread and buffers in use
+        with closing(self._feed.stream(requests)) as feed:
             for visit, groups, packed in zip(visits, requests, feed, strict=True):
                 try:
                     for group in groups:
                         self._enter(self._places[group], packed)
                     yield visit
                 finally:
-                    for group in groups:
-                        self._leave(self._places[group])
-        finally:
-            feed.close() if hasattr(feed, "close") else None  # type: ignore[attr-defined]
+                    while self._visiting:
+                        self._visiting.pop().leave()
+                    for place in (place for group in groups for place in self._places[group]):
+                        _parameter(place).data = self._empty
 
     def describe(self) -> dict[str, Any]:
         """Say where the weights live, what home and slot take, and how many of a mixture's experts the slot holds."""
@@ -115,6 +122,7 @@ class StreamingStore:
         return about
 
     def _enter(self, places: Sequence[Place], packed: Mapping[str, Packed]) -> None:
+        """Unpack one sublayer into its slot, one weight behind the other; of divided experts, only make them ready."""
         plain, stacks = split(places) if self._one_expert else (places, {})
         cursor = 0
         for place in plain:
@@ -125,21 +133,6 @@ class StreamingStore:
             cursor += size
         for module, group in stacks.items():
             self._visiting.append(OneByOne(module, group, packed, self._slots[group[0].kind][cursor:]))
-
-    def _leave(self, places: Sequence[Place]) -> None:
-        while self._visiting:
-            self._visiting.pop().leave()
-        for place in places:
-            _parameter(place).data = self._empty
-
-    def _largest(self, kind: str) -> int:
-        groups = [group for (_, group_kind), group in self._places.items() if group_kind == kind]
-        return max((slot_numbers(group, one_expert=self._one_expert) for group in groups), default=0)
-
-
-def _asked(key: GroupKey, visit: Visit) -> bool:
-    layer, kind = key
-    return layer == visit.layer and kind in visit.kinds
 
 
 def _parameter(place: Place) -> nn.Parameter:
