@@ -1,4 +1,4 @@
-"""Importance of every sublayer from a table of values, with its uncertainty: the front door of this room.
+"""Importance of every sublayer from tables of values, with its uncertainty: the room's main function.
 
 At the edges: a non-finite value makes nan of the estimates that use it and of all shares (their sum is unknown), and
 widens the others' rank intervals by one place each; one item or one cluster has values but nan intervals; a task all

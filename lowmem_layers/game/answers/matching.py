@@ -8,7 +8,7 @@ from lowmem_layers.game.values.table import ValueTable
 
 
 def refuse_different_players(a: ValueTable, b: ValueTable) -> None:
-    """Refuse games of different players, and name the first difference.
+    """Refuse tables of different players, and name the first difference.
 
     Raises:
         UsageError: the players differ.
@@ -19,7 +19,7 @@ def refuse_different_players(a: ValueTable, b: ValueTable) -> None:
     if len(a.players) == len(b.players):
         first = next(i for i, pair in enumerate(zip(a.players, b.players, strict=True)) if pair[0] != pair[1])
         what = f"player {first} is {a.players[first]} in A and {b.players[first]} in B"
-    raise UsageError(f"the runs play different games: {what}", "compare runs of models with the same sublayers")
+    raise UsageError(f"the runs have different players: {what}", "compare runs of models with the same sublayers")
 
 
 def refuse_different_windows(a: ValueTable, b: ValueTable, estimator: Estimator, max_removed: int | None) -> None:

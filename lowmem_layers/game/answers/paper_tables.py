@@ -116,7 +116,7 @@ def paper_tables(
 
     Each model's list of cornerstones is the one given, else the published one of that model (`published_model`), else
     its own three largest mean shares. Where a task has no share (no positive value, or one that is not finite), there
-    is no such list: what needs one is nan.
+    is no such list, and the numbers that need one are nan.
 
     Raises:
         UsageError: a model without tasks, tasks with different players, or a listed cornerstone that is no player.

@@ -1,4 +1,4 @@
-"""Shares of the total importance: negatives clipped to 0, then divided by the sum, with intervals that know the bias.
+"""Shares of the total importance: negatives clipped to 0, divided by the sum; with intervals that allow for the bias.
 
 Clipping turns noise into positive values: with many sublayers near zero the sum is too large and the shares of the
 leading ones too small, by far more than the sampling error. So an interval does not sit around the plug-in share. It

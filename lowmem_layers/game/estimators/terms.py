@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lowmem_layers.game.players.coalitions import Removed
 
-Term = tuple[Removed, Removed, float]  # (without it before, without it after, weight): weight × (v(before) − v(after))
+Term = tuple[Removed, Removed, float]
+"""What is removed before a player goes, what is removed after, and a weight: weight × (v(before) − v(after))."""
 
 
 def ablation_terms(player: int) -> list[Term]:
@@ -32,6 +33,7 @@ def stratified_terms(player: int, n_players: int, max_removed: int) -> list[Term
 
 
 def _edge_pairs(player: int, n_players: int, max_removed: int) -> list[tuple[Removed, Removed]]:
+    """List the windows of two or more that begin or end with the player: without it, with it."""
     pairs: list[tuple[Removed, Removed]] = []
     for size in range(2, max_removed + 1):
         as_first = tuple(range(player, player + size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -54,6 +54,21 @@ def all_coalitions(n_players: int) -> list[Removed]:
             f"choose 1 to {MAX_EXACT_PLAYERS} players, or group them, or sample permutations",
         )
     return [c for k in range(n_players + 1) for c in combinations(range(n_players), k)]
+
+
+def check_coalitions(coalitions: Iterable[Removed], n_players: int) -> None:
+    """Refuse what is no coalition of so many players.
+
+    Raises:
+        UsageError: not a sorted tuple of distinct positions from 0 to `n_players` − 1.
+    """
+    for removed in coalitions:
+        increasing = all(a < b for a, b in pairwise(removed))
+        if not increasing or (removed and not 0 <= removed[0] <= removed[-1] < n_players):
+            raise UsageError(
+                f"{removed!r} is not a coalition of {n_players} players",
+                f"a coalition is a sorted tuple of distinct positions from 0 to {n_players - 1}",
+            )
 
 
 def is_window(removed: Removed) -> bool:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.game.players.coalitions import Removed, check_coalitions
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,7 @@ def prefix_tree(coalitions: Sequence[Removed], n_players: int) -> PrefixTree:
     """
     if not coalitions:
         raise UsageError("there is no coalition to evaluate", "give at least the full model, ()")
-    for removed in coalitions:
-        increasing = all(a < b for a, b in pairwise(removed))
-        if not increasing or (removed and not 0 <= removed[0] <= removed[-1] < n_players):
-            raise UsageError(
-                f"{removed!r} is not a coalition of {n_players} players",
-                f"a coalition is a sorted tuple of distinct positions from 0 to {n_players - 1}",
-            )
+    check_coalitions(coalitions, n_players)
     slot_members: list[list[Removed]] = [sorted(set(coalitions))]  # which coalitions each slot's state stands for
     steps: list[Step] = []
     for position in range(n_players):

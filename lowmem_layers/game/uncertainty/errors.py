@@ -114,7 +114,7 @@ def with_coin_flip_item(
 
     For values that are only 0 or 1 (accuracy): when no item, or a handful, changes its answer, the spread of the sample
     says that the drop is exactly known, and plain intervals cover as little as 60 %. One such item (one average
-    cluster's worth of them) in the variance restores the coverage and is forgotten as items grow: its part is 1/(4 n).
+    cluster's worth of them) in the variance restores the coverage; its part, 1/(4 n), vanishes as items grow.
     `items` counts such items: half a one for differences of drops (interactions), where a whole one covers 98–99 %.
     Shapes: `weights` (players, coalitions).
     Source: Agresti and Min 2005 (pseudo-observations for differences of matched proportions), at half their weight and

@@ -1,8 +1,8 @@
 """Stopping early: a statement about the importance, and whether the items so far prove it at any time of looking.
 
 Evidence against "the difference is 0" is a t-test e-process: the likelihood ratio of a Gaussian spread of effect sizes
-against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so one may
-look after every tile, or every item, and stop when one likes. A statement needs several comparisons to hold at once;
+against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so a run may
+look after every tile, or every item, and stop at any of them. A statement needs several comparisons to hold at once;
 their number divides α (Bonferroni over every comparison that could be wrongly decided). Skewed items would break the
 Gaussian bound: where the skewness makes a difference look surer than it is, the t statistic is first corrected for it
 (`skewness.cautious_t`), never the other way.

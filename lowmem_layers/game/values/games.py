@@ -69,30 +69,24 @@ def airport_game(costs: Sequence[float]) -> ClosedFormGame:
 def gloves_game(n_left: int, n_right: int) -> ClosedFormGame:
     """Only pairs are worth something: v(S) = min(left gloves, right gloves), players 0..n_left−1 hold left ones.
 
-    The value of a left glove is the probability that a random order finds a right one waiting for it.
+    A left glove adds a pair where more right ones than left ones come before it in a random order; its value is the
+    probability of that.
     Source: Shapley and Shubik 1969; here as a sum of hypergeometric probabilities.
     """
-    total = _expected_pairs_gain(n_left, n_right)
-    right = (min(n_left, n_right) - n_left * total) / n_right
-    shapley = np.array([total] * n_left + [right] * n_right)
+    n = n_left + n_right
+    left = 0.0
+    for before in range(n):  # the glove's place among the n is uniform, those before it are a random draw of the others
+        ways = sum(
+            comb(n_left - 1, lefts) * comb(n_right, before - lefts)
+            for lefts in range(min(n_left - 1, before) + 1)
+            if lefts < before - lefts <= n_right
+        )
+        left += ways / comb(n - 1, before) / n
+    right = (min(n_left, n_right) - n_left * left) / n_right  # efficiency: all values add up to v(N)
+    shapley = np.array([left] * n_left + [right] * n_right)
 
     def value(present: frozenset[int]) -> float:
         left = sum(p < n_left for p in present)
         return float(min(left, len(present) - left))
 
     return ClosedFormGame("gloves", n_left + n_right, value, shapley)
-
-
-def _expected_pairs_gain(n_left: int, n_right: int) -> float:
-    # P(fewer left than right among those before me), my place uniform among the N, the rest a random draw.
-
-    n = n_left + n_right
-    gain = 0.0
-    for before in range(n):
-        ways = sum(
-            comb(n_left - 1, left) * comb(n_right, before - left)
-            for left in range(min(n_left - 1, before) + 1)
-            if left < before - left <= n_right
-        )
-        gain += ways / comb(n - 1, before) / n
-    return gain

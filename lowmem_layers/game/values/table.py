@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.players.coalitions import Removed, coalition_name
+from lowmem_layers.game.players.coalitions import Removed, check_coalitions, coalition_name
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -18,7 +18,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ValueTable:
-    """Per-item values v_i(S) of one metric on one task; the game's v(S) is their mean over items.
+    """Values of one metric on one task, v_i(S) of item i under coalition S; the game's v(S) is their mean over items.
 
     Shapes: `values` (items, coalitions), `clusters` (items,) or None (every item its own cluster), `items` (items,) the
     data set's ids or None.
@@ -49,12 +49,7 @@ class ValueTable:
         n_players = len(self.players)
         if len(set(self.players)) != n_players or not self.players:
             raise UsageError(f"{n_players} players, {len(set(self.players))} of them distinct", "name each player once")
-        for removed in self.coalitions:
-            if list(removed) != sorted(set(removed)) or (removed and not 0 <= removed[0] <= removed[-1] < n_players):
-                raise UsageError(
-                    f"{removed} is no coalition of {n_players} players",
-                    "a coalition is the sorted tuple of the positions removed, each once",
-                )
+        check_coalitions(self.coalitions, n_players)
         object.__setattr__(self, "_index", {removed: c for c, removed in enumerate(self.coalitions)})
         if len(self._index) != len(self.coalitions):
             raise UsageError("a coalition occurs twice in the table", "give every coalition one column")
