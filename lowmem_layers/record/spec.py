@@ -64,7 +64,7 @@ class StudySpec:
     fewshot_file: str | None = None
     window: int | None = None
     stride: int | None = None
-    bos: Bos | None = None
+    bos: str | None = None
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
