@@ -37,7 +37,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RecordError: the file cannot be written.
     """
-    write_whole(path, lambda partial: _fill(partial, text))
+    data = text.encode("utf-8")
+
+    def fill(partial: Path) -> None:
+        partial.write_bytes(data)
+
+    write_whole(path, fill)
 
 
 def make_folder(folder: Path) -> None:
@@ -67,10 +72,6 @@ def cannot_write(path: Path, error: OSError) -> RecordError:
         f"cannot write {path}: {reason}",
         "make room or choose another place with --out; the same command then goes on where it stopped",
     )
-
-
-def _fill(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _to_disk(path: Path) -> None:

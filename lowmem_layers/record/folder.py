@@ -38,7 +38,9 @@ def known_run(folder: Path, specification: Specification) -> Manifest | None:
             f"{folder} is not a run folder: it holds {foreign[0]} and no {RUN_FILE}",
             "choose a new or an empty folder with --out",
         )
-    _check_writable(folder)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RecordError(f"cannot write to {above}", "choose another folder with --out")
     return None
 
 
@@ -65,9 +67,3 @@ def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
             f"{strange[0]} is no tile of this run, which has {n_tiles}", "remove that file, or give another --out"
         )
     return [expected[path] for path in found]
-
-
-def _check_writable(folder: Path) -> None:
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise RecordError(f"cannot write to {above}", "choose another folder with --out")

@@ -28,8 +28,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
     with handle:
         if not _take(handle):
+            handle.seek(0)
+            pid = handle.read().strip()
+            holder = f" (process {pid})" if pid.isdigit() else ""
             raise RecordError(
-                f"{folder} is being written by another process{_holder(handle)}",
+                f"{folder} is being written by another process{holder}",
                 "wait until that run ends, or choose another folder with --out",
             )
         handle.truncate(0)
@@ -38,18 +41,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _holder(handle: IO[str]) -> str:
-    handle.seek(0)
-    pid = handle.read().strip()
-    return f" (process {pid})" if pid.isdigit() else ""
-
-
 def _take(handle: IO[str]) -> bool:
+    """Take the operating system's lock on an open file; tell whether nobody else has it."""
     try:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 

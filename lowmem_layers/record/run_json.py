@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lowmem_layers.errors import RecordError, UsageError
-from lowmem_layers.game.players.coalitions import MAX_EXACT_PLAYERS, Removed
+from lowmem_layers.game.players.coalitions import MAX_EXACT_PLAYERS
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.players.groups import Group, Grouping
 from lowmem_layers.game.players.player import parse_player
@@ -76,6 +76,10 @@ class _File:
     cuts: tuple[Count, ...] = ()
 
 
+# Fields that the manifest has as they are in the file
+_AS_STORED = tuple({each.name for each in fields(_File)} & {each.name for each in fields(Manifest)})
+
+
 class _Damage(ValueError):
     """Something in run.json is not as it was written; the message names the field."""
 
@@ -86,7 +90,33 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         RecordError: the folder cannot be written.
     """
-    write_text(folder / RUN_FILE, json.dumps(_to_json(manifest), indent=1, ensure_ascii=False) + "\n")
+    design = manifest.design
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": manifest.status,
+        "created": manifest.created,
+        "elapsed_s": manifest.elapsed_s,
+        "stopped": manifest.stopped,
+        "spec": {"passed": manifest.passed.to_json(), "resolved": manifest.resolved.to_json()},
+        "identity": dict(manifest.identity),
+        "seed": manifest.resolved.seed,
+        "model": manifest.model.to_json(),
+        "data": [msgspec.to_builtins(task) for task in manifest.data],
+        "machine": msgspec.to_builtins(manifest.machine),
+        "engine": manifest.engine.to_json(),
+        "versions": dict(manifest.versions),
+        "work": manifest.work,
+        "players": " ".join(manifest.sublayers),
+    }
+    # What most runs have in common is not said: each sublayer plays on its own, and no orders are drawn.
+    if design.grouping is not None:
+        found["groups"] = [[group.name, " ".join(map(str, group.members))] for group in design.grouping.groups]
+    if design.orders:
+        found["orders"] = [" ".join(map(str, order)) for order in design.orders]
+        found["cuts"] = list(design.cuts)
+    found["removed"] = [" ".join(map(str, removed)) for removed in manifest.plan.coalitions]
+    found["tiles"] = [spell_tile(tile) for tile in manifest.plan.tiles]
+    write_text(folder / RUN_FILE, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -121,74 +151,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise RecordError(f"{path} is damaged: {error}", START_ANEW) from error
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
-    design = manifest.design
-    found: dict[str, Any] = {
-        "schema": SCHEMA,
-        "status": manifest.status,
-        "created": manifest.created,
-        "elapsed_s": manifest.elapsed_s,
-        "stopped": manifest.stopped,
-        "spec": {"passed": manifest.passed.to_json(), "resolved": manifest.resolved.to_json()},
-        "identity": dict(manifest.identity),
-        "seed": manifest.resolved.seed,
-        "model": manifest.model.to_json(),
-        "data": [msgspec.to_builtins(task) for task in manifest.data],
-        "machine": msgspec.to_builtins(manifest.machine),
-        "engine": manifest.engine.to_json(),
-        "versions": dict(manifest.versions),
-        "work": manifest.work,
-        "players": " ".join(manifest.sublayers),
-    }
-    # What every run has without saying so is left out: each sublayer plays on its own, no orders are drawn.
-    if design.grouping is not None:
-        found["groups"] = [[group.name, " ".join(map(str, group.members))] for group in design.grouping.groups]
-    if design.orders:
-        found["orders"] = [" ".join(map(str, order)) for order in design.orders]
-        found["cuts"] = list(design.cuts)
-    found["removed"] = [" ".join(map(str, removed)) for removed in manifest.plan.coalitions]
-    found["tiles"] = [spell_tile(tile) for tile in manifest.plan.tiles]
-    return found
-
-
-def _from_json(stored: dict[str, Any]) -> Manifest:
-    """Decode run.json, then check what types do not say.
-
-    Raises:
-        msgspec.ValidationError: a field is missing or has another type.
-        ValueError: a field contradicts another one.
-    """
-    for name, kind, rest in (("model", ModelRecord, "placement"), ("engine", EngineRecord, "more")):
-        if isinstance(stored.get(name), dict):
-            stored = stored | {name: gathered(stored[name], kind, rest)}
-    file = msgspec.convert(stored, _File)
-    missing = [name for name in _RESOLVED_ALWAYS if name not in stored["spec"]["resolved"]]
-    if missing:
-        raise _Damage(f"spec.resolved.{missing[0]} is missing")
-    resolved = _specification(file.spec)
-    design = _design(file, resolved)
-    n_items = sum(task.items for task in file.data)
-    names = [task.task for task in file.data]
-    if len(set(names)) < len(names) or not names:
-        raise _Damage(f"data: {len(names)} tasks, {len(set(names))} of them distinct")
-    return Manifest(
-        status=file.status,
-        created=file.created,
-        resolved=resolved,
-        identity=file.identity,
-        model=file.model,
-        data=file.data,
-        machine=file.machine,
-        engine=file.engine,
-        versions=file.versions,
-        design=design,
-        plan=TilePlan(_coalitions(file.removed, len(design.sublayers)), _tiles(file.tiles, n_items)),
-        work=file.work,
-        elapsed_s=file.elapsed_s,
-        stopped=file.stopped,
-    )
-
-
 def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
     """Walk through a JSON value: every text in it, keys too, and where it stands."""
     if isinstance(node, str):
@@ -202,12 +164,43 @@ def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{where}[{place}]")
 
 
-def _specification(options: _Options) -> Specification:
-    """Resolve what was recorded as resolved: every choice is checked once more, and earlier defaults are kept."""
+def _from_json(stored: dict[str, Any]) -> Manifest:
+    """Decode run.json, then check what types do not say.
+
+    Raises:
+        msgspec.ValidationError: a field is missing or has another type.
+        ValueError: a field contradicts another one.
+    """
+    # 1) types
+    for name, kind, rest in (("model", ModelRecord, "placement"), ("engine", EngineRecord, "more")):
+        if isinstance(stored.get(name), dict):
+            stored = stored | {name: gathered(stored[name], kind, rest)}
+    file = msgspec.convert(stored, _File)
+    # 2) options: every choice is checked once more; what an earlier version did not know keeps its earlier meaning
+    missing = [name for name in _RESOLVED_ALWAYS if name not in stored["spec"]["resolved"]]
+    if missing:
+        raise _Damage(f"spec.resolved.{missing[0]} is missing")
     try:
-        return replace(options.resolved.resolved(), passed=options.passed)
+        resolved = replace(file.spec.resolved.resolved(), passed=file.spec.passed)
     except UsageError as error:
         raise _Damage(f"spec.resolved: {error.message}") from error
+    # 3) who plays, and what was removed
+    design = _design(file, resolved)
+    coalitions = tuple(_indices(text, len(design.sublayers), "removed") for text in file.removed)
+    if any(list(removed) != sorted(set(removed)) for removed in coalitions) or len(set(coalitions)) < len(coalitions):
+        raise _Damage("removed: a coalition is not sorted, or occurs twice")
+    if () not in coalitions:
+        raise _Damage("removed: the full model is not among the coalitions")
+    # 4) every item in one tile
+    tasks, n_items = [task.task for task in file.data], sum(task.items for task in file.data)
+    if len(set(tasks)) < len(tasks) or not tasks:
+        raise _Damage(f"data: {len(tasks)} tasks, {len(set(tasks))} of them distinct")
+    tiles = tuple(parse_tile(text, n_items) for text in file.tiles)
+    held = sorted(index for tile in tiles for index in tile)
+    if not all(tiles) or len(held) != n_items or held != list(range(n_items)):
+        raise _Damage(f"tiles: they do not hold each of {n_items} items once")
+    as_stored = {name: getattr(file, name) for name in _AS_STORED}
+    return Manifest(resolved=resolved, design=design, plan=TilePlan(coalitions, tiles), **as_stored)
 
 
 def _design(file: _File, resolved: Specification) -> Design:
@@ -231,23 +224,6 @@ def _design(file: _File, resolved: Specification) -> Design:
     if not largest.get(resolved.coalitions, True):
         raise _Damage(f"players: {n_players} are too few or too many for --coalitions {resolved.coalitions}")
     return Design(sublayers, resolved.coalitions, resolved.max_removed, grouping, orders, file.cuts)
-
-
-def _coalitions(spelled: Sequence[str], n_sublayers: int) -> tuple[Removed, ...]:
-    found = tuple(_indices(text, n_sublayers, "removed") for text in spelled)
-    if any(list(removed) != sorted(set(removed)) for removed in found) or len(set(found)) < len(found):
-        raise _Damage("removed: a coalition is not sorted, or occurs twice")
-    if () not in found:
-        raise _Damage("removed: the full model is not among the coalitions")
-    return found
-
-
-def _tiles(spelled: Sequence[str], n_items: int) -> tuple[tuple[int, ...], ...]:
-    tiles = tuple(parse_tile(text, n_items) for text in spelled)
-    held = sorted(index for tile in tiles for index in tile)
-    if not all(tiles) or len(held) != n_items or held != list(range(n_items)):
-        raise _Damage(f"tiles: they do not hold each of {n_items} items once")
-    return tiles
 
 
 def _indices(spelled: str, end: int, where: str) -> tuple[int, ...]:

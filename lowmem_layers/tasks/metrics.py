@@ -91,23 +91,12 @@ def item_values(
         UsageError: an unknown metric, or one that compares choices for items that have a single one.
     """
     metric = metric_named(value)
-    chars = np.asarray(choice_chars)
-    given = Scored(
-        scores=np.asarray(loglikelihoods, dtype=np.float64),  # (items, coalitions, choices)
-        gold=np.asarray(gold, dtype=np.intp),  # (items,)
-        chars=chars,
-        n_bytes=np.asarray(choice_bytes),
-        exists=chars > 0,  # (items, choices)
-    )
-    _check(given, metric)
-    return metric.compute(given)
-
-
-def _check(given: Scored, metric: Metric) -> None:
-    """Refuse arrays that do not belong together."""
-    scores, answer, exists = given.scores, given.gold, given.exists
-    if scores.ndim != 3 or exists.shape != (scores.shape[0], scores.shape[2]) or given.n_bytes.shape != exists.shape:
-        raise ValueError(f"loglikelihoods {scores.shape} do not fit lengths {exists.shape}, {given.n_bytes.shape}")
+    scores = np.asarray(loglikelihoods, dtype=np.float64)  # (items, coalitions, choices)
+    answer = np.asarray(gold, dtype=np.intp)  # (items,)
+    chars, n_bytes = np.asarray(choice_chars), np.asarray(choice_bytes)  # (items, choices)
+    exists = chars > 0  # (items, choices)
+    if scores.ndim != 3 or exists.shape != (scores.shape[0], scores.shape[2]) or n_bytes.shape != exists.shape:
+        raise ValueError(f"loglikelihoods {scores.shape} do not fit lengths {exists.shape}, {n_bytes.shape}")
     named = answer.shape == scores.shape[:1] and bool(((answer >= 0) & (answer < exists.shape[1])).all())
     if not named or not exists[np.arange(len(answer)), answer].all():
         raise ValueError(f"gold {answer.shape} must name one existing choice of each of {scores.shape[0]} items")
@@ -116,9 +105,10 @@ def _check(given: Scored, metric: Metric) -> None:
             f"{metric.name} compares choices, and some items have only one",
             "use loglikelihood or nll_per_byte for text",
         )
+    return metric.compute(Scored(scores, answer, chars, n_bytes, exists))
 
 
-def _accuracy(given: Scored, scores: Floats) -> Floats:
+def accuracy(given: Scored, scores: Floats) -> Floats:
     """Give 1 where the gold choice has the largest score, else 0; the first index wins ties."""
     usable = given.exists[:, None, :] & ~np.isnan(scores)  # (items, coalitions, choices)
     best = np.where(usable, scores, -np.inf).max(axis=2, keepdims=True)  # (items, coalitions, 1)
@@ -127,12 +117,7 @@ def _accuracy(given: Scored, scores: Floats) -> Floats:
     return ((first == given.gold[:, None]) & winners.any(axis=2)).astype(np.float64)
 
 
-def _normalised_accuracy(given: Scored) -> Floats:
-    """Divide by each choice's length in characters first, as lm-evaluation-harness does for its `acc_norm`."""
-    return _accuracy(given, given.scores / np.where(given.exists, given.chars, 1)[:, None, :])
-
-
-def _margin(given: Scored) -> Floats:
+def margin(given: Scored) -> Floats:
     """Subtract the best other choice's log-likelihood from that of the gold choice."""
     others = given.exists & (np.arange(given.exists.shape[1]) != given.gold[:, None])
     best_other = np.where(others[:, None, :], given.scores, -np.inf).max(axis=2)  # max passes NaN on
@@ -140,17 +125,12 @@ def _margin(given: Scored) -> Floats:
         return given.of_gold(given.scores) - best_other
 
 
-def _probability(given: Scored) -> Floats:
+def probability(given: Scored) -> Floats:
     """Give the gold choice's share in a softmax over the item's choices."""
     padded = np.where(given.exists[:, None, :], given.scores, -np.inf)
     with np.errstate(invalid="ignore"):  # where all choices are −inf: NaN
         weights = np.exp(padded - padded.max(axis=2, keepdims=True))
         return given.of_gold(weights) / weights.sum(axis=2)
-
-
-def _per_byte(given: Scored) -> Floats:
-    """Divide the gold choice's log-likelihood by its bytes: minus the loss that a language model's test reports."""
-    return given.of_gold(given.scores) / given.of_gold(given.n_bytes[:, None, :])
 
 
 _ROWS = (
@@ -163,7 +143,7 @@ _ROWS = (
         decimals=1,
         has_chance=True,
         needs_choices=True,
-        compute=lambda given: _accuracy(given, given.scores),
+        compute=lambda given: accuracy(given, given.scores),
     ),
     Metric(
         name="acc_norm",
@@ -174,7 +154,8 @@ _ROWS = (
         decimals=1,
         has_chance=True,
         needs_choices=True,
-        compute=_normalised_accuracy,
+        # each choice's log-likelihood is divided by its characters, as lm-evaluation-harness does for its acc_norm
+        compute=lambda given: accuracy(given, given.scores / np.where(given.exists, given.chars, 1)[:, None, :]),
     ),
     Metric(
         name="loglikelihood",
@@ -196,7 +177,7 @@ _ROWS = (
         decimals=2,
         has_chance=False,
         needs_choices=True,
-        compute=_margin,
+        compute=margin,
     ),
     Metric(
         name="probability",
@@ -207,7 +188,7 @@ _ROWS = (
         decimals=1,
         has_chance=False,
         needs_choices=True,
-        compute=_probability,
+        compute=probability,
     ),
     Metric(
         name="nll_per_byte",
@@ -218,7 +199,8 @@ _ROWS = (
         decimals=3,
         has_chance=False,
         needs_choices=False,
-        compute=_per_byte,
+        # minus the loss in nats per byte, so that larger is better
+        compute=lambda given: given.of_gold(given.scores) / given.of_gold(given.n_bytes[:, None, :]),
     ),
 )
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
