@@ -87,15 +87,18 @@ class StudySpec:
             UsageError: an option has a value that it does not take, or two options contradict each other.
         """
         # 1) the preset fills in what was not given
-        given, preset = self, one_of("--preset", self.preset, tuple(PRESETS))
-        if preset is not None:
-            missing = [field.name for field in fields(self) if getattr(self, field.name) is None]
-            given = replace(self, **{name: getattr(PRESETS[preset], name) for name in missing})
+        preset = PRESETS[one_of("--preset", self.preset, tuple(PRESETS))] if self.preset else StudySpec()
+        missing = [field.name for field in fields(self) if getattr(self, field.name) is None]
+        given = replace(self, **{name: getattr(preset, name) for name in missing})
         # 2) what cannot be meant is refused
         tasks = _or(given.tasks, ("quick",))
         coalitions = one_of("--coalitions", _or(given.coalitions, "windows"), COALITIONS)
-        _check(given, tasks)
-        _check_contradictions(self, coalitions)
+        _check(self, given, tasks, coalitions)
+        value = None
+        if given.value is not None:
+            from lowmem_layers.tasks.metrics import VALUES  # here, since it needs numpy
+
+            value = one_of("--value", given.value, VALUES)
         # 3) the defaults fill in the rest
         return Specification(
             passed=self,
@@ -117,7 +120,7 @@ class StudySpec:
             players=_or(given.players, "sublayer"),
             coalitions=coalitions,
             permutations=_or(given.permutations, N_ORDERS) if coalitions == "permutations" else None,
-            value=_value(given.value),
+            value=value,
             until=given.until,
             device=one_of("--device", _or(given.device, "auto"), DEVICES),
             offload=one_of("--offload", _or(given.offload, "auto"), OFFLOADS),
@@ -234,26 +237,18 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _value(name: str | None) -> Value | None:
-    if name is None:
-        return None
-    from lowmem_layers.tasks.metrics import VALUES  # here, since it needs numpy
-
-    return one_of("--value", name, VALUES)
-
-
-def _check(spec: StudySpec, tasks: Sequence[str]) -> None:
-    """Refuse numbers that are too small, and tasks that are unnamed or named twice."""
+def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions: CoalitionsKind) -> None:
+    """Refuse numbers that are too small, tasks that are not named once, and options that contradict each other."""
     for option, value, least in (
-        ("--limit", spec.limit, 1),
-        ("--max-removed", spec.max_removed, 0),
-        ("--permutations", spec.permutations, 2),
-        ("--fewshot", spec.fewshot, 0),
-        ("--threads", spec.threads, 1),
-        ("--window", spec.window, 2),
-        ("--stride", spec.stride, 1),
-        ("--max-gpu-memory", spec.max_gpu_memory, 1),
-        ("--max-cpu-memory", spec.max_cpu_memory, 1),
+        ("--limit", given.limit, 1),
+        ("--max-removed", given.max_removed, 0),
+        ("--permutations", given.permutations, 2),
+        ("--fewshot", given.fewshot, 0),
+        ("--threads", given.threads, 1),
+        ("--window", given.window, 2),
+        ("--stride", given.stride, 1),
+        ("--max-gpu-memory", given.max_gpu_memory, 1),
+        ("--max-cpu-memory", given.max_cpu_memory, 1),
     ):
         if value is not None and value < least:
             raise UsageError(f"{option} {value} is too small", f"{option} takes a number of at least {least}")
@@ -262,10 +257,6 @@ def _check(spec: StudySpec, tasks: Sequence[str]) -> None:
         raise UsageError("no task is named", "--tasks takes names joined by commas, for example --tasks quick")
     if len(set(tasks)) < len(tasks):
         raise UsageError(f"a task is named twice: {','.join(tasks)}", "name each task once")
-
-
-def _check_contradictions(passed: StudySpec, coalitions: CoalitionsKind) -> None:
-    """Refuse options that contradict each other."""
     if passed.permutations is not None and coalitions != "permutations":
         raise UsageError("--permutations counts removal orders, and none are drawn", "add --coalitions permutations")
     if passed.max_removed not in (None, MAX_REMOVED) and coalitions != "windows":

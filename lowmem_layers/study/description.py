@@ -24,8 +24,13 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pya
 
 def describe_run(specification: Specification, prepared: Prepared, design: Design) -> Manifest:
     """Say all there is to say about a run before its first tile."""
-    seed, n_items = specification.seed, len(prepared.encoded)
-    plan = make_plan(prepared, design, item_order(n_items, seed) if specification.until else None)
+    versions = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    # A run that may stop early takes its items in an order that has nothing to do with their content.
+    order = item_order(len(prepared.encoded), specification.seed) if specification.until else None
+    plan = make_plan(prepared, design, order)
     return Manifest(
         status="running",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -35,7 +40,7 @@ def describe_run(specification: Specification, prepared: Prepared, design: Desig
         data=describe_data(prepared),
         machine=MachineRecord(threads=prepared.machine.get("threads")),
         engine=described(prepared.engine.describe(), EngineRecord, "more"),
-        versions=_versions(),
+        versions=versions,
         design=design,
         plan=plan,
         work=prepared.engine.work(prepared.encoded, plan.coalitions),
@@ -61,11 +66,3 @@ def describe_data(prepared: Prepared) -> tuple[TaskRecord, ...]:
         metric = metric_named(task.metric).name
         found.append(TaskRecord(task.name, len(encoded), metric, task.chance, fingerprint(encoded), dict(task.source)))
     return tuple(found)
-
-
-def _versions() -> dict[str, str]:
-    found = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found

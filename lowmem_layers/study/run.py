@@ -25,7 +25,7 @@ from lowmem_layers.study.description import describe_run
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
 from lowmem_layers.study.pilot import settle_cuts
-from lowmem_layers.study.tiles import score_tiles
+from lowmem_layers.study.tiles import collect_earlier, score_tiles
 
 
 def run_study(
@@ -119,7 +119,8 @@ def _measured(
         tidy(folder)
         write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
         write_manifest(folder, manifest)
-        values, stopped = score_tiles(folder, manifest, prepared, announce, clock)
+        values = collect_earlier(folder, manifest, prepared)
+        stopped = score_tiles(values, prepared, announce, clock)
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from lowmem_layers.findings.statement import proven
-from lowmem_layers.game.values.table import FloatArray
 from lowmem_layers.record.folder import finished_tiles
 from lowmem_layers.record.items import rows_of
 from lowmem_layers.record.manifest import Manifest
@@ -21,31 +20,35 @@ from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileC
 _N_LEADERS = 5
 
 
-def score_tiles(
-    folder: Path,
-    manifest: Manifest,
-    prepared: Prepared,
-    announce: Announce,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[CollectedValues, str]:
-    """Score every tile that is not on disk yet, or as many as prove the statement to stop at.
-
-    The result is the values of all finished items, by the metrics that findings need, and what was proven: empty where
-    the run did not stop for that.
+def collect_earlier(folder: Path, manifest: Manifest, prepared: Prepared) -> CollectedValues:
+    """Read the tiles of earlier calls, each once, for the metrics that findings and the statement to stop at need.
 
     Raises:
-        RecordError: a finished tile is damaged, or a tile cannot be written.
+        RecordError: a finished tile is damaged.
+    """
+    tiles = finished_tiles(folder, len(manifest.plan.tiles))
+    values = CollectedValues(folder, manifest, rows_of(prepared.encoded), tiles)
+    wanted = (None, "loglikelihood", *([manifest.resolved.value] if manifest.resolved.until is not None else []))
+    values.collect(*(name for name in wanted if values.allows(name)))
+    return values
+
+
+def score_tiles(
+    values: CollectedValues, prepared: Prepared, announce: Announce, clock: Callable[[], float] = time.monotonic
+) -> str:
+    """Score every tile that is not finished yet, or as many as prove the statement to stop at; add them to `values`.
+
+    The result states what was proven; it is empty where the run did not stop for that.
+
+    Raises:
+        RecordError: a tile cannot be written.
         EngineError: the engine's scores have the wrong shape.
     """
-    plan, until, value = manifest.plan, manifest.resolved.until, manifest.resolved.value
-
-    # 1) the tiles of earlier calls are read, each once
-    values = CollectedValues(folder, manifest, rows_of(prepared.encoded), finished_tiles(folder, len(plan.tiles)))
-    wanted = (None, "loglikelihood", *([value] if until is not None else []))
-    values.collect(*(name for name in wanted if values.allows(name)))
-
-    # 2) the work is announced: what there is, and what earlier calls left finished
+    folder, manifest, plan = values.folder, values.manifest, values.manifest.plan
+    until, value = manifest.resolved.until, manifest.resolved.value
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
+
+    # 1) the work is announced: what there is, and what earlier calls left finished
     announce(
         RunPlanned(
             folder=str(folder),
@@ -60,40 +63,32 @@ def score_tiles(
             work_done=sum(prepared.engine.work(encoded[tile], plan.coalitions) for tile in values.tiles),
         )
     )
-    left = sorted(set(range(len(plan.tiles))) - set(values.tiles))
-    stopped = proven(values, until, value) if values.tiles else ""
-    if left and not stopped:
+    stopped = proven(values, until, value)
+    left = [] if stopped else sorted(set(range(len(plan.tiles))) - set(values.tiles))
+    if left:
         announce(StageStarted("scoring"))
 
-    # 3) tile by tile: score, commit, announce, and see whether the statement is proven
-    for tile in left if not stopped else ():
+    # 2) tile by tile: score, commit, announce, and see whether the statement is proven
+    for tile in left:
         start = clock()
         scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda work: announce(WorkDone(work)))
         write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
-        work = prepared.engine.work(encoded[tile], plan.coalitions)
-        announce(
-            TileCommitted(
-                tile=tile,
-                n_items=len(encoded[tile]),
-                work=work,
-                items_done=values.n_items,
-                tiles_done=len(values.tiles),
-                elapsed_s=clock() - start,
-                leaders=leaders(manifest, values.mean("loglikelihood")),
-            )
-        )
+        work, ahead = prepared.engine.work(encoded[tile], plan.coalitions), leaders(values)
+        n_items, n_tiles = values.n_items, len(values.tiles)
+        announce(TileCommitted(tile, len(encoded[tile]), work, n_items, n_tiles, clock() - start, ahead))
         if stopped := proven(values, until, value):
             break
-    return values, stopped
+    return stopped
 
 
-def leaders(manifest: Manifest, mean: FloatArray) -> tuple[tuple[str, float], ...]:
+def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:
     """Name the players whose single removal costs most so far; none where single removals are not measured.
 
-    Shapes: `mean` (coalitions,). Units: nats an item.
+    Units: nats of the gold answer, an item.
     """
-    design, coalitions = manifest.design, manifest.plan.coalitions
+    design, coalitions = values.manifest.design, values.manifest.plan.coalitions
+    mean = values.mean("loglikelihood")  # (coalitions,)
     column = {removed: place for place, removed in enumerate(coalitions)}
     alone = [(place,) for place in range(len(design.players))]
     singles = alone if design.grouping is None else design.grouping.expand_all(alone)
