@@ -19,8 +19,8 @@ from lowmem_layers.engine.budget import (
 )
 from lowmem_layers.forecast.machine import Machine
 from lowmem_layers.game.players.tree import PrefixTree
-from lowmem_layers.model.budget import Placement, place_with_states
 from lowmem_layers.model.memory import available_host_bytes
+from lowmem_layers.model.placement import Placement, place_with_states
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.model.spec import Offload
 

@@ -10,7 +10,6 @@ import torch
 
 from lowmem_layers.model.anatomy.decoder import DecoderModel, longest_input
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
-from lowmem_layers.model.budget import HomeName, ModelBytes, Placement, place_with_states
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, complete_config, own_gguf_packing
@@ -28,6 +27,7 @@ from lowmem_layers.model.homes.places import streamed_places
 from lowmem_layers.model.homes.staging import StagedFeed, lane_to
 from lowmem_layers.model.homes.store import Feed, Place, StreamingStore
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
+from lowmem_layers.model.placement import HomeName, ModelBytes, Placement, place_with_states
 from lowmem_layers.model.shape import ModelShape, shape_from
 from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.model.spec import ModelSpec

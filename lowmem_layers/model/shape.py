@@ -17,10 +17,10 @@ import torch
 from lowmem_layers.errors import ModelError
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect
-from lowmem_layers.model.budget import ModelBytes
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.homes.places import streamed_places
 from lowmem_layers.model.homes.store import Place
+from lowmem_layers.model.placement import ModelBytes
 from lowmem_layers.model.sizes import measure, packed_bytes
 
 SHIPPED = ("llama-3-8b", "llama-3-70b", "mixtral-8x7b")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lowmem_layers.model.budget import ModelBytes
 from lowmem_layers.model.homes.experts import slot_numbers
 from lowmem_layers.model.homes.places import Place, is_quantised
+from lowmem_layers.model.placement import ModelBytes
 
 _NF4_BLOCK, _NF4_TABLE_BYTES = 64, 64  # one float32 scale a block, 16 float32 levels a weight
 

@@ -73,7 +73,7 @@ def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hardly anything is left by the share for states, so that what an item needs decides."""
-    monkeypatch.setattr("lowmem_layers.model.budget._RESERVED_SHARE", 1 << 20)
+    monkeypatch.setattr("lowmem_layers.model.placement._RESERVED_SHARE", 1 << 20)
     monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
     save_model(tmp_path / "model", "llama", max_position_embeddings=4096)
     item = {"q": "a" * 900, "options": ["b", "c"], "answer": 0}

@@ -15,7 +15,6 @@ import transformers
 from lowmem_layers.model import ModelSpec, load, load_model
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect
-from lowmem_layers.model.budget import ModelBytes, Placement, place, place_with_states
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.formats import Packed, dense, four_bit, int8, unpack
 from lowmem_layers.model.homes.experts import slot_numbers
@@ -23,6 +22,7 @@ from lowmem_layers.model.homes.home import MemoryHome
 from lowmem_layers.model.homes.places import is_quantised, streamed_places
 from lowmem_layers.model.homes.store import StreamingStore, Visit
 from lowmem_layers.model.memory import peak_bytes, resident_bytes
+from lowmem_layers.model.placement import ModelBytes, Placement, place, place_with_states
 from tests.families import tiny_model
 from tests.model.conftest import save_model
 
