@@ -14,6 +14,19 @@ class StageStarted:
 
 
 @dataclass(frozen=True)
+class ModelExamined:
+    """The loaded model was tested: driven layer by layer it is itself, and takes token tries or does not.
+
+    Units: `sweep_gap_nats` is the largest difference between the engine's log-likelihoods and whole forward passes'.
+    """
+
+    takes_tries: bool
+    reason: str
+    sweep_gap_nats: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
 class RunPlanned:
     """The whole job is known.
 
@@ -67,7 +80,7 @@ class RunFinished:
     elapsed_s: float
 
 
-Event = StageStarted | RunPlanned | WorkDone | TileCommitted | RunFinished
+Event = StageStarted | ModelExamined | RunPlanned | WorkDone | TileCommitted | RunFinished
 Announce = Callable[[Event], None]
 
 

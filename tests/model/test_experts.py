@@ -35,6 +35,7 @@ CPU = torch.device("cpu")
 def packed_model(family: str, quant: str, dtype: torch.dtype, *, one_expert: bool) -> DecoderModel:
     """Build a tiny mixture whose weights are packed in memory."""
     module = tiny_model(family, dtype=dtype)
+    shape = DecoderModel(module).shape
     places = list(streamed_places(dissect(module), "model.layers", module.dtype))
     home = MemoryHome(CPU)
     for layer in range(3):
@@ -44,7 +45,7 @@ def packed_model(family: str, quant: str, dtype: torch.dtype, *, one_expert: boo
             packed = {p.key: (PACK[quant] if is_quantised(p) else dense.pack)(weights[p.key]) for p in group}
             home.add((layer, kind), packed)
     store = StreamingStore(places, home, dtype, CPU, one_expert=one_expert)
-    return DecoderModel(module, store=store)
+    return DecoderModel(module, store=store, shape=shape)
 
 
 def logits_of(model: DecoderModel) -> torch.Tensor:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from lowmem_layers.cli.display.progress import Progress, advance, spell_time
-from lowmem_layers.study.events import Event, RunFinished, RunPlanned, StageStarted
+from lowmem_layers.study.events import Event, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
 
 
 class PlainDisplay:
@@ -42,7 +42,7 @@ class PlainDisplay:
             )
         elif isinstance(event, RunFinished):
             self._say(event.status, now)
-        elif now - self._last >= self._every_s:
+        elif isinstance(event, WorkDone | TileCommitted) and now - self._last >= self._every_s:
             self._say(self._where(now), now)
 
     def _where(self, now: float) -> str:

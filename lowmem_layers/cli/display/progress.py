@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lowmem_layers.study.events import Event, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.events import (
+    Event,
+    ModelExamined,
+    RunFinished,
+    RunPlanned,
+    StageStarted,
+    TileCommitted,
+    WorkDone,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,8 @@ def advance(progress: Progress, event: Event, now: float) -> Progress:
         case StageStarted(stage):
             since = now if stage == "scoring" else progress.scoring_since
             return replace(progress, stage=stage, scoring_since=since)
+        case ModelExamined():
+            return progress
         case RunPlanned():
             return replace(progress, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
         case WorkDone(work):
