@@ -44,10 +44,10 @@ def parse_player(name: str) -> Player:
         UsageError: the name is not KIND.LAYER.
     """
     match = _NAME.fullmatch(name)
-    if match is None:
-        raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12 or moe.3")
-    kind: Kind = match[1]  # type: ignore[assignment]
-    return Player(int(match[2]), kind)
+    for kind in get_args(Kind):
+        if match is not None and match[1] == kind:
+            return Player(int(match[2]), kind)
+    raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12 or moe.3")
 
 
 def players_of(ffn_kinds: Sequence[Literal["ffn", "moe"]]) -> tuple[Player, ...]:
