@@ -12,7 +12,7 @@ from lowmem_layers.errors import ModelError, UsageError
 from lowmem_layers.forecast.machine import CARDS, Machine, measure_machine, named_card
 from lowmem_layers.forecast.work import forecast_work, rates_of
 from lowmem_layers.game.players.coalitions import windows
-from lowmem_layers.game.players.tree import naive_applications, prefix_tree
+from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.shape import SHIPPED, shape_of, shipped_config
 from tests.model.conftest import save_model, tiny_config
