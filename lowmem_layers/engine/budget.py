@@ -40,7 +40,7 @@ class ItemCost:
 
 @dataclass(frozen=True)
 class Widths:
-    """What of a model decides what its items take.
+    """The sizes of a model that decide how much memory and work its items take.
 
     Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
     of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
@@ -55,7 +55,7 @@ class Widths:
 
     @classmethod
     def of(cls, shape: ModelShape) -> Widths:
-        """Take them from a model's shape. Nobody makes them from anything else."""
+        """Take the sizes from a model's shape: the one way to make them."""
         return cls(shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel)
 
     def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
@@ -65,7 +65,7 @@ class Widths:
         return self.count(sum(lengths), scored, sum(length**2 for length in lengths), tree)
 
     def count(self, nodes: int, scored: int, squares: int, tree: PrefixTree) -> ItemCost:
-        """Count what so many tokens take, of which `scored` are; `squares` adds up the rows' squared lengths.
+        """Count what `nodes` tokens take, of which `scored` are scored. `squares` adds up the rows' squared lengths.
 
         The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
         what attention adds beside the states until the feed-forward has read them: the same numbers once more.
@@ -123,7 +123,7 @@ def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
 
 
 def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: int) -> int:
-    """Count the memory from which on an item of so many bytes fits beside a chunk, however much more there is.
+    """Count how much memory is enough for an item of `item_bytes` and a chunk. Any more is enough, too.
 
     Units: bytes.
     """
@@ -152,7 +152,9 @@ def check_largest(shape: ModelShape, device: torch.device, item_bytes: int, budg
 
 
 def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: PrefixTree, deepest: int) -> int:
-    """Count what the item that takes most takes, of a model that takes tries. (Plain rows may be more.)
+    """Count the bytes of the item that needs the most memory, for a model that takes tries.
+
+    (A model that is given plain rows may need more.)
 
     Units: bytes; `deepest` in tokens, see `lay_out`.
     """
@@ -173,7 +175,9 @@ def tile_work_for(device: torch.device) -> int:
 
 
 def states_bytes(limit: int | None, used: int, free: int | None) -> int:
-    """Give the states of a tile what a limit leaves; without one, 2 GiB of RAM, or 60 % of a GPU's free memory.
+    """Decide how much memory the states of a tile may take.
+
+    With a limit, what the model leaves of it. Without a limit, 2 GiB of RAM or 60 % of a GPU's free memory.
 
     Units: bytes; `used` by the model, `free` of the GPU beside the model (None on a CPU).
     """

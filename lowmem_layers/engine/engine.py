@@ -42,8 +42,8 @@ class Engine:
     `tile_work` (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a
     run that is resumed with the same ones repeats the same numbers bit for bit.
 
-    `layout` lays items out as token tries or as plain rows; of `auto`, the examination decides. With one of the
-    others, it is enough that the model was examined.
+    `layout` lays items out as token tries or as plain rows. With `auto` the examination decides; with `trie` or
+    `rows` it is enough that the model was examined.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Engine:
         return [widths.item(self._rows([item]), tree) for item in items]
 
     def work(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> int:
-        """Count the multiply-adds of a tile: what `on_work` adds up to, but for beginnings that items share."""
+        """Count the multiply-adds of a tile. (`score` saves those of beginnings that several items share.)"""
         return sum(cost.work for cost in self.costs(items, coalitions))
 
     @torch.inference_mode()
@@ -170,7 +170,7 @@ class Engine:
         return self._trees[key]
 
     def _rows(self, items: Sequence[EncodedItem]) -> list[Row]:
-        """Lay items out: as tries where the model takes them and up to the length for which that was verified."""
+        """Lay items out as tries, where the model takes them and up to the length for which that was verified."""
         if self.layout == "rows":
             return plain_rows(items)
         deepest = self.model.max_length

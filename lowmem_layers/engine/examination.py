@@ -1,8 +1,8 @@
 """What the engine asks of a model before it is believed: a few tokens, a few coalitions, in both ways.
 
-The sweep must equal whole forward passes, and a row that branches must equal its sequences laid out one by one; else
-the model is refused, or given plain rows. So that a comparison can't pass for want of sensitivity, the same row with
-choices that see each other is scored too, and must differ far more.
+The sweep must equal whole forward passes, else the model is refused. A row that branches must equal its sequences laid
+out one by one, else the model is given plain rows. A comparison that sees nothing would pass, too: so the same row is
+also scored with a wrong mask, in which choices see each other, and must differ far more.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
 
 
 def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
-    """Say why a family takes no masks of ours; nothing where it takes them.
+    """Say why a family does not accept tree masks. Return an empty text where it does.
 
-    The family's own code in front of its layers is all that runs here. It has just taken the same tokens with its own
-    masks, so that a ValueError is about the form of ours: ALiBi families (BLOOM, Falcon) unpack the mask's two
-    dimensions to count positions, and ours has four. Any other exception is nobody's expectation and goes on its way.
+    Only the family's own code in front of its layers runs here. It has just accepted the same tokens with its own
+    masks, so a ValueError is about the form of ours: ALiBi families (BLOOM, Falcon) unpack the mask's two dimensions
+    to count positions, and a tree mask has four. Any other exception is unexpected, and is raised.
     """
     unknown = sorted(set(getattr(model.config, "layer_types", None) or ()) - MASKED_KINDS)
     if unknown:
@@ -103,10 +103,10 @@ def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
 
 
 def verified_length(config: Any, max_length: int) -> int:
-    """Count the tokens up to which a model that takes tries is given them; longer items get plain rows.
+    """Say up to how many tokens items are laid out as tries, if a model takes tries. Longer items get plain rows.
 
-    The masks of so many tokens are compared. Long enough to pass the sliding window that the config names, so that
-    what a window means to the family is seen.
+    The examination compares masks of this length. It is longer than the sliding window that the config names, so that
+    the family's own meaning of a window is seen.
     """
     window = getattr(config, "sliding_window", None) or 0
     return min(max_length, max(_LONG_TOKENS, window + 3 if window <= _WIDEST_WINDOW else 0))
@@ -123,7 +123,7 @@ def _has_our_masks(model: DecoderModel) -> bool:
 
 
 def _seen(call: LayerCall, length: int) -> torch.Tensor:
-    """Read off a layer's mask which position sees which; no mask means that all before it. Shapes: (T, T) bool."""
+    """Read off a layer's mask which position sees which; without a mask, all before it. Shapes: (T, T) bool."""
     positional = (a for a in call.args if isinstance(a, torch.Tensor) and a.dim() == 4)
     mask = call.kwargs.get("attention_mask", next(positional, None))
     if mask is None:

@@ -78,7 +78,7 @@ class Forecast:
 
 
 def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> Forecast:
-    """Foresee a run of a model by its config alone; `card` names a graphics card, None means this machine.
+    """Forecast a run on a graphics card that `card` names, or on this machine, without reading a weight.
 
     Raises:
         LowmemLayersError: the model, the tasks or the card are unknown, or the model does not fit the memory given.
@@ -116,7 +116,7 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
 
 
 def look_at(request: ModelSpec) -> Subject:
-    """Look at a model as a run would; of a shipped shape, which has no files, the embedded model counts the tokens.
+    """Look at a model as a run would. A shipped shape has no files: the embedded model's tokenizer counts its tokens.
 
     Raises:
         ModelError: the model cannot be found, or is not a decoder-only language model.
@@ -135,7 +135,7 @@ def look_at(request: ModelSpec) -> Subject:
 
 
 def tasks_at_hand(spec: Specification) -> list[Task] | None:
-    """Read the tasks; None where their data are not at hand, but benchmarks whose tokens were counted once.
+    """Read the tasks. Return None where data cannot be read, but are benchmarks' whose tokens were counted once.
 
     Raises:
         TaskError: a task's data are unusable, or are not at hand and were never counted.
@@ -149,7 +149,7 @@ def tasks_at_hand(spec: Specification) -> list[Task] | None:
 
 
 def count_tokens(tasks: Sequence[Task], subject: Subject, bos: Bos) -> Tokens:
-    """Lay each item out as the engine would, of a model that takes tries."""
+    """Lay each item out as the engine would for a model that takes tries, and count."""
     deepest = verified_length(subject.config.get_text_config(decoder=True), subject.max_length)
     laid_out = [
         lay_out([item], float, deepest)
@@ -165,7 +165,7 @@ def count_tokens(tasks: Sequence[Task], subject: Subject, bos: Bos) -> Tokens:
 
 
 def remembered_tokens(spec: Specification) -> Tokens:
-    """Take every item of a benchmark for an average one of those counted once."""
+    """Take the average of an earlier count for every item of a benchmark."""
     trunk: list[int] = []
     scored: list[int] = []
     for task in spec.tasks:

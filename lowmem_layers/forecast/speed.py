@@ -47,7 +47,7 @@ def measure_speed(
 ) -> Speed | None:
     """Time one decoder layer of a model on rows of `n_tokens`, its head, and the unpacking of its weights.
 
-    None where a layer is so large that it is better predicted by its bare products.
+    Return None where a layer is too large to be timed; its bare products predict it better.
     """
     text = config.get_text_config(decoder=True)
     module = single_layer(config, dtype)
@@ -83,7 +83,7 @@ def measure_speed(
 
 
 def single_layer(config: Any, dtype: torch.dtype) -> Any:
-    """Build the model with one decoder layer, random weights and a small vocabulary; None where that is too large."""
+    """Build the model with one decoder layer, random weights and a small vocabulary. Return None if it is too large."""
     small = copy.deepcopy(config)
     small.__dict__.pop("quantization_config", None)
     text = small.get_text_config(decoder=True)
@@ -100,13 +100,13 @@ def single_layer(config: Any, dtype: torch.dtype) -> Any:
 
 
 def scored_everywhere(n_tokens: int, number: int) -> EncodedItem:
-    """Make a row that is scored everywhere: where it is not, the last feed-forward (here the only one) is left out."""
+    """Make an item that is scored at every position; at others the last feed-forward (here the only one) is skipped."""
     tokens = tuple((number + 7 * place) % (_VOCABULARY - 1) for place in range(n_tokens + 1))
     return EncodedItem("speed", str(number), (EncodedChoice(tokens, n_tokens),), 0, str(number))
 
 
 def _unpacking(target: str, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    """Give a step that unpacks; packings that checkpoints bring along are taken to be as fast as NF4."""
+    """Make a step that unpacks a weight. A checkpoint's own packing is taken to be as fast as NF4."""
     out = torch.empty(_UNPACKED, dtype=dtype, device=device)
     if target == "none":
         source = torch.zeros_like(out)

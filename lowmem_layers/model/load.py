@@ -216,7 +216,7 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
 
 
 def _source_itemsize(source: Source, module: Any, own: OwnPacking | None, dtype: torch.dtype) -> int:
-    """Tell two bytes a number from four by the files' sizes; packed ones are unpacked into the compute dtype."""
+    """Tell from its files' sizes whether a checkpoint has two or four bytes a number; packed ones become `dtype`."""
     if own is not None:
         return dtype.itemsize
     numbers = sum(value.numel() for value in module.state_dict().values())

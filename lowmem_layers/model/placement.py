@@ -75,11 +75,11 @@ class Spare:
     room: int = 0
 
     def beside(self, n_bytes: int) -> int:
-        """Give the least memory of which so many bytes leave enough free."""
+        """Count the memory in which `n_bytes` leave enough free."""
         return max(self._by_share(n_bytes), n_bytes + self.room)
 
     def by_room(self, n_bytes: int) -> bool:
-        """Tell whether the room decides, and not the share."""
+        """Tell whether `room` decides, and not `share`."""
         return n_bytes + self.room > self._by_share(n_bytes)
 
     def _by_share(self, n_bytes: int) -> int:

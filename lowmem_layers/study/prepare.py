@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, ModelExamined, StageStarted
-from lowmem_layers.tasks.items import Task
+from lowmem_layers.tasks.items import EncodedItem, Task
+
+if TYPE_CHECKING:
+    from lowmem_layers.model.load import Inspection
+    from lowmem_layers.model.placement import Placement
 
 
 def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[], float] = time.monotonic) -> Prepared:
@@ -26,13 +31,8 @@ def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[]
     tasks = read_tasks(spec)
     announce(StageStarted("importing torch"))
     from lowmem_layers.engine import Engine
-    from lowmem_layers.engine.budget import check_largest, largest_item_bytes, needed_room, states_bytes
-    from lowmem_layers.engine.examination import verified_length
-    from lowmem_layers.game.players.tree import prefix_tree
-    from lowmem_layers.model.anatomy.dissection import text_config
     from lowmem_layers.model.devices import use_threads
-    from lowmem_layers.model.load import choose_place, fill_model, inspect_model
-    from lowmem_layers.model.memory import available_device_bytes
+    from lowmem_layers.model.load import fill_model, inspect_model
     from lowmem_layers.tasks import encode_task
 
     threads = use_threads(spec.threads)
@@ -43,8 +43,34 @@ def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[]
     encoded = tuple(
         item for task in tasks for item in encode_task(task, found.tokenizer, bos=spec.bos, max_length=found.max_length)
     )
-    # 3) decide: where the weights live, and what that leaves for the states of the largest item. How far removal
-    #    orders are walked is settled later: they may be cut to single removals, so no more is asked for here.
+    # 3) decide: where the weights live, and what that leaves for the states
+    placement, budget_bytes = place_weights(spec, found, encoded)
+    # 4) do: read the weights, and see whether the model can be believed
+    model = fill_model(found, placement, lambda line: announce(StageStarted(line)))
+    announce(StageStarted("examining the model"))
+    start = clock()
+    engine = Engine(model, budget_bytes=budget_bytes)
+    verdict = engine.examine()
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
+    without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
+    return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
+
+
+def place_weights(spec: Specification, found: Inspection, encoded: Sequence[EncodedItem]) -> tuple[Placement, int]:
+    """Choose where the weights live, and count what the engine may then take for states and a chunk. Units: bytes.
+
+    Raises:
+        UsageError: the model's players do not allow what the options ask for.
+        BudgetError: the model, or the states of the largest item beside it, do not fit the memory given.
+    """
+    from lowmem_layers.engine.budget import check_largest, largest_item_bytes, needed_room, states_bytes
+    from lowmem_layers.engine.examination import verified_length
+    from lowmem_layers.game.players.tree import prefix_tree
+    from lowmem_layers.model.anatomy.dissection import text_config
+    from lowmem_layers.model.load import choose_place
+    from lowmem_layers.model.memory import available_device_bytes
+
+    # How far removal orders are walked is settled later. They may be cut to single removals: no more is asked for here.
     design = plan_design(spec, found.shape.players)
     tree = prefix_tree(design.cut([0] * len(design.orders)).removed, len(found.shape.players))
     deepest = verified_length(text_config(found.module), found.max_length)
@@ -56,15 +82,7 @@ def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[]
     else:
         budget_bytes = states_bytes(spec.max_cpu_memory, placement.cpu_bytes, None)
     check_largest(found.shape, found.device, largest, budget_bytes)
-    # 4) do: read the weights, and see whether the model can be believed
-    model = fill_model(found, placement, lambda line: announce(StageStarted(line)))
-    announce(StageStarted("examining the model"))
-    start = clock()
-    engine = Engine(model, budget_bytes=budget_bytes)
-    verdict = engine.examine()
-    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
-    without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
-    return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
+    return placement, budget_bytes
 
 
 def read_tasks(spec: Specification) -> list[Task]:
