@@ -46,20 +46,8 @@ def score_tiles(
 
     # 2) the work is announced: what there is, and what earlier calls left finished
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
-    announce(
-        RunPlanned(
-            folder=str(folder),
-            model=manifest.model.id,
-            n_players=len(manifest.design.players),
-            n_coalitions=len(plan.coalitions),
-            n_items=len(prepared.encoded),
-            n_tiles=len(plan.tiles),
-            work_total=manifest.work,
-            items_done=values.n_items,
-            tiles_done=len(values.tiles),
-            work_done=sum(prepared.engine.work(encoded[tile], plan.coalitions) for tile in values.tiles),
-        )
-    )
+    work = [prepared.engine.work(items, plan.coalitions) for items in encoded]
+    announce(_planned(folder, manifest, values, sum(work[tile] for tile in values.tiles)))
     left = sorted(set(range(len(plan.tiles))) - set(values.tiles))
     stopped = proven(values, until, value) if values.tiles else ""
     if left and not stopped:
@@ -71,21 +59,27 @@ def score_tiles(
         scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda work: announce(WorkDone(work)))
         write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
-        work = prepared.engine.work(encoded[tile], plan.coalitions)
-        announce(
-            TileCommitted(
-                tile=tile,
-                n_items=len(encoded[tile]),
-                work=work,
-                items_done=values.n_items,
-                tiles_done=len(values.tiles),
-                elapsed_s=clock() - start,
-                leaders=leaders(manifest, values.mean("loglikelihood")),
-            )
-        )
+        done, ahead = (values.n_items, len(values.tiles)), leaders(manifest, values.mean("loglikelihood"))
+        announce(TileCommitted(tile, len(encoded[tile]), work[tile], *done, clock() - start, ahead))
         if stopped := proven(values, until, value):
             break
     return values, stopped
+
+
+def _planned(folder: Path, manifest: Manifest, values: CollectedValues, work_done: int) -> RunPlanned:
+    """Say how large the whole job is, and how much of it earlier calls left finished."""
+    return RunPlanned(
+        folder=str(folder),
+        model=manifest.model.id,
+        n_players=len(manifest.design.players),
+        n_coalitions=len(manifest.plan.coalitions),
+        n_items=manifest.n_items,
+        n_tiles=len(manifest.plan.tiles),
+        work_total=manifest.work,
+        items_done=values.n_items,
+        tiles_done=len(values.tiles),
+        work_done=work_done,
+    )
 
 
 def leaders(manifest: Manifest, mean: FloatArray) -> tuple[tuple[str, float], ...]:
