@@ -67,13 +67,14 @@ class DictionaryEngine:
 
 @dataclass
 class Bench:
-    """What a test sets up: an engine, tasks, a model's description."""
+    """What a test sets up: engine, tasks (judged by accuracy unless `metrics` says otherwise), the model's description."""
 
     engine: DictionaryEngine = field(default_factory=DictionaryEngine)
     n_layers: int = 3
     n_items: int = 8
     model: dict[str, Any] = field(default_factory=lambda: {"id": "tiny", "dtype": "float32", "home": "ram"})
     threads: int = 2
+    metrics: dict[str, str] = field(default_factory=dict)
     calls: int = 0
 
     def prepare(self, spec: Specification, announce: Callable[[Any], None]) -> Prepared:
@@ -82,7 +83,7 @@ class Bench:
         names = spec.tasks
         counts = {name: min(self.n_items - place, spec.limit or 1000) for place, name in enumerate(names)}
         encoded = [make_item(name, i, 2 + (i % 3)) for name, count in counts.items() for i in range(count)]
-        tasks = tuple(Task(name, (), "acc", 0.25, {"kind": "made up"}) for name in names)
+        tasks = tuple(Task(name, (), self.metrics.get(name, "acc"), 0.25, {"kind": "made up"}) for name in names)
         players = players_of(["ffn"] * self.n_layers)
         machine = {"threads": spec.threads or self.threads}
         return Prepared(players, tasks, tuple(encoded), self.engine, self.model, machine)

@@ -157,7 +157,7 @@ def interactions(run: str, value: str | None, level: float, form: str | None, ou
     One row for each task and pair: whether the two replace each other (redundancy) or need each other (synergy).
     """
     from lowmem_layers import open_run
-    from lowmem_layers.findings.comparing import interaction_table
+    from lowmem_layers.findings.interactions import interaction_table
 
     chosen_format(form, output)
     opened = open_run(run)

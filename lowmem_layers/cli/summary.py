@@ -14,12 +14,11 @@ from rich.text import Text
 
 from lowmem_layers.cli.output import visible
 from lowmem_layers.findings.findings import Findings, Side
+from lowmem_layers.findings.rows import level_rows, minus, number
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.game.uncertainty.intervals import Interval
-from lowmem_layers.report.rows import level_rows, minus, number
-from lowmem_layers.tasks.metrics import metric_named
 
 _MOST_ROWS = 64
 _WIDEST = 200  # columns
@@ -74,7 +73,7 @@ def importance_table(players: Sequence[Player | Group], sides: Sequence[Side]) -
     table.add_column("sublayer", no_wrap=True)
     for side, style in zip(sides, ("", "cyan"), strict=False):
         for name in ("estimate", "drop", "share"):
-            heading = f"{metric_named(side.value).short}\n{name}"
+            heading = f"{side.short}\n{name}"
             table.add_column(heading, justify="right", no_wrap=True, header_style=style)
     for place in sides[-1].overall.order()[:_MOST_ROWS]:
         player, cells = players[place], []

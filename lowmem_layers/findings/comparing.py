@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.importance import ESTIMATORS
+from lowmem_layers.findings.importance import ESTIMATORS, N_TOP, EstimatorName
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison, Walks, compare
-from lowmem_layers.game.answers.interactions import interactions
-from lowmem_layers.game.estimators.weights import Estimator
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.multiplicity import Correction
-from lowmem_layers.game.uncertainty.rank_correlation import Agreement
 from lowmem_layers.game.values.table import ValueTable
-from lowmem_layers.record.items import ItemRow
 from lowmem_layers.record.spec import one_of
 
 _PROTOCOL = (
     "quant", "limit", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window",
     "stride", "revision", "requantize", "until", "seed",
 )  # fmt: skip
+_CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 CORRECTIONS = {"holm": "Holm", "bh": "Benjamini–Hochberg"}
 
 
@@ -44,22 +42,28 @@ def compare_runs(
     Raises:
         UsageError: no task in common, other sublayers, or a value or estimator that one of the runs does not allow.
     """
+    # 1) what is compared, by which estimator
     name = _estimator(a, b, estimator)
-    one_of("--correction", correction, tuple(CORRECTIONS))
+    corrected = one_of("--correction", correction, _CORRECTIONS)
     pairs = _pairs(a, b, value)
-    _same_value(a, b, value, list(pairs))
-    known: Estimator = "neighbourhood" if name == "permutation" else name  # type: ignore[assignment]
-    corrected: Correction = correction  # type: ignore[assignment]
-    walks = (_walks(a), _walks(b)) if name == "permutation" else None
-    found = {
-        task: compare(
-            one, two, known, walks=walks, max_removed=max_removed, level=level, correction=corrected, top_k=_top(one)
+    for task in pairs:
+        one, _, two = task.partition(" / ")
+        judged = value or a.metric(one), value or b.metric(two or one)
+        if judged[0] != judged[1]:
+            raise UsageError(f"A is judged by {judged[0]}, B by {judged[1]}", "name one value for both with --value")
+    # 2) task by task, then the mean over tasks
+    known, walks = name, None
+    if known == "permutation":
+        designs = a.manifest.design, b.manifest.design
+        known, walks = (
+            "neighbourhood",
+            (Walks(designs[0].orders, designs[0].cuts), Walks(designs[1].orders, designs[1].cuts)),
         )
-        for task, (one, two) in pairs.items()
-    }
+    groups = {task: ([one], [two]) for task, (one, two) in pairs.items()}
     if len(pairs) > 1:
-        of_a, of_b = ([both[side] for both in pairs.values()] for side in (0, 1))
-        found["all"] = compare(
+        groups["all"] = [one for one, _ in pairs.values()], [two for _, two in pairs.values()]
+    return {
+        task: compare(
             of_a,
             of_b,
             known,
@@ -67,9 +71,10 @@ def compare_runs(
             max_removed=max_removed,
             level=level,
             correction=corrected,
-            top_k=_top(of_a[0]),
+            top_k=min(N_TOP, of_a[0].n_players),
         )
-    return found
+        for task, (of_a, of_b) in groups.items()
+    }
 
 
 def packing_of(run: Run) -> str:
@@ -96,7 +101,23 @@ def differences(a: Run, b: Run) -> list[str]:
 
 def comparison_table(found: dict[str, Comparison]) -> pa.Table:
     """Lay out every sublayer's difference A − B, a row a task and sublayer."""
-    return pa.concat_tables([_compared(task, one) for task, one in found.items()])
+    return pa.concat_tables(
+        pa.table(
+            {
+                "task": [task] * len(one.players),
+                "sublayer": list(one.players),
+                "estimator": [one.estimator] * len(one.players),
+                "value_a": one.value_a,
+                "value_b": one.value_b,
+                "difference": one.difference,
+                "ci_low": one.ci.low,
+                "ci_high": one.ci.high,
+                "p_adjusted": one.p_adjusted,
+                "significant": [str(bool(each)).lower() for each in one.significant],
+            }
+        )
+        for task, one in found.items()
+    )
 
 
 def agreement_table(found: dict[str, Comparison]) -> pa.Table:
@@ -132,13 +153,27 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
     """Say in words how far the rankings agree and how many players changed, a line a task."""
     lines = []
     for task, one in found.items():
-        same = one.agreement
+        same, (items_a, items_b), (given_a, given_b) = one.agreement, one.n_items, one.n_given
+        # 1) which items were compared
+        if not one.paired:
+            items = f"{items_a:,} and {items_b:,} items, not paired"
+        elif one.n_items == one.n_given:
+            items = f"{items_a:,} items, paired"
+        else:
+            items = f"the {items_a:,} items that A's {given_a:,} and B's {given_b:,} have in common, paired"
+        # 2) how far the order is the same, and how much of it is certain
+        certain = "no pair's order is certain in both"
+        if same.resolved > 0:
+            certain = (
+                f"the order of {same.resolved:.0%} of pairs is certain in both, {same.opposite:.0%} of these opposite"
+            )
+        # 3) which players changed
         changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
         lines.append(
-            f"{task} ({_items(one)}): "
+            f"{task} ({items}): "
             f"Spearman {_bounded(same.spearman, same.spearman_ci)}, "
             f"Kendall {_bounded(same.kendall, same.kendall_ci)}; "
-            f"{_certain_pairs(same)}; "
+            f"{certain}; "
             f"{same.overlap} of the top {same.top_k} are the same "
             f"[{same.overlap_ci.low:.0f}, {same.overlap_ci.high:.0f}]; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
@@ -147,50 +182,14 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
     return lines
 
 
-def _certain_pairs(same: Agreement) -> str:
-    if not same.resolved > 0:
-        return "no pair's order is certain in both"
-    return f"the order of {same.resolved:.0%} of pairs is certain in both, {same.opposite:.0%} of these opposite"
-
-
-def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -> pa.Table:
-    """Lay out the interactions of neighbouring sublayers, a row a task and pair, and of the mean over tasks (`all`).
-
-    Raises:
-        UsageError: no windows of two or more sublayers were removed, or removal orders were walked instead.
-    """
-    if run.manifest.design.coalitions == "permutations":
-        raise UsageError(
-            f"{run.folder} walked removal orders, not windows of neighbours", "run it without --coalitions permutations"
-        )
-    tables = run.value_tables(value)
-    named: list[tuple[str, list[ValueTable]]] = [(table.task, [table]) for table in tables]
-    parts = []
-    for task, those in named if len(named) == 1 else [*named, ("all", tables)]:
-        found = interactions(those, level=level)
-        columns = {
-            "task": [task] * len(found.value),
-            "first": [found.players[place] for place in found.first],
-            "second": [found.players[place] for place in found.second],
-            "value": found.value,
-            "ci_low": found.ci.low,
-            "ci_high": found.ci.high,
-            "p_adjusted": found.p_adjusted,
-            "kind": [found.kind(pair) for pair in range(len(found.value))],
-        }
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts)
-
-
-def _estimator(a: Run, b: Run, asked: str | None) -> str:
-    one_of("--estimator", asked, ESTIMATORS)
+def _estimator(a: Run, b: Run, asked: str | None) -> EstimatorName:
     natural = a.manifest.design.estimator, b.manifest.design.estimator
     if asked is None and natural[0] != natural[1]:
         raise UsageError(
             f"A was made for the {natural[0]} estimate, B for the {natural[1]} estimate",
             "name one that both allow; --estimator ablation always works",
         )
-    name = asked or natural[0]
+    name = natural[0] if asked is None else one_of("--estimator", asked, ESTIMATORS)
     if name == "permutation" and not (a.manifest.design.orders and b.manifest.design.orders):
         raise UsageError(
             "no removal orders were measured in one of the runs",
@@ -199,47 +198,26 @@ def _estimator(a: Run, b: Run, asked: str | None) -> str:
     return name
 
 
-def _walks(run: Run) -> Walks:
-    return Walks(run.manifest.design.orders, run.manifest.design.cuts)
-
-
-def _top(table: ValueTable) -> int:
-    return min(3, table.n_players)
-
-
 def _pairs(a: Run, b: Run, value: str | None) -> dict[str, tuple[ValueTable, ValueTable]]:
+    """Pair the tables of tasks that both runs have; items keep their names only where the same items bear them."""
     first = {table.task: table for table in a.value_tables(value)}
     second = {table.task: table for table in b.value_tables(value)}
-    pairs = {task: (first[task], second[task]) for task in first if task in second}
-    if pairs:
-        rows = {(row.task, row.id): row for row in a.item_rows}
-        others = {(row.task, row.id): row for row in b.item_rows}
-        return {
-            task: both if _same_items(task, rows, others) else (both[0], replace(both[1], items=None))
-            for task, both in pairs.items()
-        }
-    if len(first) == len(second) == 1:
+    common = [task for task in first if task in second]
+    if not common and len(first) == len(second) == 1:
         (one, table_a), (two, table_b) = *first.items(), *second.items()
         return {f"{one} / {two}": (table_a, table_b)}
-    raise UsageError(
-        f"the runs have no task in common: {', '.join(first)} and {', '.join(second)}",
-        "compare runs of the same tasks, or two runs of one task each",
-    )
-
-
-def _same_items(task: str, a: dict[tuple[str, str], ItemRow], b: dict[tuple[str, str], ItemRow]) -> bool:
-    """Tell whether items of the same name are the same: gold answer and choices, whatever the tokenizer."""
-    common = [key for key in a if key[0] == task and key in b]
-    return all((a[key].gold, a[key].chars, a[key].sizes) == (b[key].gold, b[key].chars, b[key].sizes) for key in common)
-
-
-def _items(one: Comparison) -> str:
-    (items_a, items_b), (given_a, given_b) = one.n_items, one.n_given
-    if not one.paired:
-        return f"{items_a:,} and {items_b:,} items, not paired"
-    if one.n_items == one.n_given:
-        return f"{items_a:,} items, paired"
-    return f"the {items_a:,} items that A's {given_a:,} and B's {given_b:,} have in common, paired"
+    if not common:
+        raise UsageError(
+            f"the runs have no task in common: {', '.join(first)} and {', '.join(second)}",
+            "compare runs of the same tasks, or two runs of one task each",
+        )
+    # Items of the same name are the same where gold answer and choices are, whatever the tokenizer.
+    rows = {(row.task, row.id): (row.gold, row.chars, row.sizes) for row in a.item_rows}
+    others = {(row.task, row.id): (row.gold, row.chars, row.sizes) for row in b.item_rows}
+    unlike = {key[0] for key in rows.keys() & others.keys() if rows[key] != others[key]}
+    return {
+        task: (first[task], replace(second[task], items=None) if task in unlike else second[task]) for task in common
+    }
 
 
 def _said(option: object) -> str:
@@ -248,28 +226,3 @@ def _said(option: object) -> str:
 
 def _bounded(value: float, ci: Interval[float]) -> str:
     return f"{value:.2f} [{ci.low:.2f}, {ci.high:.2f}]"
-
-
-def _compared(task: str, one: Comparison) -> pa.Table:
-    return pa.table(
-        {
-            "task": [task] * len(one.players),
-            "sublayer": list(one.players),
-            "estimator": [one.estimator] * len(one.players),
-            "value_a": one.value_a,
-            "value_b": one.value_b,
-            "difference": one.difference,
-            "ci_low": one.ci.low,
-            "ci_high": one.ci.high,
-            "p_adjusted": one.p_adjusted,
-            "significant": [str(bool(each)).lower() for each in one.significant],
-        }
-    )
-
-
-def _same_value(a: Run, b: Run, value: str | None, tasks: list[str]) -> None:
-    for task in tasks:
-        one, _, two = task.partition(" / ")
-        names = value or a.metric(one), value or b.metric(two or one)
-        if names[0] != names[1]:
-            raise UsageError(f"A is judged by {names[0]}, B by {names[1]}", "name one value for both with --value")

@@ -1,4 +1,8 @@
-"""What a run found: importance by the task's metric and by the gold answer's log-likelihood, and the cornerstones."""
+"""What a run found, computed once and handed to whoever shows it: page, summary, tables, notebook.
+
+In goes a run; out come the full model's level on every task, importance by the tasks' own metric and by the gold
+answer's log-likelihood, interactions, cornerstones, the paper's tables, and what a statement to stop at has proven.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowmem_layers.findings.importance import estimates
+from lowmem_layers.findings.importance import N_TOP, estimates
+from lowmem_layers.findings.paper import refusal, tables_of
+from lowmem_layers.findings.statement import verdict
 from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
 from lowmem_layers.game.answers.importance import Importance
-from lowmem_layers.game.estimators.weights import Estimator
+from lowmem_layers.game.answers.interactions import Interactions, interactions
+from lowmem_layers.game.answers.paper_tables import PaperTables
+from lowmem_layers.game.estimators.weights import largest_window
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
@@ -21,19 +29,8 @@ from lowmem_layers.tasks.metrics import Metric, metric_named
 if TYPE_CHECKING:
     from lowmem_layers.findings.run import Run
 
-METRIC_WORDS = {
-    "acc": "accuracy",
-    "acc_norm": "accuracy (length-normalised)",
-    "loglikelihood": "gold answer's log-likelihood",
-    "margin": "margin over the best other choice",
-    "probability": "probability of the gold answer",
-    "nll_per_byte": "log-likelihood per byte",
-}
-_FRACTIONS = frozenset({"acc", "acc_norm", "probability"})
-N_TOP = 3
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Means:
     """v(S) of some coalitions, with intervals. Shapes: (coalitions,) each."""
 
@@ -41,20 +38,29 @@ class Means:
     ci: Interval[FloatArray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
-    """Importance by one value.
+    """Importance by one value: each task's own metric, or the gold answer's log-likelihood.
 
-    Shapes: `found` has an entry a task, then one for their mean where there are several; `tables` an entry a task.
-    `scale` turns values into the unit shown: 100 for fractions (points), 1 for nats.
+    `value` names the side in file names, `words` in sentences, `short` in narrow columns. Times `scale`, differences
+    are shown in `unit`: 100 and points for fractions, 1 for everything else, and where the tasks' metrics have no
+    common unit.
+
+    Shapes: `tables`, `full` and `singles` have an entry a task: the values, the full model's mean, and the means with
+    one player removed (players,). `found` and `interactions` have one more, for the mean over tasks, where there are
+    several tasks; `interactions` has none where no two neighbours were removed together, or only by chance.
     """
 
     value: str
     words: str
+    short: str
     unit: str
     scale: float
     tables: tuple[ValueTable, ...]
     found: tuple[Importance, ...]
+    full: tuple[Means, ...]
+    singles: tuple[Means, ...]
+    interactions: tuple[Interactions, ...]
 
     @property
     def overall(self) -> Importance:
@@ -62,7 +68,7 @@ class Side:
         return self.found[-1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TaskLevel:
     """The full model's value on one task, by the task's own metric; `chance` is None where guessing has no level."""
 
@@ -73,93 +79,115 @@ class TaskLevel:
     chance: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Findings:
     """Everything that a run found, for whoever shows it.
 
     `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
-    same, none where nothing was removed. `lines` say what matters most, `verdict` how a statement to stop at stands.
+    same, none where nothing was removed. `cornerstones` has the verdict on each task whose metric has a chance level.
+    `paper` holds the paper's tables 1 to 4, where the run is one of their kind. `lines` say what matters most,
+    `verdict` what a statement to stop at has proven.
     """
 
     sides: tuple[Side, ...]
     tasks: tuple[TaskLevel, ...]
+    cornerstones: tuple[tuple[str, Cornerstones], ...]
+    paper: PaperTables | None
     lines: tuple[str, ...]
     verdict: str
 
 
-def find(run: Run, level: float = 0.95) -> Findings:
-    """Compute what a run found.
+def find(run: Run) -> Findings:
+    """Give what a run found, computed when it is first asked for and remembered by the run.
 
     Raises:
         RecordError: a file is damaged, or a task has no finished item.
+        UsageError: a task's own metric compares choices, and its items have only one.
     """
-    from lowmem_layers.findings.statement import verdict
+    return run.findings
 
-    tasks = []
-    for table in run.value_tables():
-        metric = metric_named(run.metric(table.task))
-        chance = run.chance(table.task) if metric.has_chance else None
-        tasks.append(TaskLevel(table.task, table.n_items, metric, coalition_means(table, [()], level), chance))
+
+def compute_findings(run: Run) -> Findings:
+    """Compute what a run found, reading every tile once."""
+    # 1) every value that is needed below, in one pass over the tiles
+    manifest = run.manifest
+    run.values.collect(None, "loglikelihood", *([manifest.resolved.value] if manifest.resolved.until else []))
+
+    # 2) importance by either value: by one where they are the same, by none where nothing was removed
+    metrics = [metric_named(run.metric(task)) for task in run.tasks]
     sides: tuple[Side, ...] = ()
-    if len(run.manifest.plan.coalitions) > 1:
-        same = all(run.metric(task) == "loglikelihood" for task in run.tasks)
-        gold = side(run, "loglikelihood", level)
-        sides = (gold,) if same else (side(run, None, level), gold)
-    return Findings(sides, tuple(tasks), tuple(cornerstone_lines(run, sides)) if sides else (), verdict(run))
+    if len(manifest.plan.coalitions) > 1:
+        gold = side(run, "loglikelihood")
+        sides = (gold,) if {metric.name for metric in metrics} == {"loglikelihood"} else (side(run, None), gold)
+
+    # 3) the full model on every task
+    own = run.value_tables()
+    levels = sides[0].full if sides else tuple(coalition_means(table, [()]) for table in own)
+    tasks = tuple(
+        TaskLevel(table.task, table.n_items, metric, level, run.chance(table.task) if metric.has_chance else None)
+        for table, metric, level in zip(own, metrics, levels, strict=True)
+    )
+
+    # 4) cornerstones by the rule, whose shares removal orders alone do not give
+    estimator = manifest.design.estimator
+    judged: tuple[tuple[str, Cornerstones], ...] = ()
+    if sides and estimator != "permutation":
+        judged = tuple(
+            (each.task, cornerstones(table, each.chance, estimator=estimator))
+            for each, table in zip(tasks, own, strict=True)
+            if each.chance is not None
+        )
+    paper = tables_of([run]) if sides and refusal(run) is None else None
+    return Findings(sides, tasks, judged, paper, tuple(cornerstone_lines(judged, tasks, sides)), verdict(run))
 
 
-def side(run: Run, value: str | None, level: float = 0.95) -> Side:
+def side(run: Run, value: str | None) -> Side:
     """Compute importance by one value; None means each task's own metric.
 
     Raises:
         UsageError: an unknown value, or one that a task does not allow.
     """
-    tables = tuple(run.value_tables(value))
-    names = {value or run.metric(task) for task in run.tasks}
-    name = names.pop() if len(names) == 1 else "acc"
-    scale, unit = scale_and_unit(name)
-    words = METRIC_WORDS[name] if value or len(run.tasks) == 1 or name not in _FRACTIONS else "accuracy"
+    tables, design = run.value_tables(value), run.manifest.design
+    metrics = [metric_named(value or run.metric(task)) for task in run.tasks]
+    first, names = metrics[0], {metric.name for metric in metrics}
+    # How the side is called and in which unit it is shown, where the tasks have one metric, accuracies, or neither
+    called, words, short = first.name, first.words, first.short
+    unit, scale = first.unit, first.scale
+    if value is None and len(tables) > 1 and all(metric.has_chance for metric in metrics):
+        called, words = (called if len(names) == 1 else "acc"), "accuracy"
+    elif len(names) > 1:
+        called, words, short = "metric", "each task's own metric", "metric"
+        if len({metric.unit for metric in metrics}) > 1:
+            unit, scale = "each task's own unit", 1.0
+    # Removal orders hold windows of neighbours, too, but only by chance.
+    paired = design.coalitions != "permutations" and largest_window(tables[0].coalitions, tables[0].n_players) >= 2
+    groups = [[table] for table in tables] + ([tables] if len(tables) > 1 else [])
+    alone = [(player,) for player in range(tables[0].n_players)]
     return Side(
-        name,
-        words,
-        unit,
-        scale,
-        tables,
-        tuple(estimates(tables, run.manifest.design, level=level)),
+        value=called,
+        words=words,
+        short=short,
+        unit=unit,
+        scale=scale,
+        tables=tuple(tables),
+        found=tuple(estimates(tables, design)),
+        full=tuple(coalition_means(table, [()]) for table in tables),
+        singles=tuple(coalition_means(table, alone) for table in tables),
+        interactions=tuple(interactions(group) for group in groups) if paired else (),
     )
 
 
-def scale_and_unit(value: str) -> tuple[float, str]:
-    """Tell how a value is shown: fractions in points, all else in nats."""
-    return (100.0, "points") if value in _FRACTIONS else (1.0, "nats")
-
-
-def cornerstones_by_rule(run: Run, metric: Side) -> list[tuple[str, Cornerstones]]:
-    """Judge every task whose metric has a chance level by the statistical rule of `game.cornerstone`.
-
-    Its shares are those of the neighbourhood estimate (or of exact values, where those were measured), which removal
-    orders alone do not give: then nothing is judged.
-    """
-    if run.manifest.design.estimator == "permutation":
-        return []
-    known: Estimator = run.manifest.design.estimator  # type: ignore[assignment]
-    return [
-        (table.task, cornerstones(table, run.chance(table.task), estimator=known))
-        for table in metric.tables
-        if run.metric(table.task) in ("acc", "acc_norm") and metric.value in ("acc", "acc_norm")
-    ]
-
-
-def cornerstone_lines(run: Run, sides: Sequence[Side]) -> list[str]:
+def cornerstone_lines(
+    judged: Sequence[tuple[str, Cornerstones]], tasks: Sequence[TaskLevel], sides: Sequence[Side]
+) -> list[str]:
     """Say which sublayers matter most: by the rule, a line a task, and the paper's top 3 by either value."""
-    judged = cornerstones_by_rule(run, sides[0])
-    lines = []
-    for task, verdict in judged:
-        n_items = next(table.n_items for table in sides[0].tables if table.task == task)
-        names = ", ".join(verdict.names) or f"none certain after {n_items:,} items"
-        lines.append(f"cornerstone sublayers of {task}: {names}")
+    n_items = {each.task: each.n_items for each in tasks}
+    lines = [
+        f"cornerstone sublayers of {task}: {', '.join(found.names) or f'none certain after {n_items[task]:,} items'}"
+        for task, found in judged
+    ]
     lines += [f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}" for side in sides]
-    return lines + [f"(rule: {verdict.rule})" for _, verdict in judged[:1]]
+    return lines + [f"(rule: {found.rule})" for _, found in judged[:1]]
 
 
 def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
@@ -170,7 +198,7 @@ def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
 
 def coalition_means(table: ValueTable, coalitions: Sequence[Removed], level: float = 0.95) -> Means:
     """Average v(S) over items, with clustered intervals (of accuracies: within 0 and 1)."""
-    weights = np.zeros((len(coalitions), len(table.coalitions)))
+    weights = np.zeros((len(coalitions), len(table.coalitions)))  # each row takes one coalition's column
     weights[np.arange(len(coalitions)), [table.column_index(removed) for removed in coalitions]] = 1.0
     influence = estimate_influence(table, weights)
     ci = mean_interval(influence, level)

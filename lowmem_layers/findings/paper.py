@@ -1,17 +1,35 @@
-"""The study's tables 1 to 4 for any set of runs, the published numbers beside ours."""
+"""The paper's tables 1 to 4 for any set of runs, the published numbers beside ours."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
 from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.tasks.metrics import metric_named
 
-NUMBERS = (1, 2, 3, 4)
+if TYPE_CHECKING:
+    from lowmem_layers.findings.run import Run
+
+
+def refusal(run: Run) -> UsageError | None:
+    """Say why a run has no place in the paper's tables; None where it has one."""
+    design = run.manifest.design
+    if design.coalitions != "windows" or design.grouping is not None:
+        return UsageError(
+            f"{run.folder} is no run of windows of sublayers", "the study's tables need --coalitions windows, no groups"
+        )
+    for task in run.tasks:
+        if not metric_named(run.metric(task)).has_chance:
+            return UsageError(
+                f"{run.folder}: {task} is judged by {run.metric(task)}", "the study's tables are of accuracies"
+            )
+    return None
 
 
 def tables_of(runs: Sequence[Run]) -> PaperTables:
@@ -21,45 +39,27 @@ def tables_of(runs: Sequence[Run]) -> PaperTables:
     what they compute in.
 
     Raises:
-        UsageError: two runs of the same name and task, or a metric that is no accuracy.
+        UsageError: two runs of the same name and task, or a run that has no place in the tables.
     """
-    wide = _clash(runs)
+    # 1) names; where two runs of one name hold the same task, the dtype is part of the name
+    held = Counter((_name(run), task) for run in runs for task in run.tasks)
+    twice = {name for (name, _), count in held.items() if count > 1}
+    # 2) the tasks of each name
     named: dict[str, dict[str, ValueTable]] = {}
     for run in runs:
-        name = _name(run, with_dtype=_name(run) in wide)
-        tasks = named.setdefault(name, {})
-        for table in _accuracies(run):
+        problem = refusal(run)
+        if problem is not None:
+            raise problem
+        name = _name(run)
+        tasks = named.setdefault(f"{name} {run.manifest.model.dtype}" if name in twice else name, {})
+        for table in run.value_tables():
             if table.task in tasks:
                 raise UsageError(
-                    f"two runs of {name} hold {table.task}", "give one run a model, quantisation, dtype and task"
+                    f"two runs of {name} {run.manifest.model.dtype} hold {table.task}",
+                    "give one run a model, quantisation, dtype and task",
                 )
             tasks[table.task] = table
     return paper_tables(named)
-
-
-def _clash(runs: Sequence[Run]) -> set[str]:
-    """Name the models of which two runs hold the same task."""
-    seen: set[tuple[str, str]] = set()
-    found = set()
-    for run in runs:
-        pairs = {(_name(run), task) for task in run.tasks}
-        found |= {name for name, _ in seen & pairs}
-        seen |= pairs
-    return found
-
-
-def _accuracies(run: Run) -> list[ValueTable]:
-    game = run.manifest.design
-    if game.coalitions != "windows" or game.grouping is not None:
-        raise UsageError(
-            f"{run.folder} is no run of windows of sublayers", "the study's tables need --coalitions windows, no groups"
-        )
-    for task in run.tasks:
-        if run.metric(task) not in ("acc", "acc_norm"):
-            raise UsageError(
-                f"{run.folder}: {task} is judged by {run.metric(task)}", "the study's tables are of accuracies"
-            )
-    return run.value_tables()
 
 
 def paper_table(found: PaperTables, number: int) -> pa.Table:
@@ -68,67 +68,54 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
     Raises:
         UsageError: there is no such table.
     """
-    if number not in NUMBERS:
+    if number == 1:
+        rows = [
+            {
+                "model": row.model,
+                "top_share": 100 * row.top_share,
+                "others_share": 100 * row.others_share,
+                "published_top_share": _per_cent(row.published_top_share),
+                "published_others_share": _per_cent(row.published_top_share, others=True),
+            }
+            for row in found.table1
+        ]
+    elif number == 2:
+        rows = [
+            {
+                "model": row.model,
+                "cornerstones": ", ".join(row.cornerstones),
+                "source": row.source,
+                "published": ", ".join(row.published or ()),
+                "three_largest": ", ".join(row.largest),
+            }
+            for row in found.table2
+        ]
+    elif number == 3:
+        rows = [
+            {
+                "model": row.model,
+                "cornerstone_drop": 100 * row.cornerstone_drop,
+                "other_drop": 100 * row.other_drop,
+                "published_cornerstone_drop": _per_cent(row.published[0] if row.published else None),
+                "published_other_drop": _per_cent(row.published[1] if row.published else None),
+            }
+            for row in found.table3
+        ]
+    elif number == 4:
+        rows = [
+            {"task": row.task, "model": row.model, "drop": 100 * row.drop, "published": _per_cent(row.published)}
+            for row in found.table4
+        ]
+    else:
         raise UsageError(f"there is no table {number}", "the study has tables 1, 2, 3 and 4")
-    return pa.Table.from_pylist((_table1, _table2, _table3, _table4)[number - 1](found))
+    return pa.Table.from_pylist(rows)
 
 
-def _name(run: Run, *, with_dtype: bool = False) -> str:
-    parts = [run.manifest.model.id]
-    if run.manifest.resolved.quant != "none":
-        parts.append(run.manifest.resolved.quant)
-    if with_dtype:
-        parts.append(run.manifest.model.dtype)
-    return " ".join(parts)
+def _name(run: Run) -> str:
+    quant = run.manifest.resolved.quant
+    return run.manifest.model.id if quant == "none" else f"{run.manifest.model.id} {quant}"
 
 
-def _table1(found: PaperTables) -> list[dict[str, object]]:
-    return [
-        {
-            "model": row.model,
-            "top_share": 100 * row.top_share,
-            "others_share": 100 * row.others_share,
-            "published_top_share": _per_cent(row.published_top_share),
-            "published_others_share": _per_cent(
-                None if row.published_top_share is None else 1 - row.published_top_share
-            ),
-        }
-        for row in found.table1
-    ]
-
-
-def _table2(found: PaperTables) -> list[dict[str, object]]:
-    return [
-        {
-            "model": row.model,
-            "cornerstones": ", ".join(row.cornerstones),
-            "source": row.source,
-            "published": ", ".join(row.published or ()),
-            "three_largest": ", ".join(row.largest),
-        }
-        for row in found.table2
-    ]
-
-
-def _table3(found: PaperTables) -> list[dict[str, object]]:
-    return [
-        {
-            "model": row.model,
-            "cornerstone_drop": 100 * row.cornerstone_drop,
-            "other_drop": 100 * row.other_drop,
-            "published_cornerstone_drop": _per_cent(row.published[0] if row.published else None),
-            "published_other_drop": _per_cent(row.published[1] if row.published else None),
-        }
-        for row in found.table3
-    ]
-
-
-def _table4(found: PaperTables) -> list[dict[str, object]]:
-    return [
-        {"task": row.task, "model": row.model, "drop": 100 * row.drop, "published": _per_cent(row.published)}
-        for row in found.table4
-    ]
-
-
-def _per_cent(fraction: float | None) -> float | None:
-    return None if fraction is None else 100 * fraction
+def _per_cent(fraction: float | None, *, others: bool = False) -> float | None:
+    """Give a share in per cent, or what the others' shares add up to."""
+    return None if fraction is None else 100 * (1 - fraction if others else fraction)

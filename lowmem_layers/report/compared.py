@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.comparing import CORRECTIONS, packing_of
-from lowmem_layers.findings.findings import METRIC_WORDS, scale_and_unit
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
 from lowmem_layers.game.players.groups import Group
@@ -22,6 +21,7 @@ from lowmem_layers.game.values.table import FloatArray
 from lowmem_layers.record.files import cannot_write, make_folder
 from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import FORMATS, MARKERS, QUIET, colour, new_figure, paper_style, save
+from lowmem_layers.tasks.metrics import metric_named
 
 
 def draw_comparison(a: Run, b: Run, found: dict[str, Comparison], value: str | None, file: str | Path) -> None:
@@ -59,11 +59,12 @@ def comparison_figure(
     players: Sequence[Player | Group], one: Comparison, task: str, metric: str, names: tuple[str, str]
 ) -> Figure:
     """Draw A's and B's estimates with intervals, and A − B with those that changed significantly filled."""
-    scale, unit = scale_and_unit(metric)
+    shown = metric_named(metric)
+    scale, unit = shown.scale, shown.unit
     figure = new_figure(4.3)
     above, below = figure.subplots(2, 1, height_ratios=(3, 2), sharex=True)
     _both(above, players, one, scale, unit, names)
-    above.set_title(f"{task}, by {METRIC_WORDS[metric]}", pad=14)
+    above.set_title(f"{task}, by {shown.words}", pad=14)
     _difference(below, players, one, scale, unit)
     player_axis(below, players)
     above.tick_params(labelbottom=False)

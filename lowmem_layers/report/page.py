@@ -13,9 +13,9 @@ from importlib import resources
 import jinja2
 
 from lowmem_layers.findings.findings import Findings
+from lowmem_layers.findings.rows import importance_rows, level_rows, minus
 from lowmem_layers.findings.run import Run
 from lowmem_layers.record.manifest import Manifest
-from lowmem_layers.report.rows import importance_rows, level_rows, minus
 
 _LONGEST_FACT = 200  # signs; a list of options may be longer than a reader's patience
 _ESTIMATES = {

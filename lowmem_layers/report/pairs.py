@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
+from lowmem_layers.findings.rows import Rows, interval, number, p_value
 from lowmem_layers.game.answers.interactions import Interactions
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.report.axes import player_axis, player_places
-from lowmem_layers.report.rows import Rows, interval, number, p_value
 from lowmem_layers.report.style import new_figure
 
 N_STRONGEST = 12  # rows of the table on the page; the files have all

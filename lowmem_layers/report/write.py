@@ -13,21 +13,18 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from lowmem_layers.findings.findings import Findings, Side, coalition_means, find
+from lowmem_layers.findings.findings import Findings, Side, find
 from lowmem_layers.findings.importance import as_table
-from lowmem_layers.findings.paper import paper_table, tables_of
+from lowmem_layers.findings.paper import paper_table
+from lowmem_layers.findings.rows import importance_rows, text_rows
 from lowmem_layers.findings.run import Run
-from lowmem_layers.game.answers.importance import Importance
-from lowmem_layers.game.answers.interactions import interactions
-from lowmem_layers.game.estimators.weights import largest_window
+from lowmem_layers.game.answers.paper_tables import PaperTables
 from lowmem_layers.game.players.design import Design
-from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.record.files import cannot_write, make_folder, write_text
 from lowmem_layers.record.folder import REPORT_FOLDER
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
 from lowmem_layers.report.page import Listing, Picture, Section, page
 from lowmem_layers.report.pairs import N_STRONGEST, interaction_map, interaction_rows
-from lowmem_layers.report.rows import importance_rows, text_rows
 from lowmem_layers.report.style import FORMATS, paper_style, save
 from lowmem_layers.report.table_formats import write_tables
 
@@ -82,24 +79,21 @@ def write_report(
         with paper_style():
             n_found = len(findings.sides[0].found) if findings.sides else 0
             for place in (-1, *range(n_found - 1)) if n_found else ():
-                sections += [
-                    _importance_section(design, findings, side, side.found[place], files) for side in findings.sides
-                ]
+                sections += [_importance_section(design, findings, side, place, files) for side in findings.sides]
         # 3) the paper's tables, which are about accuracies of models that lack a window of sublayers
-        by_accuracy = all(each.chance is not None for each in findings.tasks)
-        if findings.sides and by_accuracy and design.coalitions == "windows" and design.grouping is None:
-            sections.append(_paper_section(run, tables))
+        if findings.paper is not None:
+            sections.append(_paper_section(findings.paper, tables))
     except OSError as error:
         raise cannot_write(Path(error.filename or files.folder), error) from error
     write_text(files.folder / PAGE, page(run, findings, sections))
     return files.folder / PAGE
 
 
-def _importance_section(design: Design, findings: Findings, side: Side, found: Importance, files: _Files) -> Section:
-    """Draw one task (or the mean over tasks) by one value."""
+def _importance_section(design: Design, findings: Findings, side: Side, place: int, files: _Files) -> Section:
+    """Draw one task (or, with the last place, the mean over tasks) by one value."""
+    found = side.found[place]
     task, words = found.task, side.words
     name = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in task) + f"-{side.value}"
-    own = [table for table in side.tables if table.task == task] or list(side.tables)  # the mean has all tables
     listings = []
     pictures = [
         files.draw(
@@ -110,8 +104,8 @@ def _importance_section(design: Design, findings: Findings, side: Side, found: I
         )
     ]
     # 1) levels and windows, of one task: a mean over tasks with different chance levels would say little
-    if len(own) == 1:
-        pictures += _levels_and_windows(own[0], design, findings, side, name, files)
+    if place >= 0 or len(side.tables) == 1:
+        pictures += _levels_and_windows(place, design, findings, side, name, files)
     # 2) shares
     pictures.append(
         files.draw(
@@ -122,8 +116,8 @@ def _importance_section(design: Design, findings: Findings, side: Side, found: I
         )
     )
     # 3) interactions of neighbours, where windows of two or more were removed; random orders hold some only by chance
-    if design.coalitions != "permutations" and largest_window(own[0].coalitions, own[0].n_players) >= 2:
-        between = interactions(own)
+    if side.interactions:
+        between = side.interactions[place]
         rows = interaction_rows(between, side.scale, side.unit)
         write_tables(files.folder / "tables", f"{name}-interactions", *rows)
         pictures.append(
@@ -147,16 +141,20 @@ def _importance_section(design: Design, findings: Findings, side: Side, found: I
 
 
 def _levels_and_windows(
-    table: ValueTable, design: Design, findings: Findings, side: Side, name: str, files: _Files
+    place: int, design: Design, findings: Findings, side: Side, name: str, files: _Files
 ) -> list[Picture]:
     """Draw one task's level without each player, and what each window of neighbours costs."""
-    words, who = side.words, "group" if any(each.is_group for each in design.players) else "sublayer"
+    table, words, who = (
+        side.tables[place],
+        side.words,
+        "group" if any(each.is_group for each in design.players) else "sublayer",
+    )
     # Chance is a level of the task's own metric, which is the first side's.
     chances = {each.task: each.chance for each in findings.tasks if side is findings.sides[0]}
     scatter = ablation_scatter(
         design.players,
-        coalition_means(table, [(position,) for position in range(table.n_players)]),
-        coalition_means(table, [()]),
+        side.singles[place],
+        side.full[place],
         side.scale,
         f"{words}\n({'%' if side.scale == 100.0 else side.unit})",
         f"{table.task}: one {who} removed",
@@ -173,9 +171,9 @@ def _levels_and_windows(
     ]
 
 
-def _paper_section(run: Run, folder: Path) -> Section:
+def _paper_section(found: PaperTables, folder: Path) -> Section:
     """Lay out the paper's tables 1 to 4."""
-    found, listings = tables_of([run]), []
+    listings = []
     for which, words in PAPER_WORDS.items():
         header, rows = text_rows(paper_table(found, which))
         write_tables(folder, f"study-table-{which}", header, rows)

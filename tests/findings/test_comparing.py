@@ -15,9 +15,9 @@ from lowmem_layers.findings.comparing import (
     compare_runs,
     comparison_table,
     differences,
-    interaction_table,
     packing_of,
 )
+from lowmem_layers.findings.interactions import interaction_table
 from lowmem_layers.findings.paper import paper_table, tables_of
 from lowmem_layers.report.compared import _names
 

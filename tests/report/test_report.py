@@ -19,6 +19,7 @@ from lowmem_layers import StudySpec, run_study
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.comparing import compare_runs
 from lowmem_layers.findings.findings import find
+from lowmem_layers.findings.rows import interval, level, number
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.players.groups import Group
@@ -28,7 +29,6 @@ from lowmem_layers.report import write_report
 from lowmem_layers.report.compared import draw_comparison
 from lowmem_layers.report.figures import importance_bars, window_map
 from lowmem_layers.report.pairs import interaction_map
-from lowmem_layers.report.rows import interval, level, number
 from lowmem_layers.report.style import ATTENTION, FEED_FORWARD, GROUP, paper_style
 from lowmem_layers.report.table_formats import as_csv, as_latex, as_markdown, tex
 from lowmem_layers.tasks.metrics import METRICS
@@ -90,7 +90,7 @@ def test_figures_and_tables_are_there_in_every_format(page):
 
 
 def test_the_page_lists_interactions_as_the_record_has_them(page, finished):
-    from lowmem_layers.findings.comparing import interaction_table
+    from lowmem_layers.findings.interactions import interaction_table
 
     listed = (page.parent / "tables" / "one-loglikelihood-interactions.csv").read_text().splitlines()
     table = interaction_table(finished, "loglikelihood").to_pylist()

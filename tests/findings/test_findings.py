@@ -1,0 +1,151 @@
+"""What a run found, computed once: one side or two, in the units of the metrics; and how a run shows itself."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from lowmem_layers import StudySpec, open_run, run_study
+from lowmem_layers.findings import findings as module
+from lowmem_layers.findings.findings import coalition_means, find
+from lowmem_layers.game.answers.cornerstone import cornerstones
+from lowmem_layers.game.answers.importance import estimate
+from lowmem_layers.game.answers.interactions import interactions
+
+
+def measure(tmp_path, bench, tasks=("one", "three"), metrics=None, **options):
+    made = bench(metrics=metrics or {})
+    spec = StudySpec(tasks=tasks, **({"max_removed": 2} | options))
+    return run_study(spec, tmp_path / "r", prepare=made.prepare)
+
+
+def test_findings_are_those_of_the_games_functions(tmp_path, bench):
+    run = measure(tmp_path, bench)
+    found = find(run)
+    metric, gold = found.sides
+    assert [(side.value, side.words, side.unit, side.scale) for side in found.sides] == [
+        ("acc", "accuracy", "points", 100.0),
+        ("loglikelihood", "gold answer's log-likelihood", "nats", 1.0),
+    ]
+    for side, tables in ((metric, run.value_tables()), (gold, run.value_tables("loglikelihood"))):
+        assert [each.task for each in side.found] == ["one", "three", "all"]
+        np.testing.assert_array_equal(side.found[0].value, estimate(tables[0]).value)
+        np.testing.assert_array_equal(side.overall.value, estimate(tables).value)
+        np.testing.assert_array_equal(side.interactions[2].value, interactions(tables).value)
+        np.testing.assert_array_equal(side.singles[1].value, [tables[1].mean((player,)) for player in range(6)])
+        assert len(side.interactions) == 3
+        assert [each.value[0] for each in side.full] == [table.mean() for table in tables]
+    assert [(each.task, each.n_items, each.metric.name, each.chance) for each in found.tasks] == [
+        ("one", 8, "acc", 0.25),
+        ("three", 7, "acc", 0.25),
+    ]
+    assert [each.level.value[0] for each in found.tasks] == [each.value[0] for each in metric.full]
+    assert [task for task, _ in found.cornerstones] == ["one", "three"]
+    assert found.cornerstones[0][1].names == cornerstones(run.value_tables()[0], 0.25).names
+    assert found.paper is not None
+    assert found.verdict == ""
+
+
+def test_findings_are_computed_once(tmp_path, bench, monkeypatch):
+    run = measure(tmp_path, bench)
+    calls = []
+    real = module.estimates
+    monkeypatch.setattr(module, "estimates", lambda *given: calls.append(1) or real(*given))
+    assert find(run) is find(run) is run.findings
+    assert len(calls) == 2, "one for each side"
+    repr(run)
+    assert len(calls) == 2
+
+
+def test_a_task_judged_by_log_likelihood_has_one_side(tmp_path, bench):
+    found = find(measure(tmp_path, bench, ("one",), {"one": "loglikelihood"}))
+    (side,) = found.sides
+    assert (side.value, side.unit, side.scale) == ("loglikelihood", "nats", 1.0)
+    assert found.tasks[0].chance is None
+    assert found.tasks[0].level.value[0] < 0
+    assert found.cornerstones == ()
+    assert found.paper is None
+    assert [line.split(":")[0] for line in found.lines] == ["top 3 by gold answer's log-likelihood"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        (("acc_norm", "acc_norm"), ("acc_norm", "accuracy", "points", 100.0)),
+        (("acc", "acc_norm"), ("acc", "accuracy", "points", 100.0)),
+        (("probability", "probability"), ("probability", "probability of the gold answer", "points", 100.0)),
+        (("acc", "probability"), ("metric", "each task's own metric", "points", 100.0)),
+        (("margin", "loglikelihood"), ("metric", "each task's own metric", "nats", 1.0)),
+        (("acc", "loglikelihood"), ("metric", "each task's own metric", "each task's own unit", 1.0)),
+        (("nll_per_byte", "nll_per_byte"), ("nll_per_byte", "log-likelihood per byte", "nats per byte", 1.0)),
+    ],
+)
+def test_tasks_of_several_metrics_are_not_shown_in_the_unit_of_one(tmp_path, bench, metrics, shown):
+    """A log-likelihood among accuracies was shown a hundredfold, as points of accuracy."""
+    run = measure(tmp_path, bench, metrics=dict(zip(("one", "three"), metrics, strict=True)))
+    side = find(run).sides[0]
+    assert (side.value, side.words, side.unit, side.scale) == shown
+
+
+def test_single_removals_have_no_interactions(tmp_path, bench):
+    assert find(measure(tmp_path, bench, max_removed=1)).sides[0].interactions == ()
+
+
+def test_removal_orders_have_neither_interactions_nor_cornerstones(tmp_path, bench):
+    run = measure(tmp_path, bench, ("one",), max_removed=None, coalitions="permutations", permutations=4)
+    found = find(run)
+    assert (found.sides[0].interactions, found.cornerstones, found.paper) == ((), (), None)
+
+
+def test_the_full_model_alone_has_levels_and_no_sides(tmp_path, bench):
+    found = find(measure(tmp_path, bench, max_removed=0))
+    assert (found.sides, found.lines, found.paper) == ((), (), None)
+    assert len(found.tasks) == 2
+
+
+def test_coalition_means_stay_within_what_an_accuracy_can_be(tmp_path, bench):
+    table = measure(tmp_path, bench).value_tables()[0]
+    means = coalition_means(table, list(table.coalitions))
+    np.testing.assert_allclose(means.value, table.values.mean(axis=0))
+    assert (means.ci.low >= 0).all()
+    assert (means.ci.high <= 1).all()
+
+
+def test_a_run_shows_itself_in_five_lines_and_a_table(tmp_path, bench):
+    run = measure(tmp_path, bench)
+    text = repr(run)
+    lines = text.splitlines()
+    assert len(lines) == 5 + 3 + 6, "a blank line, the table's name and its head; six sublayers"
+    assert lines[0] == f"Run {run.folder}: done"
+    assert lines[1] == "tiny, float32, quantisation none"
+    assert lines[2] == "6 sublayers, 12 coalitions (windows)"
+    assert lines[3] == "15 of 15 items of one, three"
+    assert re.fullmatch(r"one: accuracy \S+ % \[.*\]; three: accuracy \S+ % \[.*\]", lines[4])
+    assert lines[6] == "importance by gold answer's log-likelihood (all), the 6 largest"
+    assert lines[8].split()[0] == find(run).sides[1].overall.players[find(run).sides[1].overall.order()[0]]
+    assert text == str(run) == repr(open_run(run.folder))
+    html = run._repr_html_()
+    assert html.count("<tr>") == 7
+    assert "gold answer&#x27;s" in html
+
+
+def test_long_tables_are_cut_and_names_are_escaped(tmp_path, bench):
+    made = bench(n_layers=9, model={"id": "<b>&\x1b[31m", "dtype": "float32"})
+    run = run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=made.prepare)
+    assert len(repr(run).splitlines()) == 5 + 3 + 8
+    assert "\x1b" not in repr(run)
+    assert "&lt;b&gt;&amp;" in run._repr_html_()
+
+
+def test_a_run_that_has_nothing_to_show_says_why(tmp_path, bench, engine):
+    with pytest.raises(KeyboardInterrupt):
+        run_study(StudySpec(tasks=("one",)), tmp_path / "r", prepare=bench(engine=engine(fail_at=0)).prepare)
+    run = open_run(tmp_path / "r")
+    lines = repr(run).splitlines()
+    assert len(lines) == 5
+    assert lines[4] == f"no findings: {run.folder}: no item of one is finished"
+    assert "no item of one is finished" in run._repr_html_()
+    (tmp_path / "r" / "items.parquet").write_bytes(b"")
+    assert "no findings" in repr(open_run(tmp_path / "r"))
