@@ -35,6 +35,7 @@ def test_what_is_planned_is_what_a_run_takes(
 ) -> None:
     for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):  # both see a process of one size
         monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
+    monkeypatch.setattr("lowmem_layers.model.load._BITSANDBYTES_BYTES", 0)  # the plan imports it for the run here
     spec = StudySpec(model=str(folder), quant=quant, offload=offload, limit=5, max_removed=2, device="cpu").resolved()
     planned = forecast_study(spec)
     prepared = prepare_study(spec, lambda event: None)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lowmem_layers.record.design import plan_game
 
 from lowmem_layers.engine.budget import Widths, largest_item_bytes, needed_room
 from lowmem_layers.engine.trie import lay_out, plain_rows, trie_rows
@@ -22,7 +21,8 @@ from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model.load import inspect_model
 from lowmem_layers.model.placement import ModelBytes, needed
 from lowmem_layers.model.shape import ModelShape
-from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.record.spec import Specification, StudySpec
+from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import model_spec, prepare_study
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 from tests.families import tiny_model
@@ -72,7 +72,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(forecast, "measure_speed", lambda *_: None)
     (tmp_path / "own.toml").write_text(TASK)
 
-    def prepare(family: str, length: int = 100, max_length: int = 256) -> StudySpec:
+    def prepare(family: str, length: int = 100, max_length: int = 256) -> Specification:
         questions = [{"q": "a" * n, "options": ["bcd", "bed", "x"], "answer": 0} for n in (60, length, 20)]
         (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, questions)))
         longest = "n_positions" if family == "gptj" else "max_position_embeddings"
@@ -89,7 +89,7 @@ def test_states_take_the_same_bytes_in_the_plan_in_the_check_and_in_the_engine(f
     spec = study(family)
     planned = forecast.forecast_study(spec)
     prepared: Any = prepare_study(spec, lambda event: None)
-    removed = plan_game(spec, prepared.players).removed
+    removed = plan_design(spec, prepared.players).removed
     costs = prepared.engine.costs(prepared.encoded, removed)
     tiles = prepared.engine.plan_tiles(prepared.encoded, removed)
     assert planned.memory.states == max(sum(costs[index].n_bytes for index in tile) for tile in tiles)
@@ -109,7 +109,7 @@ def test_what_one_of_plan_check_and_engine_refuses_the_others_refuse(
     spec = study(family)
     found = inspect_model(model_spec(spec))
     unlimited: Any = prepare_study(spec, lambda event: None)
-    removed = plan_game(spec, found.shape.players).removed
+    removed = plan_design(spec, found.shape.players).removed
     tree = prefix_tree(removed, len(found.shape.players))
     largest = largest_item_bytes(unlimited.encoded, found.shape, tree, deepest=256)
     room = needed_room(found.shape, found.device, largest)
@@ -152,7 +152,7 @@ def test_an_item_too_long_for_tries_that_the_check_lets_pass_is_not_refused_by_t
         except BudgetError:
             refused += 1
             continue
-        removed = plan_game(spec, prepared.players).removed
+        removed = plan_design(spec, prepared.players).removed
         assert len(prepared.engine.plan_tiles(prepared.encoded, removed)) > 0
         forecast.forecast_study(replace(spec, max_cpu_memory=used + more))
         break
@@ -165,7 +165,7 @@ def test_what_the_engines_own_budget_does_not_hold_is_refused_before_a_weight_is
     spec = study("gpt_neox")
     prepared: Any = prepare_study(spec, lambda event: None)
     model = prepared.engine.model
-    tree = prefix_tree(plan_game(spec, model.players).removed, len(model.players))
+    tree = prefix_tree(plan_design(spec, model.players).removed, len(model.players))
     room = needed_room(model.shape, model.device, largest_item_bytes(prepared.encoded, model.shape, tree, 256))
     monkeypatch.setattr("lowmem_layers.engine.budget._CPU_STATES_BYTES", room - 1)
     monkeypatch.setattr("lowmem_layers.model.load.fill_model", lambda *_: pytest.fail("weights were read"))
