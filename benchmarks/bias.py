@@ -36,7 +36,7 @@ import numpy as np
 
 from benchmarks.bias_figure import draw_bias
 from benchmarks.setting import finish, parser, start
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.game.estimators.permutation import Order
 from lowmem_layers.game.estimators.terms import Term
 from lowmem_layers.game.estimators.weights import estimator_weights, weight_matrix
@@ -159,7 +159,7 @@ def scored(
     drawn = f"{options.orders} {options.shuffles} {options.seed}" if part == "sublayers" else ""
     names = [f"{item.task} {item.id} {drawn}".replace("/", "_") for item in items]
     rest = [place for place, name in enumerate(names) if name not in found]
-    engine, begin = Engine(model), time.perf_counter()
+    engine, begin = ready_engine(model), time.perf_counter()
     work = sum(engine.work([items[place]], wanted[place]) for place in rest)
     print(f"{part}: {len(rest)} items, {work / 1e12:.1f} TMAC", flush=True)
     for done, place in enumerate(rest, 1):

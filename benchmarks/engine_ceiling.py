@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.setting import all_windows, finish, parser, real_items, start
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import Engine, ready_engine
 from lowmem_layers.engine.batches import make_batches
 
 aten = torch.ops.aten
@@ -81,8 +81,7 @@ def main() -> None:
     options = options.parse_args()
     model = start(options)
     items, coalitions = real_items(model, options), all_windows(model, options)
-    engine = Engine(model)
-    _ = engine.layout
+    engine = ready_engine(model)
     with SeeProducts() as seen:
         engine.score(items, coalitions)
     if not seen.shapes:

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from benchmarks.setting import finish
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.game.players.tree import windows_formula
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -49,7 +49,7 @@ def random_items(n_items: int, length: int) -> list[EncodedItem]:
 
 def measure(n_items: int, n_layers: int, max_removed: int, length: int) -> dict[str, Any]:
     """Run one setting tile by tile, as a study does."""
-    engine = Engine(random_llama(n_layers), tile_work=10**11)
+    engine = ready_engine(random_llama(n_layers), tile_work=10**11)
     items, coalitions = random_items(n_items, length), windows(2 * n_layers, max_removed)
     tiles = engine.plan_tiles(items, coalitions)
     engine.counted_applications = 0

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.setting import all_windows, finish, parser, real_items, start_resident
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks import EncodedItem
 
@@ -129,8 +129,7 @@ def main() -> None:
     options = options.parse_args()
     model = start_resident(options)
     items, coalitions = real_items(model, options), all_windows(model, options)
-    engine = Engine(model)
-    _ = engine.layout
+    engine = ready_engine(model)
     baselines = {"whole": whole_forwards(model), "careful": careful_forwards(model), "harness": harness(model)}
     sizes = {name: best_batch_size(evaluate, items) for name, evaluate in baselines.items()}
     for name, (best, times) in sizes.items():

@@ -7,7 +7,7 @@ document.
 from __future__ import annotations
 
 from benchmarks.setting import SIX, all_windows, finish, parser, real_items, start
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.engine.batches import make_batches
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     options.set_defaults(items=None)
     options = options.parse_args()
     model = start(options)
-    engine, coalitions = Engine(model), all_windows(model, options)
+    engine, coalitions = ready_engine(model), all_windows(model, options)
     result = {}
     print("task            items   tokens in rows   in tries  saved  scored nodes  padding")
     for name in SIX:

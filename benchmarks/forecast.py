@@ -28,10 +28,10 @@ _PLAN = """
 import json, sys
 from lowmem_layers.cli.run import run
 from lowmem_layers.cli.options import spec_from
-from lowmem_layers.forecast.forecast import plan_study
+from lowmem_layers.forecast.forecast import forecast_study
 context = run.make_context("run", sys.argv[1:])
 options = {name: value for name, value in context.params.items() if name not in ("out", "display")}
-found = plan_study(spec_from(options))
+found = forecast_study(spec_from(options))
 memory = found.memory
 print(json.dumps({"peak_bytes": memory.peak_host, "loading_bytes": memory.loading, "running_bytes": memory.host,
                   "home": memory.home, "states_bytes": memory.states, "tiles": memory.n_tiles,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import Engine, ready_engine
 from lowmem_layers.forecast import speed
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.game.players.tree import prefix_tree
@@ -61,7 +61,7 @@ def compare(engine: Engine, target: str, task: str, n_items: int, max_removed: i
     start = time.process_time()
     engine.score(items, coalitions)
     took = time.process_time() - start
-    numbers = sum(sum(program.macs.values()) for program in model.programs)
+    numbers = sum(model.shape.macs)
     return Row(
         task, n_items, tokens, took, layers / found.layer_macs_s, head / found.head_macs_s, numbers / found.unpacked_s
     )
@@ -76,8 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     speed.time.perf_counter = time.process_time  # type: ignore[attr-defined]
-    engine = Engine(load_model(ModelSpec(dtype="float32", quant=options.quant, device="cpu")))
-    _ = engine.verdict
+    engine = ready_engine(load_model(ModelSpec(dtype="float32", quant=options.quant, device="cpu")))
     target = {"none": "none", "4bit": "nf4"}[options.quant]
     found = []
     for case in CASES if options.data_dir else CASES[:1]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.setting import all_windows, finish, parser, real_items
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.model import EMBEDDED_MODEL, ModelSpec, load_model
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.homes.store import ResidentStore, Visit
@@ -36,13 +36,14 @@ def loaded(home: str, options: argparse.Namespace) -> DecoderModel:
 def dense(model: DecoderModel) -> DecoderModel:
     """Keep every visit's weights in the modules."""
     kept: dict[Any, torch.Tensor] = {}
-    layers = model.anatomy.layers  # examined before the sweep: that is a sweep too
+    model.examine()  # before the sweep below: that is a sweep too
+    layers = model.anatomy.layers
     visits = [Visit(layer, frozenset({"attn", "ffn"})) for layer in range(len(model.players) // 2)]
     for visit in model.store.sweep(visits):
         kept |= {weight: weight.data.clone() for weight in layers[visit.layer].layer.parameters()}
     for weight, data in kept.items():
         weight.data = data
-    return DecoderModel(model.module, model.tokenizer, ResidentStore())
+    return DecoderModel(model.module, model.tokenizer, ResidentStore(), shape=model.shape)
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def main() -> None:
     models = {home: loaded(home, options) for home in homes}
     first = models[homes[0]]
     items, coalitions = real_items(first, options, options.tasks.split(",")), all_windows(first, options)
-    engines = {home: Engine(model, layout="trie") for home, model in models.items()}
+    engines = {home: ready_engine(model, layout="trie") for home, model in models.items()}
     tile = [items[index] for index in engines[homes[0]].plan_tiles(items, coalitions)[0]]
     work = engines[homes[0]].work(tile, coalitions)
     times: dict[str, list[float]] = {home: [] for home in homes}

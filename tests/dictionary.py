@@ -67,7 +67,7 @@ class DictionaryEngine:
 
 @dataclass
 class Bench:
-    """What a test sets up: an engine, a model's description, tasks; `metrics` names those that are not accuracies."""
+    """What a test sets up: engine, tasks (judged by accuracy unless `metrics` says otherwise), the model's record."""
 
     engine: DictionaryEngine = field(default_factory=DictionaryEngine)
     n_layers: int = 3

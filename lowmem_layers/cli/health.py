@@ -27,16 +27,28 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, libraries, the GPU, the disk and the embedded model."""
+    """Look at Python, libraries, memory, the GPU, the disk and the embedded model."""
+    import psutil
+
+    from lowmem_layers.errors import ModelError
+    from lowmem_layers.model.checkpoint.embedded import embedded_model_path
+    from lowmem_layers.model.spec import format_bytes
+
+    try:
+        embedded = Finding("embedded model", str(embedded_model_path().name))
+    except ModelError as error:
+        embedded = Finding("embedded model", error.message, False, error.hint)
+    free = shutil.disk_usage(Path.cwd()).free
+    hint = "make room, or write runs elsewhere with --out"
     return [
         Finding("lowmem-layers", __version__),
         Finding("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
         *(_library(name) for name in _NEEDED),
         Finding("cpu", f"{os.cpu_count()} cores, {platform.machine()}"),
-        _memory(),
+        Finding("memory", format_bytes(psutil.virtual_memory().total)),
         _gpu(),
-        _disk(),
-        _embedded(),
+        Finding("disk here", f"{format_bytes(free)} free", free >= _LEAST_DISK_BYTES, hint),
+        embedded,
     ]
 
 
@@ -45,14 +57,6 @@ def _library(name: str) -> Finding:
         return Finding(name, metadata.version(name))
     except metadata.PackageNotFoundError:
         return Finding(name, "not installed", False, f"pip install {name}")
-
-
-def _memory() -> Finding:
-    from lowmem_layers.model.spec import format_bytes
-
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return Finding("memory", "unknown on this system")
-    return Finding("memory", format_bytes(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
 
 
 def _gpu() -> Finding:
@@ -66,21 +70,3 @@ def _gpu() -> Finding:
         return Finding("gpu", "none that torch sees: runs use the CPU")
     properties = torch.cuda.get_device_properties(0)
     return Finding("gpu", f"{properties.name}, {format_bytes(properties.total_memory)}")
-
-
-def _disk() -> Finding:
-    from lowmem_layers.model.spec import format_bytes
-
-    free = shutil.disk_usage(Path.cwd()).free
-    hint = "make room, or write runs elsewhere with --out"
-    return Finding("disk here", f"{format_bytes(free)} free", free >= _LEAST_DISK_BYTES, hint)
-
-
-def _embedded() -> Finding:
-    from lowmem_layers.errors import ModelError
-    from lowmem_layers.model.checkpoint.embedded import embedded_model_path
-
-    try:
-        return Finding("embedded model", str(embedded_model_path().name))
-    except ModelError as error:
-        return Finding("embedded model", error.message, False, error.hint)

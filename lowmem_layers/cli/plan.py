@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lowmem_layers.cli.options import MEMORY, GroupedCommand, GroupedOption, spec_from, study_options
 from lowmem_layers.cli.output import chosen_format, data_options, write_data
+
+if TYPE_CHECKING:
+    from lowmem_layers.forecast.forecast import Forecast
 
 
 @click.command(cls=GroupedCommand)
@@ -28,21 +31,26 @@ def plan(card: str | None, form: str | None, output: str | None, **options: Any)
     """
     import pyarrow as pa
 
-    from lowmem_layers.forecast.forecast import plan_study
+    from lowmem_layers.forecast.forecast import forecast_study
 
     chosen_format(form, output)
-    found = plan_study(spec_from(options), card)
+    found = forecast_study(spec_from(options), card)
     rows = [{"what": what, "value": value} for what, value in _rows(found)]
     write_data(pa.Table.from_pylist(rows), form, output)
     if not found.machine.measured:
         click.echo("speeds are the card's data sheet at 60 % of its peak, not a measurement", err=True)
 
 
-def _rows(found: Any) -> list[tuple[str, str]]:
+def _rows(found: Forecast) -> list[tuple[str, str]]:
+    """Put a forecast into words, a line a quantity."""
     from lowmem_layers.cli.display.progress import spell_time
     from lowmem_layers.model.spec import format_bytes
 
     work, shape, memory, tokens = found.work, found.shape, found.memory, found.tokens
+    peak = f"{format_bytes(memory.peak_host)} of the host's"
+    if memory.gpu:
+        peak = f"{format_bytes(memory.gpu)} of the GPU's, {peak}"
+    states = f"{format_bytes(work.state_bytes_per_token)} a token, {format_bytes(memory.states)} the largest tile"
     return [
         ("model", found.model),
         ("parameters", f"{shape.n_parameters:,}"),
@@ -56,14 +64,11 @@ def _rows(found: Any) -> list[tuple[str, str]]:
         ("weights in the slot", format_bytes(memory.slots)),
         ("staging", format_bytes(memory.staging)),
         ("embedding, norms, head", format_bytes(shape.n_bytes.resident)),
-        (
-            "states",
-            f"{format_bytes(work.state_bytes_per_token)} a token, {format_bytes(memory.states)} the largest tile",
-        ),
+        ("states", states),
         ("intermediates or logits", format_bytes(memory.chunk)),
         ("tiles", f"{memory.n_tiles:,} of at most {memory.tile_tokens:,} tokens"),
         ("memory while loading", f"{format_bytes(memory.loading)} of the host's"),
-        ("memory at the peak", _peak(memory)),
+        ("memory at the peak", peak),
         ("machine", f"{found.machine.name}: {2 * found.machine.macs_s / 1e12:.3g} TFLOP/s of bare matrix products"),
         ("hours based on", found.speed),
         ("computing", spell_time(work.compute_s)),
@@ -71,10 +76,3 @@ def _rows(found: Any) -> list[tuple[str, str]]:
         ("bringing weights in", f"{spell_time(work.streaming_s)}, meanwhile"),
         ("in all, about", f"{spell_time(3600 * work.hours)} ({work.hours:.2f} h)"),
     ]
-
-
-def _peak(memory: Any) -> str:
-    from lowmem_layers.model.spec import format_bytes
-
-    host = f"{format_bytes(memory.peak_host)} of the host's"
-    return f"{format_bytes(memory.gpu)} of the GPU's, {host}" if memory.gpu else host

@@ -18,6 +18,9 @@ import torch
 
 from lowmem_layers.engine.trie import Row
 
+MASKED_KINDS = frozenset({"full_attention", "sliding_attention"})
+"""The kinds of layers, as `config.layer_types` names them, that tree masks are made for."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -48,18 +51,15 @@ def make_batches(rows: Sequence[Row], max_tokens: int, max_waste: float = 0.02) 
     """
     batches: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: (row.is_chain, len(row), row.tokens)):
-        if batches and _fits(batches[-1], row, max_tokens, max_waste):
-            batches[-1].append(row)
+        last = batches[-1] if batches else []
+        padded = len(row) * (len(last) + 1)
+        waste = padded - sum(map(len, last)) - len(row)
+        alike = bool(last) and last[-1].is_chain == row.is_chain
+        if alike and padded <= max_tokens and waste <= max_waste * padded:
+            last.append(row)
         else:
             batches.append([row])
     return [Batch(tuple(batch)) for batch in batches]
-
-
-def _fits(batch: list[Row], row: Row, max_tokens: int, max_waste: float) -> bool:
-    padded = len(row) * (len(batch) + 1)
-    used = sum(len(other) for other in batch) + len(row)
-    alike = batch[-1].is_chain == row.is_chain
-    return alike and padded <= max_tokens and padded - used <= max_waste * padded
 
 
 def plain_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -71,39 +71,37 @@ def plain_inputs(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 def tree_inputs(batch: Batch, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Lay out rows that branch: tree masks, depths for positions."""
-    ids = _padded(batch, [np.asarray(row.tokens) for row in batch.rows])
-    depths = _padded(batch, [row.depths for row in batch.rows])
-    return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "position_ids": torch.from_numpy(depths).to(device),
-        "attention_mask": _tree_masks(batch, depths, config, dtype, device),
-    }
+    ids = _padded(batch, [np.asarray(row.tokens) for row in batch.rows])  # (g, T)
+    depths = _padded(batch, [row.depths for row in batch.rows])  # (g, T)
+    # 1) who sees whom; padding sees itself, so that no row of attention scores is empty
+    visible = np.zeros((len(batch.rows), batch.n_nodes, batch.n_nodes), dtype=bool)  # (g, T, T)
+    visible[:, range(batch.n_nodes), range(batch.n_nodes)] = True
+    for r, row in enumerate(batch.rows):
+        visible[r, : len(row), : len(row)] = row.visible()
+    near = visible & within_window(depths, getattr(config, "sliding_window", None))
+    # 2) one mask a kind of layer, or one for all of them
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds:
+        by_kind = {"full_attention": visible, "sliding_attention": near}
+        masks = {kind: _additive(by_kind[kind], dtype, device) for kind in sorted(kinds & MASKED_KINDS)}
+    else:
+        masks = _additive(near, dtype, device)
+    positions = torch.from_numpy(depths).to(device)
+    return {"input_ids": torch.from_numpy(ids).to(device), "position_ids": positions, "attention_mask": masks}
+
+
+def within_window(depths: np.ndarray, window: int | None) -> np.ndarray:
+    """Say which node is less than a sliding window away from which. Shapes: (g, T) → (g, T, T)."""
+    distance = depths[:, :, None] - depths[:, None, :]
+    return distance < window if window else np.ones_like(distance, dtype=bool)
 
 
 def _padded(batch: Batch, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Fill up with zeros on the right. Shapes: (g, T)."""
     laid = np.zeros((len(rows), batch.n_nodes), dtype=np.int64)
     for r, row in enumerate(rows):
         laid[r, : len(row)] = row
     return laid
-
-
-def _tree_masks(batch: Batch, depths: np.ndarray, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    visible = np.zeros((len(batch.rows), batch.n_nodes, batch.n_nodes), dtype=bool)
-    visible[:, range(batch.n_nodes), range(batch.n_nodes)] = True
-    for r, row in enumerate(batch.rows):
-        visible[r, : len(row), : len(row)] = row.visible()
-    near = visible & _within(depths, getattr(config, "sliding_window", None))
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds:
-        by_kind = {"full_attention": visible, "sliding_attention": near}
-        return {kind: _additive(by_kind[kind], dtype, device) for kind in kinds if kind in by_kind}
-    return _additive(near, dtype, device)
-
-
-def _within(depths: np.ndarray, window: int | None) -> np.ndarray:
-    """Say which node is less than a sliding window away from which. Shapes: (g, T) → (g, T, T)."""
-    distance = depths[:, :, None] - depths[:, None, :]
-    return distance < window if window else np.ones_like(distance, dtype=bool)
 
 
 def _additive(visible: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

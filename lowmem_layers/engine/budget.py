@@ -1,4 +1,7 @@
-"""How many items a tile takes and how much is computed at once, from the memory that is given."""
+"""How many items a tile takes and how much is computed at once, from the memory that is given.
+
+The plan, the check before loading and the engine all count by these functions, from the same `ModelShape`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 
 from lowmem_layers.engine.scoring import LEAST_ROWS
 from lowmem_layers.engine.sweep import Sizes
-from lowmem_layers.engine.trie import Row, trie_rows
+from lowmem_layers.engine.trie import Row, lay_out
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.players.tree import PrefixTree
 from lowmem_layers.model.shape import ModelShape
@@ -25,15 +28,19 @@ _TILE_WORK = {"cpu": 4 * 10**12, "cuda": 5 * 10**15}  # multiply-adds: about hal
 
 @dataclass(frozen=True)
 class ItemCost:
-    """What one item takes in a tile. Units: bytes of states and masks; multiply-adds."""
+    """What one item takes in a tile.
+
+    Units: bytes of states and masks; multiply-adds, of which `head_work` are the output embedding's.
+    """
 
     n_bytes: int
     work: int
+    head_work: int = 0
 
 
 @dataclass(frozen=True)
 class Widths:
-    """What of a model decides what its items take.
+    """The sizes of a model that decide how much memory and work its items take.
 
     Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
     of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
@@ -44,7 +51,12 @@ class Widths:
     widest: int
     vocabulary: int
     itemsize: int
-    parallel: bool = False
+    parallel: bool
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> Widths:
+        """Take the sizes from a model's shape: the one way to make them."""
+        return cls(shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel)
 
     def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
         """Count what the rows of one item take under all coalitions of a tree."""
@@ -53,102 +65,125 @@ class Widths:
         return self.count(sum(lengths), scored, sum(length**2 for length in lengths), tree)
 
     def count(self, nodes: int, scored: int, squares: int, tree: PrefixTree) -> ItemCost:
-        """Count what so many tokens take, of which `scored` are; `squares` adds up the rows' squared lengths.
+        """Count what `nodes` tokens take, of which `scored` are scored. `squares` adds up the rows' squared lengths.
 
-        The last feed-forward and the head are computed for scored tokens alone.
+        The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
+        what attention adds beside the states until the feed-forward has read them: the same numbers once more.
         """
         each = [len(step.advanced) * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
         work = nodes * sum(each[:-1]) + scored * each[-1] + head
-        return ItemCost((states + 2 * squares) * self.itemsize, work)
+        return ItemCost((states + 2 * squares) * self.itemsize, work, head)
 
     def chunk_bytes(self, sizes: Sizes) -> int:
-        """Bound what one chunk's intermediates and its logits take, besides the states. Units: bytes."""
-        return chunk_bytes(sizes, self.hidden, self.widest, self.vocabulary, self.itemsize)
+        """Bound what one chunk's intermediates or its logits take, besides the states. Units: bytes.
+
+        About four intermediates of a sublayer's widest product are alive at once, and six of the hidden width.
+        """
+        layer = sizes.chunk_tokens * (4 * self.widest + 6 * self.hidden) * self.itemsize
+        logits = self.vocabulary * (sizes.head_rows * self.itemsize + min(sizes.head_rows, sizes.softmax_rows) * 4)
+        return max(layer, logits)
+
+    def room_beside(self, sizes: Sizes, budget_bytes: int) -> int:
+        """Count the bytes that a budget leaves for states beside one chunk.
+
+        Raises:
+            BudgetError: a chunk alone takes all of it.
+        """
+        needed = self.chunk_bytes(sizes)
+        if needed >= budget_bytes:
+            raise BudgetError(
+                f"one chunk of {sizes.chunk_tokens} tokens takes {needed / 2**20:,.0f} MiB; "
+                f"{budget_bytes / 2**20:,.0f} MiB are given",
+                "give the engine more memory",
+            )
+        return budget_bytes - needed
 
 
 def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
     """Choose chunk sizes: a CPU's caches like about 1,000 tokens at once, a GPU many more; logits are bounded."""
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    sizes = _SIZES[kind]
-    return replace(sizes, head_rows=max(1, min(sizes.head_rows, _LOGITS_BYTES[kind] // (4 * vocabulary))))
+    sizes = _SIZES[device.type]
+    return replace(sizes, head_rows=max(1, min(sizes.head_rows, _LOGITS_BYTES[device.type] // (4 * vocabulary))))
 
 
 def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_bytes: int) -> Sizes:
     """Halve chunks until one takes at most a quarter of the memory given, or is as small as is sensible."""
     least = least_sizes(sizes, device)
     while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != least:
-        sizes = _halved(sizes, least)
+        tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
+        sizes = replace(sizes, chunk_tokens=tokens, head_rows=rows)
     return sizes
 
 
 def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
     """Give the smallest chunks that are computed; their logits have as few rows as a product may have."""
-    least = _LEAST_CHUNK_TOKENS["cuda" if device.type == "cuda" else "cpu"]
-    return replace(sizes, chunk_tokens=min(sizes.chunk_tokens, least), head_rows=min(sizes.head_rows, LEAST_ROWS))
+    tokens = min(sizes.chunk_tokens, _LEAST_CHUNK_TOKENS[device.type])
+    return replace(sizes, chunk_tokens=tokens, head_rows=min(sizes.head_rows, LEAST_ROWS))
 
 
 def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: int) -> int:
-    """Count the least memory in which an item of so many bytes is sure to fit, beside a chunk. Units: bytes."""
+    """Count how much memory is enough for an item of `item_bytes` and a chunk. Any more is enough, too.
+
+    Units: bytes.
+    """
     chunk = widths.chunk_bytes(least_sizes(sizes, device))
     return max(item_bytes + chunk, -(-item_bytes * _CHUNK_SHARE // (_CHUNK_SHARE - 1)))
 
 
-def needed_room(shape: ModelShape, device: torch.device, itemsize: int, tree: PrefixTree, longest: int) -> int:
-    """Count the least that is needed besides the weights: an item's states under all coalitions of a tree, and a chunk.
+def needed_room(shape: ModelShape, device: torch.device, item_bytes: int) -> int:
+    """Count the least that is needed besides the weights: the states of the largest item, and a chunk. Units: bytes."""
+    return least_room(Widths.of(shape), sizes_for(device, shape.vocabulary), device, item_bytes)
 
-    Units: bytes; `itemsize` in bytes a number of the states, `longest` tokens of the longest item's trie.
+
+def check_largest(shape: ModelShape, device: torch.device, item_bytes: int, budget_bytes: int) -> None:
+    """Refuse before a weight is read what the engine would refuse afterwards: an item that its budget does not hold.
+
+    Units: bytes.
+
+    Raises:
+        BudgetError: the states of the largest item, or one chunk, do not fit.
     """
-    widths = Widths(shape.macs, shape.hidden, shape.widest, shape.vocabulary, itemsize)
-    item = widths.count(longest, 0, longest**2, tree)
-    return least_room(widths, sizes_for(device, shape.vocabulary), device, item.n_bytes)
+    widths = Widths.of(shape)
+    sizes = sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget_bytes)
+    given = widths.room_beside(sizes, budget_bytes)
+    if item_bytes > given:
+        raise _too_large("the longest item", item_bytes, given)
 
 
-def longest_item(items: Sequence[EncodedItem]) -> int:
-    """Count the tokens of the longest item's trie (where a model takes none, plain rows are more)."""
-    bounds = sorted(((sum(len(choice.tokens) for choice in item.choices), i) for i, item in enumerate(items)))
-    longest = 0
-    while bounds and bounds[-1][0] > longest:  # a trie has at most the tokens of its choices
+def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: PrefixTree, deepest: int) -> int:
+    """Count the bytes of the item that needs the most memory, for a model that takes tries.
+
+    (A model that is given plain rows may need more.)
+
+    Units: bytes; `deepest` in tokens, see `lay_out`.
+    """
+    widths = Widths.of(shape)
+    # A layout has at most the tokens of all choices, in one row at most: few items need to be laid out.
+    tokens = [sum(len(choice.tokens) for choice in item.choices) for item in items]
+    bounds = sorted((widths.count(total, 0, total**2, tree).n_bytes, index) for index, total in enumerate(tokens))
+    largest = 0
+    while bounds and bounds[-1][0] > largest:
         _, index = bounds.pop()
-        longest = max(longest, sum(map(len, trie_rows([items[index]], float))))
-    return longest
-
-
-def _halved(sizes: Sizes, least: Sizes) -> Sizes:
-    return replace(
-        sizes,
-        chunk_tokens=max(least.chunk_tokens, sizes.chunk_tokens // 2),
-        head_rows=max(least.head_rows, sizes.head_rows // 2),
-    )
+        largest = max(largest, widths.item(lay_out([items[index]], float, deepest), tree).n_bytes)
+    return largest
 
 
 def tile_work_for(device: torch.device) -> int:
     """Choose how many multiply-adds make a tile."""
-    return _TILE_WORK["cuda" if device.type == "cuda" else "cpu"]
-
-
-def default_budget_bytes(device: torch.device) -> int:
-    """Choose what the states of a tile may take when nobody says."""
-    return states_bytes(None, 0, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None)
+    return _TILE_WORK[device.type]
 
 
 def states_bytes(limit: int | None, used: int, free: int | None) -> int:
-    """Give the states of a tile what a limit leaves; without one, 2 GiB of RAM, or 60 % of a GPU's free memory."""
+    """Decide how much memory the states of a tile may take.
+
+    With a limit, what the model leaves of it. Without a limit, 2 GiB of RAM or 60 % of a GPU's free memory.
+
+    Units: bytes; `used` by the model, `free` of the GPU beside the model (None on a CPU).
+    """
     if limit is not None:
         return max(1, limit - used)
     return _CPU_STATES_BYTES if free is None else int(0.6 * free)
-
-
-def chunk_bytes(sizes: Sizes, hidden: int, widest: int, vocabulary: int, itemsize: int) -> int:
-    """Bound what one chunk's intermediates and its logits take, besides the states. Units: bytes.
-
-    `widest` is the widest intermediate of a sublayer; about four of that width are alive at once, six of the hidden
-    width.
-    """
-    layer = sizes.chunk_tokens * (4 * widest + 6 * hidden) * itemsize
-    logits = vocabulary * (sizes.head_rows * itemsize + min(sizes.head_rows, sizes.softmax_rows) * 4)
-    return max(layer, logits)
 
 
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:
@@ -162,11 +197,7 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
     for index in order:
         cost = costs[index]
         if cost.n_bytes > budget_bytes:
-            raise BudgetError(
-                f"the states of item {index} take {cost.n_bytes / 2**20:,.0f} MiB; "
-                f"{budget_bytes / 2**20:,.0f} MiB are given",
-                "give more memory, remove fewer sublayers at once (--max-removed), or leave very long items out",
-            )
+            raise _too_large(f"item {index}", cost.n_bytes, budget_bytes)
         if not tiles or n_bytes + cost.n_bytes > budget_bytes or work + cost.work > tile_work:
             tiles.append([])
             n_bytes = work = 0
@@ -174,3 +205,10 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
         n_bytes += cost.n_bytes
         work += cost.work
     return tiles
+
+
+def _too_large(whose: str, n_bytes: int, given: int) -> BudgetError:
+    return BudgetError(
+        f"the states of {whose} take {n_bytes / 2**20:,.0f} MiB; {given / 2**20:,.0f} MiB are given",
+        "give more memory, remove fewer sublayers at once (--max-removed), or leave very long items out",
+    )

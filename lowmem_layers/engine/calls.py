@@ -54,17 +54,17 @@ class Stretcher:
 
     def _stretch(self, value: Any, grows: Growth, n_states: int) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._repeat(value, n_states) if grows and n_states > 1 else value
+            if not grows or n_states == 1:
+                return value
+            key = (id(value), n_states)
+            if key not in self._done:
+                rest = value.shape[1:]
+                # what is the same for every row of the batch need not be copied
+                wide = value.expand(n_states, *rest) if len(value) == 1 else value.repeat(n_states, *[1] * len(rest))
+                self._done[key] = wide
+            return self._done[key]
         if isinstance(value, tuple | list):
             return type(value)(self._stretch(v, g, n_states) for v, g in zip(value, grows, strict=True))
         if isinstance(value, dict):
             return {key: self._stretch(v, grows[key], n_states) for key, v in value.items()}
         return value
-
-    def _repeat(self, value: torch.Tensor, n_states: int) -> torch.Tensor:
-        key = (id(value), n_states)
-        if key not in self._done:
-            rest = value.shape[1:]
-            wide = value.expand(n_states, *rest) if len(value) == 1 else value.repeat(n_states, *[1] * len(rest))
-            self._done[key] = wide
-        return self._done[key]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,35 +13,37 @@ from lowmem_layers.engine.batches import Batch, make_batches, plain_inputs, tree
 from lowmem_layers.engine.budget import (
     ItemCost,
     Widths,
-    default_budget_bytes,
     plan_tiles,
     sizes_for,
     sizes_within,
+    states_bytes,
     tile_work_for,
 )
 from lowmem_layers.engine.examination import Verdict, examine_engine
 from lowmem_layers.engine.scoring import Head
 from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
-from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
-from lowmem_layers.errors import BudgetError
+from lowmem_layers.engine.trie import Row, lay_out, plain_rows
+from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.memory import available_device_bytes
 from lowmem_layers.tasks.items import EncodedItem
 
 _STATES_A_CHUNK = 8  # at least so many states of a batch fill a chunk, where there are as many
 
 Inputs = Callable[[Batch], dict[str, Any]]
+Layout = Literal["auto", "trie", "rows"]
 
 
 class Engine:
-    """Evaluate coalitions of a model's sublayers on items.
+    """Evaluate coalitions of a model's sublayers on items, once `examine` was called.
 
     `budget_bytes` bounds the states, masks, intermediates and logits of a tile (not the weights); `sizes` and
     `tile_work` (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a
     run that is resumed with the same ones repeats the same numbers bit for bit.
 
-    Raises:
-        RemovalError: the model can't be taken apart exactly (found at first use).
+    `layout` lays items out as token tries or as plain rows. With `auto` the examination decides; with `trie` or
+    `rows` it is enough that the model was examined.
     """
 
     def __init__(
@@ -52,36 +53,44 @@ class Engine:
         budget_bytes: int | None = None,
         sizes: Sizes | None = None,
         tile_work: int | None = None,
-        layout: str = "auto",
+        layout: Layout = "auto",
     ) -> None:
         self.model = model
-        self._sizes = sizes or sizes_for(model.device, model.module.get_output_embeddings().weight.shape[0])
-        self._sizes_are_given = sizes is not None
-        self.budget_bytes = budget_bytes or default_budget_bytes(model.device)
+        free = available_device_bytes(model.device) if model.device.type == "cuda" else None
+        self.budget_bytes = budget_bytes or states_bytes(None, 0, free)
+        # What suits the device, and leaves room for states.
+        usual = sizes_for(model.device, model.shape.vocabulary)
+        self.sizes = sizes or sizes_within(usual, Widths.of(model.shape), model.device, self.budget_bytes)
         self.tile_work = tile_work or tile_work_for(model.device)
+        self.verdict: Verdict | None = None
         self.counted_applications = 0
-        self._layout = layout
-        self._head = Head(model, self._sizes.softmax_rows)
+        self._given_layout: Layout = layout
+        self._head = Head(model, self.sizes.softmax_rows)
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
 
-    @cached_property
-    def sizes(self) -> Sizes:
-        """Say how much is computed at once: what was given, else what suits the device and leaves room for states."""
-        if self._sizes_are_given:
-            return self._sizes
-        return sizes_within(self._sizes, self._widths, self.model.device, self.budget_bytes)
-
-    @cached_property
     @torch.inference_mode()
-    def verdict(self) -> Verdict:
-        """Test the model, at first use."""
-        return examine_engine(self.model, self._score_batch)
+    def examine(self) -> Verdict:
+        """Test the model, and find out whether it takes tries. A second call gives what the first one found.
+
+        Raises:
+            RemovalError: the model cannot be taken apart exactly.
+        """
+        if self.verdict is None:
+            self.model.examine()
+            self.verdict = examine_engine(self.model, self._score_batch)
+        return self.verdict
 
     @property
-    def layout(self) -> str:
-        """Say how items are laid out: `trie` or `rows`."""
-        if self._layout != "auto":
-            return self._layout
+    def layout(self) -> Layout:
+        """Say how items are laid out.
+
+        Raises:
+            EngineError: no layout was given, and the engine was not examined.
+        """
+        if self._given_layout != "auto":
+            return self._given_layout
+        if self.verdict is None:
+            raise EngineError("the engine was not examined: its layout is unknown", "call examine() first")
         return "trie" if self.verdict.takes_tries else "rows"
 
     def plan_tiles(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> list[list[int]]:
@@ -89,18 +98,23 @@ class Engine:
 
         Raises:
             BudgetError: an item, or the least that any tile needs, does not fit the budget.
+            EngineError: the engine was not examined.
         """
-        tree = self._tree(coalitions)
         first: dict[tuple[str, str], int] = {}
         for index, item in enumerate(items):
             first.setdefault((item.task, item.cluster), index)
         order = sorted(range(len(items)), key=lambda i: (first[items[i].task, items[i].cluster], i))
-        costs = [self._cost(self._rows([item]), tree) for item in items]
-        return plan_tiles(costs, order, self.budget_bytes - self._chunk_bytes(), self.tile_work)
+        given = Widths.of(self.model.shape).room_beside(self.sizes, self.budget_bytes)
+        return plan_tiles(self.costs(items, coalitions), order, given, self.tile_work)
+
+    def costs(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> list[ItemCost]:
+        """Count what each item takes in a tile, laid out on its own."""
+        widths, tree = Widths.of(self.model.shape), self._tree(coalitions)
+        return [widths.item(self._rows([item]), tree) for item in items]
 
     def work(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> int:
-        """Count the multiply-adds of a tile: what `on_work` adds up to, but for beginnings that items share."""
-        return sum(self._cost(self._rows([item]), self._tree(coalitions)).work for item in items)
+        """Count the multiply-adds of a tile. (`score` saves those of beginnings that several items share.)"""
+        return sum(cost.work for cost in self.costs(items, coalitions))
 
     @torch.inference_mode()
     def score(
@@ -113,6 +127,9 @@ class Engine:
 
         Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last
         call.
+
+        Raises:
+            EngineError: the engine was not examined.
         """
         tree = self._tree(coalitions)
         batches = self._batches(items, tree)
@@ -131,14 +148,18 @@ class Engine:
         """Give the multiply-adds of the decoder layers alone on one tile, and the seconds they take by a clock."""
         tree = self._tree(coalitions)
         sweep = self._sweep(tree, self._inputs, lambda _: None)
-        live = sweep.start(self._batches(items, tree))
+        live = [sweep.start(batch) for batch in self._batches(items, tree)]
         start = clock()
         sweep.visit_layers(live)
         return sweep.counter.work, clock() - start
 
     def describe(self) -> dict[str, Any]:
-        """Say with which sizes and in which layout this engine computes, for the run's record."""
-        found = asdict(self.verdict) if self._layout == "auto" else {}
+        """Say with which sizes and in which layout this engine computes, for the run's record.
+
+        Raises:
+            EngineError: no layout was given, and the engine was not examined.
+        """
+        found = asdict(self.verdict) if self.verdict is not None else {}
         sizes = {**asdict(self.sizes), "budget_bytes": self.budget_bytes, "tile_work": self.tile_work}
         return {"layout": self.layout, "sizes": sizes, "self_test": found}
 
@@ -149,51 +170,23 @@ class Engine:
         return self._trees[key]
 
     def _rows(self, items: Sequence[EncodedItem]) -> list[Row]:
-        """Lay items out: as tries where the model takes them and up to the length for which that was verified."""
-        if self.layout != "trie":
+        """Lay items out as tries, where the model takes them and up to the length for which that was verified."""
+        if self.layout == "rows":
             return plain_rows(items)
-        deepest = self.verdict.verified_tokens if self._layout == "auto" else self.model.max_length
-        deep = {i for i, item in enumerate(items) if max(len(c.tokens) for c in item.choices) - 1 > deepest}
-        shallow = [i for i in range(len(items)) if i not in deep]
-        return trie_rows(items, self._row_cost, shallow) + plain_rows(items, sorted(deep))
+        deepest = self.model.max_length
+        if self._given_layout == "auto" and self.verdict is not None:
+            deepest = self.verdict.verified_tokens
+        shape = self.model.shape
+        linear = 2 * sum(shape.macs) / len(shape.macs)  # of a decoder layer on average
+
+        def cost(n_nodes: int) -> float:
+            """Weigh a row: its weights' multiply-adds, and attention's, which are slower and grow with the square."""
+            return n_nodes * linear + 6 * shape.hidden * n_nodes**2
+
+        return lay_out(items, cost, deepest)
 
     def _batches(self, items: Sequence[EncodedItem], tree: PrefixTree) -> list[Batch]:
         return make_batches(self._rows(items), self.sizes.chunk_tokens // min(_STATES_A_CHUNK, tree.n_slots))
-
-    def _row_cost(self, n_nodes: int) -> float:
-        """Weigh a row of T nodes: its weights' multiply-adds, and attention's, which are slower and grow with T²."""
-        layers = self.model.programs
-        linear = sum(sum(program.macs.values()) for program in layers) / len(layers)
-        return n_nodes * linear + 6 * self._hidden_size * n_nodes**2
-
-    @property
-    def _hidden_size(self) -> int:
-        return self.model.config.hidden_size
-
-    @cached_property
-    def _widths(self) -> Widths:
-        layers = self.model.programs
-        return Widths(
-            macs=tuple(program.macs[kind] for program in layers for kind in ("attn", "ffn")),
-            hidden=self._hidden_size,
-            widest=max(program.widest for program in layers),
-            vocabulary=self._head.vocabulary,
-            itemsize=self.model.dtype.itemsize,
-            parallel=self.model.parallel,
-        )
-
-    def _cost(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
-        return self._widths.item(rows, tree)
-
-    def _chunk_bytes(self) -> int:
-        needed = self._widths.chunk_bytes(self.sizes)
-        if needed >= self.budget_bytes:
-            raise BudgetError(
-                f"one chunk of {self.sizes.chunk_tokens} tokens takes {needed / 2**20:,.0f} MiB; "
-                f"{self.budget_bytes / 2**20:,.0f} MiB are given",
-                "give the engine more memory",
-            )
-        return needed
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Lay a batch out: by tree masks where its rows branch, else by the family's own."""
@@ -205,7 +198,17 @@ class Engine:
         return Sweep(self.model, tree, self.sizes, self._head, inputs, Counter(on_work))
 
     def _score_batch(self, batch: Batch, inputs: Inputs, coalitions: Sequence[Removed]) -> np.ndarray:
-        """Score the one item of a batch, for the self-test. Shapes: (coalitions, choices)."""
+        """Score the one item of a batch, for the examination. Shapes: (coalitions, choices)."""
         sweep = self._sweep(self._tree(coalitions), inputs, lambda _: None)
         owners, values = next(iter(list(sweep.run([batch]))))
         return values[:, np.argsort([choice for _, choice in owners])].cpu().numpy()
+
+
+def ready_engine(model: DecoderModel, *, layout: Layout = "auto", **options: Any) -> Engine:
+    """Make an engine that is examined: the whole of it, or the model's layers alone where a layout is given."""
+    engine = Engine(model, layout=layout, **options)
+    if layout == "auto":
+        engine.examine()
+    else:
+        model.examine()
+    return engine

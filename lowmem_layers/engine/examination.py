@@ -1,8 +1,8 @@
 """What the engine asks of a model before it is believed: a few tokens, a few coalitions, in both ways.
 
-The sweep must equal whole forward passes, and a row that branches must equal its sequences laid out one by one; else
-the model is refused, or given plain rows. So that a comparison can't pass for want of sensitivity, the same row with
-choices that see each other is scored too, and must differ far more.
+The sweep must equal whole forward passes, else the model is refused. A row that branches must equal its sequences laid
+out one by one, else the model is given plain rows. A comparison that sees nothing would pass, too: so the same row is
+also scored with a wrong mask, in which choices see each other, and must differ far more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lowmem_layers.engine.batches import Batch, plain_inputs, tree_inputs
+from lowmem_layers.engine.batches import MASKED_KINDS, Batch, plain_inputs, tree_inputs
 from lowmem_layers.engine.reference import reference_loglikelihoods
 from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
 from lowmem_layers.errors import RemovalError
@@ -23,12 +23,12 @@ from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
-Score = Callable[[Batch, Callable[[Batch], dict[str, Any]], Sequence[Removed]], np.ndarray]
+Inputs = Callable[[Batch], dict[str, Any]]
+Score = Callable[[Batch, Inputs, Sequence[Removed]], np.ndarray]
 """Scores a batch by the sweep. Shapes: (coalitions, choices)."""
 
 _LONG_TOKENS = 1027
 _WIDEST_WINDOW = 8192
-_REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,16 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
     Raises:
         RemovalError: the sweep does not equal the model's own forward with the sublayers removed.
     """
-    item, coalitions = _item(model), _coalitions(len(model.players))
-    expected = reference_loglikelihoods(model, [item], coalitions)[0]
+    # 1) three choices behind one context, two of them with a common first token; three coalitions: the full model,
+    #    one sublayer in the middle, and a scattered removal
+    n_tokens, middle = model.module.get_input_embeddings().weight.shape[0], len(model.players) // 2
+    draw = np.random.default_rng(0).integers(3, n_tokens - 1, 12).tolist()
+    context, endings = tuple(draw[:5]), [(5, 6, 7), (5, 8), (9, 10, 11)]
+    choices = tuple(EncodedChoice(context + tuple(draw[i] for i in ending), len(ending)) for ending in endings)
+    item = EncodedItem("selftest", "0", choices, 0, "0")
+    coalitions = [(), (middle,), tuple(sorted({0, middle - 1, len(model.players) - 1}))]
+    # 2) the sweep against whole forward passes
+    expected = reference_loglikelihoods(model, [item], coalitions)[0]  # (coalitions, choices)
     plain = score(Batch(tuple(plain_rows([item]))), lambda batch: plain_inputs(batch, model.device), coalitions)
     gap = float(np.abs(plain - expected).max())
     if not gap <= _tolerance(model, expected):
@@ -62,53 +70,69 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
             f"forward's by up to {gap:.3g} nats",
             "this family does something between its layers that is not known here; it can't be ablated exactly",
         )
-    return _compare_layouts(model, item, coalitions, score, plain, gap)
-
-
-def _compare_layouts(
-    model: DecoderModel, item: EncodedItem, coalitions: Sequence[Removed], score: Score, plain: np.ndarray, gap: float
-) -> Verdict:
+    # 3) a row that branches against plain ones, and against one in which every node sees all nodes before it
     row = trie_rows([item], cost=float)[0]
-    blind = replace(row, parents=tuple(range(-1, len(row) - 1)))  # every node sees all nodes before it
-    try:
-        branching, wrong = (score(Batch((each,)), _tree(model), coalitions) for each in (row, blind))
-    except _REFUSALS as refusal:
-        return Verdict(False, f"{type(refusal).__name__}: {refusal}".splitlines()[0], gap, float("nan"))
+    refused = _refuses_tree_masks(model, row)
+    if refused:
+        return Verdict(False, refused, gap, float("nan"))
+    blind = replace(row, parents=tuple(range(-1, len(row) - 1)))
+    branching, wrong = (score(Batch((each,)), _tree(model), coalitions) for each in (row, blind))
     trie_gap, contrast = float(np.abs(branching - plain).max()), float(np.abs(wrong - plain).max())
     takes = trie_gap <= min(_tolerance(model, plain), contrast / 4)
     reason = f"branching rows differ from plain ones by {trie_gap:.2g} nats, rows with a wrong mask by {contrast:.2g}"
-    verified = _verified_tokens(model) if takes else 0
+    # 4) the family's own masks of one long sequence against ours for it, layer by layer
+    verified = verified_length(model.config, model.max_length) if takes and _has_our_masks(model) else 0
     return Verdict(takes and verified > 0, reason, gap, trie_gap, verified)
 
 
-def _verified_tokens(model: DecoderModel) -> int:
-    """Compare the family's own masks of one long sequence with ours for it, layer by layer; 0 where they differ.
+def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
+    """Say why a family does not accept tree masks. Return an empty text where it does.
 
-    Long enough to pass the sliding window that the config names, so that what a window means to the family is seen.
+    Only the family's own code in front of its layers runs here. It has just accepted the same tokens with its own
+    masks, so a ValueError is about the form of ours: ALiBi families (BLOOM, Falcon) unpack the mask's two dimensions
+    to count positions, and a tree mask has four. Any other exception is unexpected, and is raised.
     """
-    window = getattr(model.config, "sliding_window", None) or 0
-    length = min(model.max_length, max(_LONG_TOKENS, window + 3 if window <= _WIDEST_WINDOW else 0))
+    unknown = sorted(set(getattr(model.config, "layer_types", None) or ()) - MASKED_KINDS)
+    if unknown:
+        return f"layers of the kind {', '.join(unknown)} take no mask of a tree"
+    try:
+        prologue(model.module, model.anatomy.layers, _tree(model)(Batch((row,))))
+    except ValueError as refusal:
+        return f"ValueError: {refusal}".splitlines()[0]
+    return ""
+
+
+def verified_length(config: Any, max_length: int) -> int:
+    """Say up to how many tokens items are laid out as tries, if a model takes tries. Longer items get plain rows.
+
+    The examination compares masks of this length. It is longer than the sliding window that the config names, so that
+    the family's own meaning of a window is seen.
+    """
+    window = getattr(config, "sliding_window", None) or 0
+    return min(max_length, max(_LONG_TOKENS, window + 3 if window <= _WIDEST_WINDOW else 0))
+
+
+def _has_our_masks(model: DecoderModel) -> bool:
+    """Compare the masks that the layers of one long sequence get from the family with those made here."""
+    length = verified_length(model.config, model.max_length)
     row = Row(tuple(3 + i % 5 for i in range(length)), tuple(range(-1, length - 1)), ())
     batch, layers = Batch((row,)), model.anatomy.layers
     own = prologue(model.module, layers, plain_inputs(batch, model.device)).calls
     ours = prologue(model.module, layers, _tree(model)(batch)).calls
-    return length if all(torch.equal(_seen(a, length), _seen(b, length)) for a, b in zip(own, ours, strict=True)) else 0
+    return all(torch.equal(_seen(a, length), _seen(b, length)) for a, b in zip(own, ours, strict=True))
 
 
 def _seen(call: LayerCall, length: int) -> torch.Tensor:
-    """Read off a layer's mask which position sees which; no mask means that all before it. Shapes: (T, T) bool."""
-    mask = call.kwargs.get("attention_mask", next((a for a in call.args if _is_mask(a)), None))
+    """Read off a layer's mask which position sees which; without a mask, all before it. Shapes: (T, T) bool."""
+    positional = (a for a in call.args if isinstance(a, torch.Tensor) and a.dim() == 4)
+    mask = call.kwargs.get("attention_mask", next(positional, None))
     if mask is None:
         return torch.ones(length, length, dtype=torch.bool).tril()
-    seen = mask if mask.dtype == torch.bool else mask == 0
+    seen = mask if mask.dtype == torch.bool else mask == 0  # (1, 1, T, T)
     return seen[0, 0, -length:, :length].cpu()
 
 
-def _is_mask(argument: Any) -> bool:
-    return isinstance(argument, torch.Tensor) and argument.dim() == 4
-
-
-def _tree(model: DecoderModel) -> Callable[[Batch], dict[str, Any]]:
+def _tree(model: DecoderModel) -> Inputs:
     return lambda batch: tree_inputs(batch, model.config, model.dtype, model.device)
 
 
@@ -119,17 +143,3 @@ def _tolerance(model: DecoderModel, loglikelihoods: np.ndarray) -> float:
     """
     share = {8: 1e-7, 4: 1e-5}.get(model.dtype.itemsize, 3e-2)
     return share * max(1.0, float(np.abs(loglikelihoods).max()))
-
-
-def _coalitions(n_players: int) -> list[Removed]:
-    """Choose the full model, one sublayer in the middle, and a scattered removal."""
-    middle = n_players // 2
-    return [(), (middle,), tuple(sorted({0, middle - 1, n_players - 1}))]
-
-
-def _item(model: DecoderModel) -> EncodedItem:
-    """Make an item of arbitrary tokens: three choices behind one context, two of them with a common first token."""
-    draw = np.random.default_rng(0).integers(3, model.module.get_input_embeddings().weight.shape[0] - 1, 12).tolist()
-    context, endings = tuple(draw[:5]), [(5, 6, 7), (5, 8), (9, 10, 11)]
-    choices = tuple(EncodedChoice(context + tuple(draw[i] for i in ending), len(ending)) for ending in endings)
-    return EncodedItem("selftest", "0", choices, 0, "0")

@@ -21,17 +21,18 @@ from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 def reference_loglikelihoods(
     model: DecoderModel, items: Sequence[EncodedItem], coalitions: Sequence[Removed]
 ) -> list[np.ndarray]:
-    """Score items by whole forward passes. Shapes: per item (coalitions, choices), float64 nats."""
-    return [
-        np.array([[_score(model, choice, removed) for choice in item.choices] for removed in coalitions])
-        for item in items
-    ]
+    """Score items by whole forward passes. Shapes: per item (coalitions, choices), float64 nats.
 
+    Raises:
+        EngineError: the model was not examined.
+    """
 
-def _score(model: DecoderModel, choice: EncodedChoice, removed: Removed) -> float:
-    ids = torch.tensor([choice.tokens[:-1]], device=model.device)
-    with model.removed(removed), model.streaming():
-        logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
-    wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    wanted = torch.tensor(choice.tokens[-choice.n_scored :], device=model.device)
-    return wide[-choice.n_scored :].log_softmax(-1).gather(1, wanted[:, None]).double().sum().item()
+    def score(choice: EncodedChoice, removed: Removed) -> float:
+        ids = torch.tensor([choice.tokens[:-1]], device=model.device)  # (1, T)
+        with model.removed(removed), model.streaming():
+            logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
+        wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)  # (T, V)
+        wanted = torch.tensor(choice.tokens[-choice.n_scored :], device=model.device)
+        return wide[-choice.n_scored :].log_softmax(-1).gather(1, wanted[:, None]).double().sum().item()
+
+    return [np.array([[score(choice, removed) for choice in item.choices] for removed in coalitions]) for item in items]

@@ -63,7 +63,7 @@ class Head:
     @property
     def vocabulary(self) -> int:
         """V, the number of logits."""
-        return self._model.module.get_output_embeddings().weight.shape[0]
+        return self._model.shape.vocabulary
 
     def loglikelihoods(self, states: torch.Tensor, pairs: Pairs) -> torch.Tensor:
         """Sum the log-probabilities of every choice's tokens.
@@ -71,22 +71,21 @@ class Head:
         Shapes: `states` (C, S, D) → (C, number of choices), float64 nats, in host memory.
         """
         n_states, n_scored, width = states.shape
-        flat = states.reshape(-1, width)
+        flat = states.reshape(-1, width)  # (C·S, D)
         enough = flat.repeat(-(-LEAST_ROWS // len(flat)), 1) if len(flat) < LEAST_ROWS else flat
-        logits = own_logits(self._model.module, self._model.anatomy.layers, enough)[: len(flat)]
-        rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()
-        tokens = np.tile(pairs.tokens, n_states)
-        logprobs = self._logprobs(logits, rows, tokens).view(n_states, -1).cpu()  # a GPU would add in any order
-        sums = torch.zeros(n_states, len(pairs.owners), dtype=torch.float64)
-        return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
-
-    def _logprobs(self, logits: torch.Tensor, rows: np.ndarray, tokens: np.ndarray) -> torch.Tensor:
-        """Read log-probabilities at (row, token), rows ascending. Shapes: `logits` (R, V) → (number of pairs,)."""
+        logits = own_logits(self._model.module, self._model.anatomy.layers, enough)[: len(flat)]  # (C·S, V)
+        # 1) what is read: pairs of a row and a token, state by state, rows ascending
+        rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()  # (C·K,)
+        tokens = np.tile(pairs.tokens, n_states)  # (C·K,)
+        index = torch.from_numpy(np.stack([rows, tokens])).to(logits.device)  # (2, C·K)
+        # 2) the log-softmax of a block of rows, and what is read off it
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        index = torch.from_numpy(np.stack([rows, tokens])).to(logits.device)
         parts = []
         for low in range(0, len(logits), self._softmax_rows):
             block = logits[low : low + self._softmax_rows].log_softmax(-1, dtype=wide)
             begin, end = np.searchsorted(rows, [low, low + self._softmax_rows])
             parts.append(block[index[0, begin:end] - low, index[1, begin:end]])
-        return torch.cat(parts).double()
+        logprobs = torch.cat(parts).double().view(n_states, -1).cpu()  # (C, K); a GPU would add in any order
+        # 3) each choice's sum
+        sums = torch.zeros(n_states, len(pairs.owners), dtype=torch.float64)
+        return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)

@@ -21,8 +21,7 @@ from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.tree import PrefixTree, Step
 from lowmem_layers.model.anatomy.branches import branch_output
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-from lowmem_layers.model.anatomy.forward import LayerCall, Prologue, prologue
-from lowmem_layers.model.anatomy.layer_examination import LayerProgram
+from lowmem_layers.model.anatomy.forward import LayerCall, prologue
 from lowmem_layers.model.homes.store import Visit
 
 
@@ -93,14 +92,21 @@ class Sweep:
         Raises:
             EngineError: the sublayer applications counted are not those of the prefix tree.
         """
-        live = self.start(batches)
+        live = [self.start(batch) for batch in batches]
         self.visit_layers(live)
         while live:
             yield self._finish(live.pop(0))
 
-    def start(self, batches: Sequence[Batch]) -> list[Live]:
-        """Compute what comes before the first layer."""
-        return [self._start(batch) for batch in batches]
+    def start(self, batch: Batch) -> Live:
+        """Compute what comes before the first layer, and see which of the layers' arguments grow with the batch."""
+        layers = self.model.anatomy.layers
+        first = prologue(self.model.module, layers, self.inputs(batch))
+        twice = prologue(self.model.module, layers, self.inputs(Batch(batch.rows * 2)))
+        hidden = first.hidden  # (g, T, D)
+        states = torch.empty(self.tree.n_slots, *hidden.shape, dtype=hidden.dtype, device=hidden.device)
+        states[0] = hidden
+        growths = [growth(a, b) for a, b in zip(first.calls, twice.calls, strict=True)]
+        return Live(batch, states, first.calls, Stretcher(growths))
 
     def visit_layers(self, live: Sequence[Live]) -> None:
         """Visit every layer once with all live states.
@@ -109,74 +115,58 @@ class Sweep:
             EngineError: the sublayer applications counted are not those of the prefix tree.
         """
         before = self.counter.applications
-        for visit in self.model.store.sweep(list(self._visits())):
-            program = self.model.programs[visit.layer]
-            for each in live:
-                self._visit(program, visit.layer, each)
-        self._check(self.counter.applications - before, len(live))
-
-    def _visits(self) -> Iterator[Visit]:
-        """Ask for the sublayers that at least one state is advanced by."""
-        for layer in range(len(self.model.programs)):
+        visits = []
+        for layer in range(len(self.model.programs)):  # only sublayers that at least one state is advanced by
             steps = {"attn": self.tree.steps[2 * layer], "ffn": self.tree.steps[2 * layer + 1]}
-            kinds = frozenset(kind for kind, step in steps.items() if step.advanced)
-            yield Visit(layer, kinds)
+            visits.append(Visit(layer, frozenset(kind for kind, step in steps.items() if step.advanced)))
+        for visit in self.model.store.sweep(visits):
+            for each in live:
+                self._visit(visit.layer, each)
+        counted, expected = self.counter.applications - before, self.tree.applications * len(live)
+        if counted != expected:
+            raise EngineError(f"the sweep made {counted} sublayer applications where its tree has {expected}")
 
-    def _start(self, batch: Batch) -> Live:
-        first = self._prologue(batch)
-        twice = self._prologue(Batch(batch.rows * 2))
-        states = torch.empty(
-            self.tree.n_slots, *first.hidden.shape, dtype=first.hidden.dtype, device=first.hidden.device
-        )
-        states[0] = first.hidden
-        growths = [growth(a, b) for a, b in zip(first.calls, twice.calls, strict=True)]
-        return Live(batch, states, first.calls, Stretcher(growths))
-
-    def _prologue(self, batch: Batch) -> Prologue:
-        return prologue(self.model.module, self.model.anatomy.layers, self.inputs(batch))
-
-    def _visit(self, program: LayerProgram, layer: int, live: Live) -> None:
-        is_last = layer == len(self.model.programs) - 1
+    def _visit(self, layer: int, live: Live) -> None:
+        """Advance the states of one batch through one layer."""
         attn, ffn = self.tree.steps[2 * layer], self.tree.steps[2 * layer + 1]
-        if program.parallel:
-            self._attend_aside(program, layer, attn, live)
+        if self.model.programs[layer].parallel:
+            # The feed-forward reads the same input as attention, whose output is kept apart until then.
+            live.pending = torch.zeros_like(live.states[: self.tree.live_slots[ffn.position]])
+            _fork(attn, live)
+            for rows in self._chunks(attn.advanced, live):
+                live.pending[rows] = self._branch(attn, live.states[rows], live)
         else:
-            self._advance(program, layer, "attn", attn, live)
-        if is_last:
+            self._advance(attn, live)
+        if layer == len(self.model.programs) - 1:
             _keep_scored(live)
-        self._advance(program, layer, "ffn", ffn, live)
+        self._advance(ffn, live)
         if live.pending is not None:
             n_live = self.tree.live_slots[ffn.position]
             live.states[:n_live].add_(live.pending[:n_live])
             live.pending = None
         live.stretcher.forget()
 
-    def _advance(self, program: LayerProgram, layer: int, kind: str, step: Step, live: Live) -> None:
+    def _advance(self, step: Step, live: Live) -> None:
         """Fork, then add a sublayer's output to the states that keep it, in place."""
         _fork(step, live)
         for rows in self._chunks(step.advanced, live):
-            x = live.states[rows]
-            output = self._branch(program, layer, kind, x, live)
+            x = live.states[rows]  # (c, g, T, D)
+            output = self._branch(step, x, live)
             if isinstance(rows, slice):
                 x.add_(output)
             else:
                 live.states[rows] = x.add_(output)
 
-    def _attend_aside(self, program: LayerProgram, layer: int, step: Step, live: Live) -> None:
-        """Fork, and keep attention's output apart: the feed-forward of this layer reads the same input as attention."""
-        n_live = self.tree.live_slots[step.position + 1]
-        live.pending = torch.zeros_like(live.states[:n_live])
-        _fork(step, live)
-        for rows in self._chunks(step.advanced, live):
-            x = live.states[rows]
-            live.pending[rows] = self._branch(program, layer, "attn", x, live)
-
-    def _branch(self, program: LayerProgram, layer: int, kind: str, x: torch.Tensor, live: Live) -> torch.Tensor:
-        """Compute one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
-        wide = x.repeat(-(-LEAST_ROWS // (x.shape[0] * x.shape[1] * x.shape[2])), 1, 1, 1) if _is_small(x) else x
+    def _branch(self, step: Step, x: torch.Tensor, live: Live) -> torch.Tensor:
+        """Compute what one sublayer adds to one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
+        layer, kind = step.position // 2, ("attn", "ffn")[step.position % 2]
+        program = self.model.programs[layer]
+        n_positions = x.shape[0] * x.shape[1] * x.shape[2]
+        # So few positions would be multiplied by another kernel, which rounds differently: repeat them.
+        wide = x.repeat(-(-LEAST_ROWS // n_positions), 1, 1, 1) if n_positions < LEAST_ROWS else x
         call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(wide))
-        output = branch_output(program.anatomy, kind, program.recipes[kind], wide.flatten(0, 1), call)
-        self.counter.add(len(x), len(x) * live.tokens * program.macs[kind])
+        output = branch_output(program.anatomy, kind, program.forms[kind], wide.flatten(0, 1), call)  # (c·g, T, D)
+        self.counter.add(len(x), len(x) * live.tokens * self.model.shape.macs[step.position])
         return output.reshape(wide.shape)[: len(x)]
 
     def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | list[int]]:
@@ -190,7 +180,7 @@ class Sweep:
 
     def _finish(self, live: Live) -> tuple[tuple[tuple[int, int], ...], torch.Tensor]:
         """Score every final state. Shapes: (coalitions, owners)."""
-        states = live.states[:, 0]
+        states = live.states[:, 0]  # (slots, S, D)
         pairs = pairs_of(live.batch.rows, live.batch.n_nodes, live.batch.scored)
         size = max(1, self.sizes.head_rows // states.shape[1])
         parts = []
@@ -199,16 +189,6 @@ class Sweep:
             self.counter.count_work(parts[-1].shape[0] * states.shape[1] * states.shape[2] * self.head.vocabulary)
         by_slot = torch.cat(parts)
         return pairs.owners, by_slot[list(self.tree.final_slots)]
-
-    def _check(self, counted: int, n_batches: int) -> None:
-        expected = self.tree.applications * n_batches
-        if counted != expected:
-            raise EngineError(f"the sweep made {counted} sublayer applications where its tree has {expected}")
-
-
-def _is_small(x: torch.Tensor) -> bool:
-    """Tell a chunk of so few positions that a matrix product of another kernel, rounding differently, would be made."""
-    return x.shape[0] * x.shape[1] * x.shape[2] < LEAST_ROWS
 
 
 def _fork(step: Step, live: Live) -> None:
@@ -221,7 +201,7 @@ def _fork(step: Step, live: Live) -> None:
 
 def _keep_scored(live: Live) -> None:
     """Drop all positions but the scored ones. Shapes: (slots, g, T, D) → (slots, 1, S, D)."""
-    index = torch.tensor(live.batch.scored, device=live.states.device)
+    index = torch.tensor(live.batch.scored, device=live.states.device)  # (S,) into g · T
     live.states = live.states.flatten(1, 2)[:, index][:, None]
     if live.pending is not None:
         live.pending = live.pending.flatten(1, 2)[:, index][:, None]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 
@@ -71,6 +72,13 @@ class Row:
         return seen
 
 
+def lay_out(items: Sequence[EncodedItem], cost: Cost, deepest: int) -> list[Row]:
+    """Lay items out as tries, those with a choice of more than `deepest` nodes as plain rows."""
+    deep = {i for i, item in enumerate(items) if max(len(choice.tokens) for choice in item.choices) - 1 > deepest}
+    shallow = [i for i in range(len(items)) if i not in deep]
+    return trie_rows(items, cost, shallow) + plain_rows(items, sorted(deep))
+
+
 def plain_rows(items: Sequence[EncodedItem], chosen: Iterable[int] | None = None) -> list[Row]:
     """Lay out every choice of the chosen items (all, if none are named) as a sequence of its own."""
     indices = range(len(items)) if chosen is None else chosen
@@ -105,16 +113,10 @@ def _size(members: Iterable[int], items: Sequence[EncodedItem]) -> int:
     sequences = sorted(choice.tokens[:-1] for i in members for choice in items[i].choices)
     nodes, before = 0, ()
     for sequence in sequences:
-        nodes += len(sequence) - _shared(before, sequence)
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(before, sequence, strict=False))
+        nodes += len(sequence) - sum(1 for _ in shared)
         before = sequence
     return nodes
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    for position, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return position
-    return min(len(a), len(b))
 
 
 def _row(sequences: Iterable[tuple[int, int, EncodedChoice]]) -> Row:

@@ -5,20 +5,36 @@ Placement, tiles and bytes are those of the run itself, by the same functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lowmem_layers.forecast.machine import CARDS, Machine
-from lowmem_layers.forecast.work import Rates, WorkPlan
-from lowmem_layers.model.shape import SHIPPED, ModelShape
-from lowmem_layers.model.spec import EMBEDDED_MODEL
+import torch
+
+from lowmem_layers.engine.budget import Widths
+from lowmem_layers.engine.examination import verified_length
+from lowmem_layers.engine.trie import lay_out
+from lowmem_layers.errors import TaskError
+from lowmem_layers.forecast.machine import CARDS, Machine, measure_machine, named_card
+from lowmem_layers.forecast.memory import Limits, Memory, Tokens, forecast_memory
+from lowmem_layers.forecast.speed import measure_speed
+from lowmem_layers.forecast.work import WorkForecast, forecast_work, rates_of
+from lowmem_layers.game.players.tree import prefix_tree
+from lowmem_layers.model.anatomy.decoder import longest_input
+from lowmem_layers.model.checkpoint.source import find_source
+from lowmem_layers.model.checkpoint.texts import read_tokenizer
+from lowmem_layers.model.devices import resolve_device, resolve_dtype, use_threads
+from lowmem_layers.model.load import inspect_model
+from lowmem_layers.model.memory import resident_bytes
+from lowmem_layers.model.shape import SHIPPED, ModelShape, shape_of, shipped_config
+from lowmem_layers.model.spec import EMBEDDED_MODEL, ModelSpec
 from lowmem_layers.record.spec import Specification, StudySpec, one_of
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import model_spec, read_tasks
-
-if TYPE_CHECKING:
-    from lowmem_layers.forecast.memory import Memory
+from lowmem_layers.tasks import encode_task
+from lowmem_layers.tasks.encode import Bos
+from lowmem_layers.tasks.items import Task
 
 _TARGETS = {"none": "none", "4bit": "nf4", "8bit": "int8"}
 _LONGEST = 2048
@@ -36,109 +52,120 @@ _SPLITS = {"boolq": 3270, "arc_easy": 2376, "arc_challenge": 1172, "piqa": 1838,
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """What the tasks come to, an item an entry. Units: tokens of the item's trie, and how many of them are scored.
+class Subject:
+    """The model that a forecast is about. `whose` tokenizer counts its tokens. Units: `max_length` in tokens."""
 
-    `whose` says whose tokens, and where from.
-    """
-
-    trunk: tuple[int, ...]
-    scored: tuple[int, ...]
+    shape: ModelShape
+    config: Any
+    tokenizer: Any
     whose: str
+    max_length: int
+    device: torch.device
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
-class StudyPlan:
+class Forecast:
     """A run before it is run. `speed` says what the hours are based on."""
 
     model: str
     shape: ModelShape
-    work: WorkPlan
+    work: WorkForecast
     machine: Machine
     memory: Memory
     tokens: Tokens
     speed: str
 
 
-def plan_study(spec: StudySpec | Specification, card: str | None = None) -> StudyPlan:
-    """Plan a run of a model by its config alone; `card` names a graphics card, None means this machine.
+def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> Forecast:
+    """Forecast a run on a graphics card that `card` names, or on this machine, without reading a weight.
 
     Raises:
         LowmemLayersError: the model, the tasks or the card are unknown, or the model does not fit the memory given.
     """
-    from lowmem_layers.forecast.machine import measure_machine, named_card
-    from lowmem_layers.forecast.memory import Limits, foresee_memory
-    from lowmem_layers.forecast.work import Workload, plan_work, rates_of
-    from lowmem_layers.game.players.tree import prefix_tree
-    from lowmem_layers.model.anatomy.decoder import longest_input
-    from lowmem_layers.model.devices import resolve_device, resolve_dtype, use_threads
-
     one_of("--for", card, tuple(CARDS))
     resolved = spec.resolved()
     if card is not None:
         resolved = replace(resolved, device="cpu", dtype="bfloat16" if resolved.dtype == "auto" else resolved.dtype)
     use_threads(resolved.threads)
-    device = resolve_device(resolved.device)
-    dtype = resolve_dtype(resolved.dtype, device)
-    shape, config, tokenizer, whose = _read(resolved, dtype)
-    removed = tuple(plan_design(resolved, shape.players).removed)
-    tree = prefix_tree(removed, len(shape.players))
-    longest = longest_input(config.get_text_config(decoder=True), tokenizer)
-    tokens = count_tokens(resolved, tokenizer, whose, longest)
-    machine = named_card(card) if card else measure_machine(device, dtype)
-    limits = Limits(resolved.offload, resolved.max_gpu_memory, resolved.max_cpu_memory)
-    memory = foresee_memory(shape, limits, machine, dtype.itemsize, tree, tokens.trunk, tokens.scored)
-    rates, speed = rates_of(machine, memory.home), "the card's data sheet, at 60 % of its peak"
+    # 1) the tasks first, as in a run: their data are part of the process whose size is measured
+    tasks = tasks_at_hand(resolved)
+    subject = look_at(model_spec(resolved))
+    tokens = remembered_tokens(resolved) if tasks is None else count_tokens(tasks, subject, resolved.bos)
+    coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
+    tree = prefix_tree(coalitions, len(subject.shape.players))
+    # 2) memory, and the tiles that it makes
+    request, device = model_spec(resolved), subject.device
+    machine = named_card(card) if card else measure_machine(device, subject.dtype)
+    limits = Limits(request.offload, request.max_gpu_memory, request.max_cpu_memory)
+    memory = forecast_memory(subject.shape, limits, machine, tree, tokens)
+    # 3) time, by this engine's own speed on one layer of the model where this machine is meant
+    rates, basis = rates_of(machine, memory.home), "the card's data sheet, at 60 % of its peak"
     if card is None:
-        rates, speed = _measured(rates, config, _TARGETS[resolved.quant], tokens, device, dtype)
-    live = tuple(len(step.advanced) for step in tree.steps)
-    naive = sum(len(shape.players) - len(each) for each in removed)
-    load = Workload(live, tree.n_slots, naive, sum(tokens.trunk), sum(tokens.scored), memory.n_tiles)
-    work = plan_work(shape, load, rates, itemsize=dtype.itemsize)
-    return StudyPlan(resolved.model, shape, work, machine, memory, tokens, speed)
+        usual = round(sum(t * t for t in tokens.trunk) / max(1, sum(tokens.trunk)))  # where the most tokens are
+        length = min(max(1, usual), _LONGEST)
+        speed = measure_speed(subject.config, _TARGETS[request.quant], device, subject.dtype, length)
+        basis = "bare matrix products: a decoder layer is too large to be timed for this"
+        if speed is not None:
+            rates = replace(rates, layer_macs_s=speed.layer_macs_s, head_macs_s=speed.head_macs_s)
+            rates = replace(rates, unpacked_s=speed.unpacked_s)
+            basis = f"one decoder layer and a head of this shape, timed: {2 * rates.layer_macs_s / 1e12:.3g} TFLOP/s"
+    cost = Widths.of(subject.shape).count(sum(tokens.trunk), sum(tokens.scored), 0, tree)
+    work = forecast_work(subject.shape, coalitions, tree, cost, memory.n_tiles, rates)
+    return Forecast(request.model, subject.shape, work, machine, memory, tokens, basis)
 
 
-def _measured(rates: Rates, config: Any, target: str, tokens: Tokens, device: Any, dtype: Any) -> tuple[Rates, str]:
-    """Take this engine's own speed on a layer of the model for that of all layers; say what was taken."""
-    from lowmem_layers.forecast.speed import measure_speed
+def look_at(request: ModelSpec) -> Subject:
+    """Look at a model as a run would. A shipped shape has no files: the embedded model's tokenizer counts its tokens.
 
-    usual = round(sum(t * t for t in tokens.trunk) / max(1, sum(tokens.trunk)))  # where the most tokens are
-    speed = measure_speed(config, target, device, dtype, min(max(1, usual), _LONGEST))
-    if speed is None:
-        return rates, "bare matrix products: a decoder layer is too large to be timed for this"
-    own = replace(rates, layer_macs_s=speed.layer_macs_s, head_macs_s=speed.head_macs_s, unpacked_s=speed.unpacked_s)
-    return own, f"one decoder layer and a head of this shape, timed: {2 * own.layer_macs_s / 1e12:.3g} TFLOP/s"
+    Raises:
+        ModelError: the model cannot be found, or is not a decoder-only language model.
+    """
+    if request.model not in SHIPPED or Path(request.model).exists():
+        found = inspect_model(request)
+        name = found.source.name
+        return Subject(found.shape, found.config, found.tokenizer, name, found.max_length, found.device, found.dtype)
+    device = resolve_device(request.device)
+    dtype = resolve_dtype(request.dtype, device)
+    embedded = replace(request, model=EMBEDDED_MODEL)
+    tokenizer, config = read_tokenizer(find_source(embedded), embedded), shipped_config(request.model)
+    shape = shape_of(config, _TARGETS[request.quant], dtype, process_bytes=resident_bytes())
+    longest = longest_input(config.get_text_config(decoder=True), tokenizer)
+    return Subject(shape, config, tokenizer, EMBEDDED_MODEL, longest, device, dtype)
 
 
-def count_tokens(spec: Specification, tokenizer: Any, whose: str, max_length: int = _LONGEST) -> Tokens:
-    """Count each item's tokens and scored positions; of a benchmark that is not at hand, take what was counted once.
-
-    Units: `max_length` in tokens, the model's longest input.
+def tasks_at_hand(spec: Specification) -> list[Task] | None:
+    """Read the tasks. Return None where data cannot be read, but are benchmarks' whose tokens were counted once.
 
     Raises:
         TaskError: a task's data are unusable, or are not at hand and were never counted.
     """
-    from lowmem_layers.errors import TaskError
-
     try:
-        tasks = read_tasks(spec)
+        return read_tasks(spec)
     except TaskError:
         if spec.data_dir is not None or spec.fewshot or not set(spec.tasks) <= set(_COUNTED):
             raise
-        return _remembered(spec)
-    from lowmem_layers.engine.trie import trie_rows
-    from lowmem_layers.tasks import encode_task
-
-    bos = spec.bos
-    encoded = [item for task in tasks for item in encode_task(task, tokenizer, bos=bos, max_length=max_length)]
-    rows = [trie_rows([item], float) for item in encoded]
-    trunk = tuple(sum(map(len, own)) for own in rows)
-    scored = tuple(sum(len(row.scored_nodes) for row in own) for own in rows)
-    return Tokens(trunk, scored, f"counted with the tokenizer of {whose}")
+        return None
 
 
-def _remembered(spec: Specification) -> Tokens:
-    """Take every item of a benchmark for an average one."""
+def count_tokens(tasks: Sequence[Task], subject: Subject, bos: Bos) -> Tokens:
+    """Lay each item out as the engine would for a model that takes tries, and count."""
+    deepest = verified_length(subject.config.get_text_config(decoder=True), subject.max_length)
+    laid_out = [
+        lay_out([item], float, deepest)
+        for task in tasks
+        for item in encode_task(task, subject.tokenizer, bos=bos, max_length=subject.max_length)
+    ]
+    return Tokens(
+        trunk=tuple(sum(map(len, rows)) for rows in laid_out),
+        scored=tuple(sum(len(row.scored_nodes) for row in rows) for rows in laid_out),
+        squares=tuple(sum(len(row) ** 2 for row in rows) for rows in laid_out),
+        whose=f"counted with the tokenizer of {subject.whose}",
+    )
+
+
+def remembered_tokens(spec: Specification) -> Tokens:
+    """Take the average of an earlier count for every item of a benchmark."""
     trunk: list[int] = []
     scored: list[int] = []
     for task in spec.tasks:
@@ -147,28 +174,4 @@ def _remembered(spec: Specification) -> Tokens:
         trunk += [round(tokens / counted)] * n_items
         scored += [round(positions / counted)] * n_items
     whose = f"the data are not at hand: averages of earlier counts with {EMBEDDED_MODEL}'s tokenizer"
-    return Tokens(tuple(trunk), tuple(scored), whose)
-
-
-def _read(spec: Specification, dtype: Any) -> tuple[ModelShape, Any, Any, str]:
-    """Read shape, config and tokenizer; a shipped shape has none of its own, so the embedded model's counts tokens."""
-    import lowmem_layers.study.run  # noqa: F401  # so that this process is as large as that of a run
-    from lowmem_layers.engine import Engine  # noqa: F401
-    from lowmem_layers.model.checkpoint.source import find_source
-    from lowmem_layers.model.checkpoint.texts import read_tokenizer
-    from lowmem_layers.model.load import outline_of, resolve
-    from lowmem_layers.model.memory import resident_bytes
-    from lowmem_layers.model.shape import shape_from, shape_of, shipped_config
-
-    request = model_spec(spec)
-    if request.model in SHIPPED and not Path(request.model).exists():
-        embedded = replace(request, model=EMBEDDED_MODEL)
-        tokenizer = read_tokenizer(find_source(embedded), embedded)
-        config, target = shipped_config(request.model), _TARGETS[request.quant]
-        shape = shape_of(config, target, dtype, process_bytes=resident_bytes())
-        return shape, config, tokenizer, EMBEDDED_MODEL
-    plan = resolve(request)
-    tokenizer = read_tokenizer(plan.source, request)  # before the process is measured, as on loading
-    outline = outline_of(plan)
-    shape = shape_from(outline.model, outline.anatomy, outline.places, outline.sizes)
-    return shape, plan.config, tokenizer, plan.source.name
+    return Tokens(tuple(trunk), tuple(scored), tuple(length**2 for length in trunk), whose)

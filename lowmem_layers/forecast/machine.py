@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.model.memory import host_bytes
 
 _FILE_BYTES = 64 << 20
 _COPY_BYTES = 64 << 20
@@ -97,35 +98,27 @@ def named_card(name: str) -> Machine:
 
 def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> Machine:
     """Time a matrix product, a copy and a read of a fresh file for about `seconds` each."""
+    is_gpu = device.type == "cuda"
+
+    def rate(step: Callable[[], object], seconds: float) -> float:
+        """Count how often a step runs a second, after one run to warm up."""
+        step()
+        start = wait_and_read_clock(device)
+        done = 0
+        while (now := wait_and_read_clock(device)) - start < seconds or not done:
+            for _ in range(4):
+                step()
+            done += 4
+        return done / (now - start)
+
+    # 1) products and copies; a copy brings packed weights from memory to the computing device
     a = torch.randn(1024, 2048, dtype=dtype, device=device)
     b = torch.randn(2048, 2048, dtype=dtype, device=device)
-    products = _rate(lambda: torch.mm(a, b), device, seconds)
-    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    macs_s = rate(lambda: torch.mm(a, b), seconds) * a.shape[0] * b.shape[0] * b.shape[1]
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=is_gpu)
     target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
-    copies = _rate(lambda: target.copy_(source, non_blocking=True), device, seconds / 2)
-    is_gpu = device.type == "cuda"
-    memory = torch.cuda.mem_get_info(device)[1] if is_gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
-    work = a.shape[0] * b.shape[0] * b.shape[1]
-    return Machine(name, products * work, copies * _COPY_BYTES, _disk_bytes_s(), memory, True, is_gpu)
-
-
-def _rate(step: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Count how often a step runs a second, after one run to warm up."""
-    step()
-    _synchronise(device)
-    start = time.perf_counter()
-    done = 0
-    while time.perf_counter() - start < seconds:
-        for _ in range(4):
-            step()
-        done += 4
-        _synchronise(device)
-    return done / (time.perf_counter() - start)
-
-
-def _disk_bytes_s() -> float:
-    """Write a file, ask the system to forget it, and read it back (an upper bound where it does not forget)."""
+    copied_s = rate(lambda: target.copy_(source, non_blocking=True), seconds / 2) * _COPY_BYTES
+    # 2) a file that the system is asked to forget (where it does not, this is an upper bound)
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
         path = Path(folder) / "probe"
         path.write_bytes(os.urandom(1 << 20) * (_FILE_BYTES >> 20))
@@ -136,9 +129,15 @@ def _disk_bytes_s() -> float:
             start = time.perf_counter()
             while file.read(8 << 20):
                 pass
-            return _FILE_BYTES / (time.perf_counter() - start)
+            disk_s = _FILE_BYTES / (time.perf_counter() - start)
+    # 3) the machine's memory and name
+    memory = torch.cuda.mem_get_info(device)[1] if is_gpu else host_bytes()
+    name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
+    return Machine(name, macs_s, copied_s, disk_s, memory, True, is_gpu)
 
 
-def _synchronise(device: torch.device) -> None:
+def wait_and_read_clock(device: torch.device) -> float:
+    """Read the clock when the device has done all it was given. Units: seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -7,20 +7,21 @@ weights, of the model's own class and widths, is swept here by the engine itself
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.engine.budget import sizes_for
-from lowmem_layers.engine.engine import Engine
-from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.forecast.machine import wait_and_read_clock
 from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.checkpoint.skeleton import quiet_transformers
 from lowmem_layers.model.formats import FOUR_BIT, TARGETS, unpack
-from lowmem_layers.model.shape import single_layer
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 _LARGEST_LAYER_BYTES = 1 << 30  # a larger one is as fast as its bare products, which are all there is to it
@@ -46,65 +47,74 @@ def measure_speed(
 ) -> Speed | None:
     """Time one decoder layer of a model on rows of `n_tokens`, its head, and the unpacking of its weights.
 
-    None where a layer is so large that it is better predicted by its bare products.
+    Return None where a layer is too large to be timed; its bare products predict it better.
     """
     text = config.get_text_config(decoder=True)
-    single = single_layer(config, dtype, _VOCABULARY, _LARGEST_LAYER_BYTES)
-    if single is None:
+    module = single_layer(config, dtype)
+    if module is None:
         return None
-    single.to(device)
-    model = DecoderModel(single)
-    engine = Engine(model, layout="rows")
+    # 1) the layer, without what comes before the first and behind the last one of a real model
+    engine = ready_engine(DecoderModel(module.to(device)), layout="rows")
     n_states = max(2, 2 * engine.sizes.chunk_tokens // n_tokens)
-    items = [_item(n_tokens, number) for number in range(max(1, n_states // 4))]
-    layer = _layer_macs_s(engine, items, device, seconds)
-    head = _head_macs_s(text, device, dtype, seconds)
-    return Speed(layer, head, _unpacked_s(target, device, dtype, seconds / 2))
-
-
-def _item(n_tokens: int, number: int) -> EncodedItem:
-    """Make a row that is scored everywhere: where it is not, the last feed-forward (here the only one) is left out."""
-    tokens = tuple((number + 7 * place) % (_VOCABULARY - 1) for place in range(n_tokens + 1))
-    return EncodedItem("speed", str(number), (EncodedChoice(tokens, n_tokens),), 0, str(number))
-
-
-def _layer_macs_s(engine: Engine, items: Sequence[EncodedItem], device: torch.device, seconds: float) -> float:
-    """Time the layer, without what comes before the first and behind the last one of a real model."""
-    coalitions: list[Removed] = [(), (0,), (1,), (0, 1)]
+    items = [scored_everywhere(n_tokens, number) for number in range(max(1, n_states // 4))]
+    coalitions = [(), (0,), (1,), (0, 1)]
     engine.time_layers(items, coalitions, time.perf_counter)
     rates: list[float] = []
     end = time.perf_counter() + seconds
     while not rates or time.perf_counter() < end:
-        work, took = engine.time_layers(items, coalitions, lambda: _now(device))
+        work, took = engine.time_layers(items, coalitions, lambda: wait_and_read_clock(device))
         rates.append(work / took)
-    return sorted(rates)[len(rates) // 2]
-
-
-def _head_macs_s(text: Any, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Time the head's product and the log-softmax behind it."""
+    layer_macs_s = sorted(rates)[len(rates) // 2]
+    # 2) the head's product, and the log-softmax behind it
     sizes = sizes_for(device, text.vocab_size)
     columns = min(text.vocab_size, _HEAD_COLUMNS)
-    states = torch.randn(sizes.head_rows, text.hidden_size, dtype=dtype, device=device)
-    weight = torch.randn(columns, text.hidden_size, dtype=dtype, device=device)
+    states = torch.randn(sizes.head_rows, text.hidden_size, dtype=dtype, device=device)  # (R, D)
+    weight = torch.randn(columns, text.hidden_size, dtype=dtype, device=device)  # (V', D)
 
-    def step() -> None:
+    def head() -> None:
         logits = torch.nn.functional.linear(states, weight)
         for block in logits.split(sizes.softmax_rows):
             block.log_softmax(-1, dtype=torch.float32)
 
-    return states.shape[0] * prod(weight.shape) / _seconds(step, device, seconds)
+    head_macs_s = states.shape[0] * weight.numel() / _seconds(head, device, seconds)
+    # 3) unpacking
+    unpacked_s = _UNPACKED[0] * _UNPACKED[1] / _seconds(_unpacking(target, device, dtype), device, seconds / 2)
+    return Speed(layer_macs_s, head_macs_s, unpacked_s)
 
 
-def _unpacked_s(target: str, device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Time unpacking; packings that checkpoints bring along are taken to be as fast as NF4."""
+def single_layer(config: Any, dtype: torch.dtype) -> Any:
+    """Build the model with one decoder layer, random weights and a small vocabulary. Return None if it is too large."""
+    small = copy.deepcopy(config)
+    small.__dict__.pop("quantization_config", None)
+    text = small.get_text_config(decoder=True)
+    text.num_hidden_layers, text.vocab_size = 1, _VOCABULARY
+    text.pad_token_id = text.bos_token_id = text.eos_token_id = None
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    with quiet_transformers():
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(small, dtype=dtype)
+        if sum(weight.numel() * weight.element_size() for weight in shape.parameters()) > _LARGEST_LAYER_BYTES:
+            return None
+        return AutoModelForCausalLM.from_config(small, dtype=dtype)
+
+
+def scored_everywhere(n_tokens: int, number: int) -> EncodedItem:
+    """Make an item that is scored at every position; at others the last feed-forward (here the only one) is skipped."""
+    tokens = tuple((number + 7 * place) % (_VOCABULARY - 1) for place in range(n_tokens + 1))
+    return EncodedItem("speed", str(number), (EncodedChoice(tokens, n_tokens),), 0, str(number))
+
+
+def _unpacking(target: str, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Make a step that unpacks a weight. A checkpoint's own packing is taken to be as fast as NF4."""
     out = torch.empty(_UNPACKED, dtype=dtype, device=device)
     if target == "none":
         source = torch.zeros_like(out)
-        return out.numel() / _seconds(lambda: out.copy_(source), device, seconds)
+        return lambda: out.copy_(source)
     weight = torch.randn(_UNPACKED)
     packed = TARGETS.get(target, FOUR_BIT).pack(weight)
     there = packed.with_parts({name: part.to(device) for name, part in packed.parts.items()})
-    return out.numel() / _seconds(lambda: unpack(there, out), device, seconds)
+    return lambda: unpack(there, out)
 
 
 def _seconds(step: Callable[[], object], device: torch.device, seconds: float) -> float:
@@ -113,14 +123,7 @@ def _seconds(step: Callable[[], object], device: torch.device, seconds: float) -
     step()
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        start = _now(device)
+        start = wait_and_read_clock(device)
         step()
-        times.append(_now(device) - start)
+        times.append(wait_and_read_clock(device) - start)
     return sorted(times)[len(times) // 2]
-
-
-def _now(device: torch.device) -> float:
-    """Read the clock when the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

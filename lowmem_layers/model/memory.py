@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 _PIECE_NUMBERS = 1 << 22
@@ -14,24 +16,20 @@ _PIECE_NUMBERS = 1 << 22
 
 def resident_bytes() -> int:
     """Count the memory this process occupies now (its resident set)."""
-    status = Path("/proc/self/statm")
-    if status.is_file():
-        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return peak_bytes()  # where the present value cannot be had, the peak bounds it
+    return psutil.Process().memory_info().rss
 
 
 def peak_bytes() -> int:
-    """Count the most memory this process has occupied so far.
-
-    Linux says so itself; `getrusage`, elsewhere, also counts what the parent occupied when it started this process.
-    """
+    """Count the most memory this process has occupied so far."""
+    # psutil knows the peak on Windows alone. On Linux the kernel says it in /proc; `getrusage`, which is all there is
+    # elsewhere, would also count what the parent process occupied when it started this one.
     status = Path("/proc/self/status")
     if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
@@ -55,14 +53,14 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
+def host_bytes() -> int:
+    """Count the memory of this machine."""
+    return psutil.virtual_memory().total
+
+
 def available_host_bytes() -> int:
     """Count the host memory that can still be taken without swapping."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return psutil.virtual_memory().available
 
 
 def available_device_bytes(device: torch.device) -> int:

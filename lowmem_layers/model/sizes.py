@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
 import torch
 
-from lowmem_layers.model.budget import ModelBytes
 from lowmem_layers.model.formats import TARGETS
 from lowmem_layers.model.homes.experts import slot_numbers
 from lowmem_layers.model.homes.places import Place, is_quantised
+from lowmem_layers.model.placement import ModelBytes
 
 PackedBytes = Callable[[Place], int]
 
@@ -29,39 +28,32 @@ def measure(
 
     `packed` counts one weight's bytes at home. Units: `source_itemsize` in bytes a number, as the checkpoint has them.
     """
-    at_home: dict[tuple[int, str], int] = defaultdict(int)
-    numbers: dict[tuple[int, str], int] = defaultdict(int)
-    groups: dict[tuple[int, str], list[Place]] = defaultdict(list)
-    streamed: set[str] = set()
+    # 1) weights by sublayer, and their bytes and numbers by decoder layer
+    sublayers: dict[tuple[int, str], list[Place]] = {}
+    at_home: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     for place in places:
-        at_home[place.layer, place.kind] += packed(place)
-        numbers[place.layer, place.kind] += prod(place.shape)
-        groups[place.layer, place.kind].append(place)
-        streamed.add(place.key)
-    has_experts = any(place.n_experts for group in groups.values() for place in group)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    kept = {name: value for name, value in model.state_dict().items() if name not in streamed | tied}
+        sublayers.setdefault((place.layer, place.kind), []).append(place)
+        at_home[place.layer] = at_home.get(place.layer, 0) + packed(place)
+        numbers[place.layer] = numbers.get(place.layer, 0) + prod(place.shape)
+    streamed = [place for group in sublayers.values() for place in group]
+
+    def slots(*, one_expert: bool) -> int:
+        """Count the bytes of both slots: the largest attention and the largest feed-forward sublayer."""
+        largest: dict[str, int] = {}
+        for (_, kind), group in sublayers.items():
+            largest[kind] = max(largest.get(kind, 0), slot_numbers(group, one_expert=one_expert))
+        return sum(largest.values()) * dtype.itemsize
+
+    # 2) everything that is not streamed stays where the model computes, tied weights once
+    elsewhere = {place.key for place in streamed} | set(getattr(model, "all_tied_weights_keys", None) or {})
+    kept = [value for name, value in model.state_dict().items() if name not in elsewhere]
     return ModelBytes(
         packed=sum(at_home.values()),
-        resident=sum(value.numel() * value.element_size() for value in kept.values()),
-        slots=_slots(groups, one_expert=False) * dtype.itemsize,
-        expert_slots=_slots(groups, one_expert=True) * dtype.itemsize if has_experts else None,
-        layer_packed=_largest_layer(at_home),
-        layer_source=_largest_layer(numbers) * (source_itemsize + dtype.itemsize),
+        resident=sum(value.numel() * value.element_size() for value in kept),
+        slots=slots(one_expert=False),
+        expert_slots=slots(one_expert=True) if any(place.n_experts for place in streamed) else None,
+        layer_packed=max(at_home.values(), default=0),
+        layer_source=max(numbers.values(), default=0) * (source_itemsize + dtype.itemsize),
         process=process,
     )
-
-
-def _slots(groups: Mapping[tuple[int, str], list[Place]], *, one_expert: bool) -> int:
-    """Count the numbers of both slots: the largest attention and the largest feed-forward sublayer."""
-    largest: dict[str, int] = defaultdict(int)
-    for (_, kind), group in groups.items():
-        largest[kind] = max(largest[kind], slot_numbers(group, one_expert=one_expert))
-    return sum(largest.values())
-
-
-def _largest_layer(amounts: dict[tuple[int, str], int]) -> int:
-    by_layer: dict[int, int] = defaultdict(int)
-    for (layer, _), amount in amounts.items():
-        by_layer[layer] += amount
-    return max(by_layer.values(), default=0)

@@ -2,78 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
-from lowmem_layers.study.events import Announce, StageStarted
+from lowmem_layers.study.events import Announce, ModelExamined, StageStarted
 from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
-    from lowmem_layers.model.load import Prospect
+    from lowmem_layers.model.load import Inspection
+    from lowmem_layers.model.placement import Placement
 
 
-def prepare_study(spec: Specification, announce: Announce) -> Prepared:
-    """Read the tasks, look at the model, encode the items, see that all of it will fit, and load the model.
+def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[], float] = time.monotonic) -> Prepared:
+    """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
     """
+    # 1) the tasks
     announce(StageStarted("reading the tasks"))
     tasks = read_tasks(spec)
     announce(StageStarted("importing torch"))
     from lowmem_layers.engine import Engine
-    from lowmem_layers.model import load_model
     from lowmem_layers.model.devices import use_threads
-
-    threads = use_threads(spec.threads)
-    encoded: list[EncodedItem] = []
-
-    def room(prospect: Prospect) -> int:
-        announce(StageStarted("encoding the items"))
-        encoded.extend(_encoded(spec, tasks, prospect))
-        return _least_room(spec, encoded, prospect)
-
-    announce(StageStarted("looking at the model"))
-    model = load_model(model_spec(spec), lambda line: announce(StageStarted(line)), room)
-    machine = {"threads": threads}
-    described = model.describe()
-    engine = Engine(model, budget_bytes=_left_for_states(spec, described))
-    without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
-    return Prepared(model.players, without_texts, tuple(encoded), engine, described, machine)
-
-
-def _encoded(spec: Specification, tasks: Sequence[Task], prospect: Prospect) -> Iterator[EncodedItem]:
+    from lowmem_layers.model.load import fill_model, inspect_model
     from lowmem_layers.tasks import encode_task
 
-    for task in tasks:
-        yield from encode_task(task, prospect.tokenizer, bos=spec.bos, max_length=prospect.max_length)
+    threads = use_threads(spec.threads)
+    # 2) look: the model's headers and the items' tokens
+    announce(StageStarted("looking at the model"))
+    found = inspect_model(model_spec(spec))
+    announce(StageStarted("encoding the items"))
+    encoded = tuple(
+        item for task in tasks for item in encode_task(task, found.tokenizer, bos=spec.bos, max_length=found.max_length)
+    )
+    # 3) decide: where the weights live, and what that leaves for the states
+    placement, budget_bytes = place_weights(spec, found, encoded)
+    # 4) do: read the weights, and see whether the model can be believed
+    model = fill_model(found, placement, lambda line: announce(StageStarted(line)))
+    announce(StageStarted("examining the model"))
+    start = clock()
+    engine = Engine(model, budget_bytes=budget_bytes)
+    verdict = engine.examine()
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
+    without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
+    return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
 
-def _least_room(spec: Specification, encoded: Sequence[EncodedItem], prospect: Prospect) -> int:
-    """Count what the longest item needs besides the weights; removal orders may yet be cut, to single removals.
+def place_weights(spec: Specification, found: Inspection, encoded: Sequence[EncodedItem]) -> tuple[Placement, int]:
+    """Choose where the weights live, and count what the engine may then take for states and a chunk. Units: bytes.
 
     Raises:
-        UsageError: the model's players do not allow the game that the options ask for.
+        UsageError: the model's players do not allow what the options ask for.
+        BudgetError: the model, or the states of the largest item beside it, do not fit the memory given.
     """
-    from lowmem_layers.engine.budget import longest_item, needed_room
+    from lowmem_layers.engine.budget import check_largest, largest_item_bytes, needed_room, states_bytes
+    from lowmem_layers.engine.examination import verified_length
     from lowmem_layers.game.players.tree import prefix_tree
+    from lowmem_layers.model.anatomy.dissection import text_config
+    from lowmem_layers.model.load import choose_place
+    from lowmem_layers.model.memory import available_device_bytes
 
-    design = plan_design(spec, prospect.shape.players)
-    tree = prefix_tree(design.cut([0] * len(design.orders)).removed, len(prospect.shape.players))
-    return needed_room(prospect.shape, prospect.device, prospect.dtype.itemsize, tree, longest_item(encoded))
-
-
-def _left_for_states(spec: Specification, described: Mapping[str, Any]) -> int | None:
-    """Give the engine what the model leaves of the memory allowed; nothing said, its own choice. Units: bytes."""
-    kind = "gpu" if described["device"] == "cuda" else "cpu"
-    limit = spec.max_gpu_memory if kind == "gpu" else spec.max_cpu_memory
-    return None if limit is None else max(1, limit - described[f"expected_{kind}_bytes"])
+    # How far removal orders are walked is settled later. They may be cut to single removals: no more is asked for here.
+    design = plan_design(spec, found.shape.players)
+    tree = prefix_tree(design.cut([0] * len(design.orders)).removed, len(found.shape.players))
+    deepest = verified_length(text_config(found.module), found.max_length)
+    largest = largest_item_bytes(encoded, found.shape, tree, deepest)
+    placement = choose_place(found, needed_room(found.shape, found.device, largest))
+    if found.device.type == "cuda":
+        free = available_device_bytes(found.device) - placement.gpu_bytes
+        budget_bytes = states_bytes(spec.max_gpu_memory, placement.gpu_bytes, free)
+    else:
+        budget_bytes = states_bytes(spec.max_cpu_memory, placement.cpu_bytes, None)
+    check_largest(found.shape, found.device, largest, budget_bytes)
+    return placement, budget_bytes
 
 
 def read_tasks(spec: Specification) -> list[Task]:
@@ -86,10 +95,10 @@ def read_tasks(spec: Specification) -> list[Task]:
 
     return load_tasks(
         spec.tasks,
-        data_dir=_path(spec.data_dir),
+        data_dir=Path(spec.data_dir) if spec.data_dir else None,
         limit=spec.limit,
         fewshot=spec.fewshot,
-        fewshot_file=_path(spec.fewshot_file),
+        fewshot_file=Path(spec.fewshot_file) if spec.fewshot_file else None,
         window=spec.window,
         stride=spec.stride,
     )
@@ -110,7 +119,3 @@ def model_spec(spec: Specification) -> ModelSpec:
         requantize=spec.requantize,
         cache=spec.cache,
     )
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None

@@ -47,6 +47,7 @@ def score_tiles(
     folder, manifest, plan = values.folder, values.manifest, values.manifest.plan
     until, value = manifest.resolved.until, manifest.resolved.value
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
+    work = [prepared.engine.work(items, plan.coalitions) for items in encoded]
 
     # 1) the work is announced: what there is, and what earlier calls left finished
     announce(
@@ -60,7 +61,7 @@ def score_tiles(
             work_total=manifest.work,
             items_done=values.n_items,
             tiles_done=len(values.tiles),
-            work_done=sum(prepared.engine.work(encoded[tile], plan.coalitions) for tile in values.tiles),
+            work_done=sum(work[tile] for tile in values.tiles),
         )
     )
     stopped = proven(values, until, value)
@@ -74,9 +75,8 @@ def score_tiles(
         scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda work: announce(WorkDone(work)))
         write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
-        work, ahead = prepared.engine.work(encoded[tile], plan.coalitions), leaders(values)
-        n_items, n_tiles = values.n_items, len(values.tiles)
-        announce(TileCommitted(tile, len(encoded[tile]), work, n_items, n_tiles, clock() - start, ahead))
+        done, ahead = (values.n_items, len(values.tiles)), leaders(values)
+        announce(TileCommitted(tile, len(encoded[tile]), work[tile], *done, clock() - start, ahead))
         if stopped := proven(values, until, value):
             break
     return stopped

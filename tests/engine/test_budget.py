@@ -34,7 +34,7 @@ def test_an_item_that_cannot_fit_is_refused_with_both_numbers():
 )
 def test_what_is_foreseen_as_the_least_room_is_enough(more, kind, vocabulary, item_bytes):
     """Chunks shrink with the memory, so that an item fits wherever there is as much as was asked for it."""
-    device, widths = torch.device(kind), Widths((1,), 4096, 57_344, vocabulary, 2)
+    device, widths = torch.device(kind), Widths((1,), 4096, 57_344, vocabulary, 2, parallel=False)
     usual = sizes_for(device, vocabulary)
     budget = least_room(widths, usual, device, item_bytes) + more - 1
     sizes = sizes_within(usual, widths, device, budget)
@@ -43,5 +43,5 @@ def test_what_is_foreseen_as_the_least_room_is_enough(more, kind, vocabulary, it
 
 
 def test_chunks_stay_as_they_are_where_there_is_room():
-    device, widths = torch.device("cpu"), Widths((1,), 576, 1536, 49_152, 4)
+    device, widths = torch.device("cpu"), Widths((1,), 576, 1536, 49_152, 4, parallel=False)
     assert sizes_within(sizes_for(device, 49_152), widths, device, 2 << 30) == sizes_for(device, 49_152)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowmem_layers.engine import Engine, Sizes, reference_loglikelihoods
+from lowmem_layers.engine import Sizes, ready_engine, reference_loglikelihoods
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.tasks import encode_task, load_tasks
@@ -37,7 +37,7 @@ def shortest(model, names, n_items, **where):
 def check_against_reference(model, items, n_coalitions):
     every = windows(len(model.players), 4)
     sample = [(), *random.Random(0).sample(every[1:], n_coalitions)]
-    ours = Engine(model).score(items, every)
+    ours = ready_engine(model).score(items, every)
     theirs = reference_loglikelihoods(model, items, sample)
     for mine, reference in zip(ours, theirs, strict=True):
         gaps = np.abs(mine[[every.index(c) for c in sample]] - reference)
@@ -56,8 +56,8 @@ def test_real_items_of_all_six_benchmarks_equal_whole_passes(model):
 def test_the_numbers_do_not_depend_on_the_company(model):
     items = shortest(model, ["quick"], 6)
     some = [(), (1,), (20, 21), (57, 58, 59)]
-    together = Engine(model).score(items, [*some, *windows(len(model.players), 1)[1:]])
-    small = Engine(model, sizes=Sizes(chunk_tokens=40, head_rows=5, softmax_rows=3))
+    together = ready_engine(model).score(items, [*some, *windows(len(model.players), 1)[1:]])
+    small = ready_engine(model, sizes=Sizes(chunk_tokens=40, head_rows=5, softmax_rows=3))
     for item, theirs in zip(items, together, strict=True):
         for row, removed in enumerate(some):
             (alone,) = small.score([item], [removed])
@@ -65,7 +65,7 @@ def test_the_numbers_do_not_depend_on_the_company(model):
 
 
 def test_the_model_takes_tries_and_its_head_is_plain(model):
-    engine = Engine(model)
+    engine = ready_engine(model)
     assert engine.layout == "trie"
     assert engine.verdict.sweep_gap < 1e-3
     assert engine.describe()["sizes"]["chunk_tokens"] == 1024

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.models.gemma2 import modeling_gemma2
 
-from lowmem_layers.engine import Engine, Sizes, batches, reference_loglikelihoods
+from lowmem_layers.engine import Engine, Sizes, batches, ready_engine, reference_loglikelihoods
 from lowmem_layers.errors import EngineError, RemovalError
 from lowmem_layers.game.players.tree import prefix_tree, windows_formula
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -58,7 +58,7 @@ def test_sweep_equals_whole_passes_of_plain_transformers_in_float32(family):
     coalitions = WINDOWS + SCATTERED
     module = families.tiny_model(family)
     expected = routes.hooked_loglikelihoods(module, sublayers_by_name(module), items, coalitions, family)
-    engine = Engine(DecoderModel(module))
+    engine = ready_engine(DecoderModel(module))
     assert largest_gap(engine.score(items, coalitions), expected) < 1e-5
     assert engine.layout == ("rows" if family in TRIE_LESS else "trie")
 
@@ -70,7 +70,7 @@ def test_sweep_equals_the_reference_in_float64(family, monkeypatch):
     items = routes.random_items(3, seed=1)
     coalitions = WINDOWS[::2] + SCATTERED
     model = DecoderModel(families.tiny_model(family, dtype=torch.float64, seed=1))
-    gap = largest_gap(Engine(model).score(items, coalitions), reference_loglikelihoods(model, items, coalitions))
+    gap = largest_gap(ready_engine(model).score(items, coalitions), reference_loglikelihoods(model, items, coalitions))
     assert gap < PARTLY_FLOAT32.get(family, 1e-10)
 
 
@@ -78,7 +78,7 @@ def test_sweep_equals_the_reference_in_float64(family, monkeypatch):
 def test_plain_rows_give_the_same_numbers_as_tries(family):
     items = routes.random_items(4, seed=2)
     model = DecoderModel(families.tiny_model(family))
-    tries, rows = (Engine(model, layout=layout).score(items, WINDOWS) for layout in ("trie", "rows"))
+    tries, rows = (ready_engine(model, layout=layout).score(items, WINDOWS) for layout in ("trie", "rows"))
     assert largest_gap(tries, rows) < 1e-5
 
 
@@ -94,12 +94,12 @@ def test_a_wrong_value_would_be_seen():
 def test_the_numbers_do_not_depend_on_the_company(family):
     items = routes.random_items(6, seed=3)
     model = DecoderModel(families.tiny_model(family))
-    together = Engine(model).score(items, WINDOWS)
-    small = Engine(model, sizes=Sizes(chunk_tokens=16, head_rows=3, softmax_rows=2))
+    together = ready_engine(model).score(items, WINDOWS)
+    small = ready_engine(model, sizes=Sizes(chunk_tokens=16, head_rows=3, softmax_rows=2))
     for index, item in enumerate(items):
         assert largest_gap(small.score([item], WINDOWS), together[index : index + 1]) < 1e-5
     for column, removed in enumerate(WINDOWS):
-        (alone,) = Engine(model, layout="trie").score(items[:1], [removed])
+        (alone,) = ready_engine(model, layout="trie").score(items[:1], [removed])
         assert np.abs(alone[0] - together[0][column]).max() < 1e-5
 
 
@@ -126,12 +126,12 @@ class Calls:
 def test_counted_applications_equal_the_formula(max_removed):
     items = [many_scored_positions()]
     module = families.tiny_model("llama")
-    engine = Engine(DecoderModel(module), layout="trie")
+    engine = ready_engine(DecoderModel(module), layout="trie")
     coalitions = [c for c in WINDOWS if len(c) <= max_removed]
     calls = Calls(module, items)
     engine.score(items, coalitions)
     calls.close()
-    assert calls.rows - probed_rows(module) == engine.counted_applications == windows_formula(N, max_removed)
+    assert calls.rows == engine.counted_applications == windows_formula(N, max_removed)
 
 
 def many_scored_positions():
@@ -140,16 +140,8 @@ def many_scored_positions():
     return EncodedItem("counted", "0", choices, 0, "0")
 
 
-def probed_rows(module):
-    """Count what a second model's examination alone calls, so that it can be taken off."""
-    calls = Calls(module, None)
-    _ = DecoderModel(module).programs
-    calls.close()
-    return calls.rows
-
-
 def test_a_tree_that_promises_less_than_is_computed_is_caught(monkeypatch):
-    engine = Engine(DecoderModel(families.tiny_model("llama")), layout="trie")
+    engine = ready_engine(DecoderModel(families.tiny_model("llama")), layout="trie")
     tree = prefix_tree(WINDOWS, N)
     monkeypatch.setattr(type(tree), "applications", 1)
     with pytest.raises(EngineError, match="1"):
@@ -166,8 +158,7 @@ def test_a_sublayer_that_all_coalitions_remove_is_not_fetched():
                 yield visit
 
     model = DecoderModel(families.tiny_model("llama"), store=Store())
-    engine = Engine(model, layout="trie")
-    _ = model.programs
+    engine = ready_engine(model, layout="trie")
     fetched.clear()
     engine.score(routes.random_items(1), [(2,), (2, 5), (0, 2)])
     assert [visit.kinds for visit in fetched] == [{"attn", "ffn"}, {"ffn"}, {"attn", "ffn"}]
@@ -175,7 +166,7 @@ def test_a_sublayer_that_all_coalitions_remove_is_not_fetched():
 
 def test_items_longer_than_the_verified_length_get_plain_rows():
     items = routes.random_items(3, context=(5, 6)) + routes.random_items(2, seed=1, context=(30, 40))
-    engine = Engine(DecoderModel(families.tiny_model("llama")))
+    engine = ready_engine(DecoderModel(families.tiny_model("llama")))
     expected = engine.score(items, WINDOWS)
     engine.verdict = replace(engine.verdict, verified_tokens=12)
     per_item = [sum(row.targets[0].item == i for row in engine._rows(items)) for i in range(5)]
@@ -184,9 +175,9 @@ def test_items_longer_than_the_verified_length_get_plain_rows():
 
 
 def test_a_sliding_window_that_tries_got_wrong_would_be_seen(monkeypatch):
-    blind = batches._within
-    monkeypatch.setattr(batches, "_within", lambda depths, window: blind(depths, None))
-    verdict = Engine(DecoderModel(families.tiny_model("mistral"))).verdict
+    blind = batches.within_window
+    monkeypatch.setattr(batches, "within_window", lambda depths, window: blind(depths, None))
+    verdict = Engine(DecoderModel(families.tiny_model("mistral"))).examine()
     assert verdict.verified_tokens == 0
     assert not verdict.takes_tries
 
@@ -194,7 +185,7 @@ def test_a_sliding_window_that_tries_got_wrong_would_be_seen(monkeypatch):
 def test_post_norm_opt_is_refused_with_the_reason():
     module = families.tiny_model("opt", do_layer_norm_before=False)
     with pytest.raises(RemovalError, match="both sublayers removed") as caught:
-        Engine(DecoderModel(module)).score(routes.random_items(1), [()])
+        Engine(DecoderModel(module)).examine()
     assert caught.value.hint
 
 
@@ -203,7 +194,7 @@ def test_a_model_that_does_something_between_its_layers_is_refused():
     inner = module.model.layers[1]
     inner.register_forward_pre_hook(lambda m, args: (args[0] * 1.5, *args[1:]))
     with pytest.raises(RemovalError):
-        Engine(DecoderModel(module)).score(routes.random_items(1), [()])
+        Engine(DecoderModel(module)).examine()
 
 
 def test_what_is_not_finite_is_handed_on_as_such():
@@ -211,7 +202,7 @@ def test_what_is_not_finite_is_handed_on_as_such():
     module = families.tiny_model("llama")
     token = (set(items[0].choices[0].tokens[:-1]) - set(items[1].choices[0].tokens)).pop()
     module.model.embed_tokens.weight[token] = float("inf")
-    broken, sound = Engine(DecoderModel(module), layout="trie").score(items, [(), (3,)])
+    broken, sound = ready_engine(DecoderModel(module), layout="trie").score(items, [(), (3,)])
     assert not np.isfinite(broken[:, 0]).any()
     assert np.isfinite(sound).all()
 
@@ -220,13 +211,13 @@ def test_weights_that_are_not_finite_are_refused():
     module = families.tiny_model("llama")
     module.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
     with pytest.raises(RemovalError):
-        Engine(DecoderModel(module)).score(routes.random_items(1), [()])
+        Engine(DecoderModel(module)).examine()
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "mixtral"])
 def test_reported_work_adds_up_to_what_was_planned(family):
     items = routes.random_items(3)
-    engine = Engine(DecoderModel(families.tiny_model(family)))
+    engine = ready_engine(DecoderModel(families.tiny_model(family)))
     done = []
     engine.score(items, WINDOWS, done.append)
     assert sum(done) == engine.work(items, WINDOWS)

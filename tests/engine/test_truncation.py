@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.tasks import Task, encode_task
 from lowmem_layers.tasks.items import make_item
@@ -65,7 +65,7 @@ def test_loglikelihoods_of_what_the_harness_keeps(loaded, layout):
     model, plain, tokenizer = loaded
     assert model.max_length == WINDOW
     items = encode_task(task(), model.tokenizer, max_length=model.max_length)
-    found = Engine(model, layout=layout).score(items, [()])
+    found = ready_engine(model, layout=layout).score(items, [()])
     expected = [[by_hand(plain, tokenizer, context, choice) for choice in CHOICES] for context in CONTEXTS]
     assert sum(cut for row in expected for _, cut in row) >= 12
     np.testing.assert_allclose([row[0] for row in found], [[v for v, _ in row] for row in expected], atol=NATS, rtol=0)
@@ -74,7 +74,7 @@ def test_loglikelihoods_of_what_the_harness_keeps(loaded, layout):
 def test_another_cut_would_be_seen(loaded):
     model, plain, _ = loaded
     items = encode_task(task(), model.tokenizer, max_length=WINDOW)
-    (found,) = Engine(model).score([items[0]], [()])
+    (found,) = ready_engine(model).score([items[0]], [()])
     choice = items[0].choices[0]
     shifted = torch.tensor([choice.tokens[1:-1]])
     with torch.inference_mode():

@@ -12,7 +12,7 @@ import pytest
 
 from lowmem_layers.errors import BudgetError, UsageError
 from lowmem_layers.forecast import forecast
-from lowmem_layers.forecast.forecast import plan_study
+from lowmem_layers.forecast.forecast import forecast_study
 from lowmem_layers.record.spec import PAPER_TASKS, StudySpec
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import prepare_study
@@ -35,8 +35,9 @@ def test_what_is_planned_is_what_a_run_takes(
 ) -> None:
     for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):  # both see a process of one size
         monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
+    monkeypatch.setattr("lowmem_layers.model.load._BITSANDBYTES_BYTES", 0)  # the plan imports it for the run here
     spec = StudySpec(model=str(folder), quant=quant, offload=offload, limit=5, max_removed=2, device="cpu").resolved()
-    planned = plan_study(spec)
+    planned = forecast_study(spec)
     prepared = prepare_study(spec, lambda event: None)
     removed = plan_design(spec, prepared.players).removed
     tiles = prepared.engine.plan_tiles(prepared.encoded, removed)
@@ -58,22 +59,23 @@ def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pyt
         raise TaskError("cannot get boolq", "give --data-dir")
 
     monkeypatch.setattr(forecast, "read_tasks", unreachable)
-    known = forecast.count_tokens(StudySpec(preset="paper").resolved(), None, "")
+    assert forecast.tasks_at_hand(StudySpec(preset="paper").resolved()) is None
+    known = forecast.remembered_tokens(StudySpec(preset="paper").resolved())
     assert len(known.trunk) == len(known.scored) == 5500
     assert "not at hand" in known.whose
-    all_items = forecast.count_tokens(StudySpec(tasks=PAPER_TASKS).resolved(), None, "")
+    all_items = forecast.remembered_tokens(StudySpec(tasks=PAPER_TASKS).resolved())
     assert sum(all_items.trunk) == pytest.approx(777_781, rel=0.05)  # counted on the whole benchmarks
     with pytest.raises(TaskError):
-        forecast.count_tokens(StudySpec(tasks=("boolq", "lm_eval:x")).resolved(), None, "")
+        forecast.tasks_at_hand(StudySpec(tasks=("boolq", "lm_eval:x")).resolved())
     with pytest.raises(TaskError):
-        forecast.count_tokens(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved(), None, "")
+        forecast.tasks_at_hand(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved())
 
 
 def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hardly anything is left by the share for states, so that what an item needs decides."""
-    monkeypatch.setattr("lowmem_layers.model.budget._RESERVED_SHARE", 1 << 20)
+    monkeypatch.setattr("lowmem_layers.model.placement._RESERVED_SHARE", 1 << 20)
     monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
     save_model(tmp_path / "model", "llama", max_position_embeddings=4096)
     item = {"q": "a" * 900, "options": ["b", "c"], "answer": 0}
@@ -88,7 +90,7 @@ def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(
 
     def refusals(limit: int) -> set[str]:
         found = set()
-        for refuse in (lambda s: prepare_study(s, lambda event: None), plan_study):
+        for refuse in (lambda s: prepare_study(s, lambda event: None), forecast_study):
             with pytest.raises(BudgetError, match=r"for the states of the longest item, and to compute with") as caught:
                 refuse(replace(spec, max_cpu_memory=limit))
             found.add(f"{caught.value.message}; {caught.value.hint}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowmem_layers.engine import Engine
+from lowmem_layers.engine import ready_engine
 from lowmem_layers.forecast import speed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 
@@ -26,13 +26,12 @@ def test_a_layer_is_computed_at_every_position_it_is_counted_for(family):
     for module in model.module.modules():
         if isinstance(module, torch.nn.Linear) and module is not model.module.get_output_embeddings():
             module.register_forward_hook(lambda m, args, _: seen.append(args[0].numel() * m.out_features))
-    engine = Engine(model, layout="rows")
-    _ = model.programs
-    items = [speed._item(16, number) for number in range(4)]
+    engine = ready_engine(model, layout="rows")
+    items = [speed.scored_everywhere(16, number) for number in range(4)]
     seen.clear()
     work, _ = engine.time_layers(items, [(), (0,), (1,), (0, 1)], lambda: 0.0)
     linear = sum(seen)
-    attention, feed_forward = (model.programs[0].macs[kind] for kind in ("attn", "ffn"))
+    attention, feed_forward = model.shape.macs
     assert work == 4 * 16 * (attention + 2 * feed_forward)  # one state through attention, two through the other
     if family != "mixtral":  # whose experts are no linear modules
         assert linear == work
@@ -40,8 +39,9 @@ def test_a_layer_is_computed_at_every_position_it_is_counted_for(family):
 
 def test_time_is_that_of_the_layers_alone():
     ticks = iter([2.0, 5.0])
-    engine = Engine(DecoderModel(families.tiny_model("llama", num_hidden_layers=1, vocab_size=512)), layout="rows")
-    assert engine.time_layers([speed._item(8, 0)], [()], lambda: next(ticks))[1] == 3.0
+    model = DecoderModel(families.tiny_model("llama", num_hidden_layers=1, vocab_size=512))
+    engine = ready_engine(model, layout="rows")
+    assert engine.time_layers([speed.scored_everywhere(8, 0)], [()], lambda: next(ticks))[1] == 3.0
 
 
 def test_speeds_are_measured_in_moments():

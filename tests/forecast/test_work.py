@@ -7,16 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowmem_layers.engine.budget import Widths
 from lowmem_layers.errors import ModelError, UsageError
 from lowmem_layers.forecast.machine import CARDS, Machine, measure_machine, named_card
-from lowmem_layers.forecast.work import (
-    applications,
-    count_coalitions,
-    naive_applications,
-    plan_work,
-    rates_of,
-    windows_workload,
-)
+from lowmem_layers.forecast.work import forecast_work, rates_of
+from lowmem_layers.game.players.coalitions import windows
+from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.shape import SHIPPED, shape_of, shipped_config
 from tests.model.conftest import save_model, tiny_config
@@ -42,19 +38,21 @@ def counted_by_walking(n_players: int, max_removed: int) -> tuple[int, int, int]
     return len(coalitions), len(shared), naive
 
 
+def counted_by_the_tree(n_players: int, max_removed: int) -> tuple[int, int, int]:
+    """Count as the engine does, and the plan with it."""
+    coalitions = windows(n_players, max_removed)
+    tree = prefix_tree(coalitions, n_players)
+    return tree.n_slots, tree.applications, sum(n_players - len(removed) for removed in coalitions)
+
+
 @pytest.mark.parametrize(("n_players", "max_removed"), [(2, 1), (6, 2), (8, 4), (60, 4), (5, 5), (4, 0)])
 def test_counts(n_players: int, max_removed: int) -> None:
-    found = (
-        count_coalitions(n_players, max_removed),
-        applications(n_players, max_removed),
-        naive_applications(n_players, max_removed),
-    )
-    assert found == counted_by_walking(n_players, max_removed)
+    assert counted_by_the_tree(n_players, max_removed) == counted_by_walking(n_players, max_removed)
 
 
 def test_published_counts() -> None:
-    assert (count_coalitions(64, 4), applications(64, 4), naive_applications(64, 4)) == (251, 7754, 15444)
-    assert (applications(160, 4), naive_applications(160, 4)) == (50090, 100020)
+    assert counted_by_the_tree(64, 4) == (251, 7754, 15444)
+    assert counted_by_the_tree(160, 4)[1:] == (50090, 100020)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +74,10 @@ def test_a_token_visits_two_of_mixtrals_eight_experts() -> None:
 
 def test_the_ideal_of_an_8b_model_on_a_4090() -> None:
     shape = shape_of(shipped_config("llama-3-8b"), "nf4", torch.bfloat16)
-    work = windows_workload(64, max_removed=4, trunk_tokens=777_781, scored_tokens=60_000, n_tiles=100)
-    plan = plan_work(shape, work, rates_of(named_card("rtx-4090"), "cpu"), itemsize=2)
+    coalitions = windows(64, 4)
+    tree = prefix_tree(coalitions, 64)
+    cost = Widths.of(shape).count(777_781, 60_000, 0, tree)
+    plan = forecast_work(shape, coalitions, tree, cost, 100, rates_of(named_card("rtx-4090"), "cpu"))
     assert plan.streaming_s < plan.compute_s
     layers = 777_781 * (7754 / 64) * 6.98e9 * 2  # tokens, live states on average, weights of the decoder layers, flops
     layers -= (777_781 - 60_000) * 247 * 3 * 4096 * 14_336 * 2  # the last feed-forward, where nothing is scored

@@ -145,7 +145,7 @@ def test_kept_texts_whose_model_is_not_known_say_so(tmp_path: Path, folder: Path
         about.write_text(content)
     entry = list_cache()[0]
     assert entry.model == ""
-    assert entry.state.startswith("ready, but whose is not known: lowmem-layers.json cannot be read")
+    assert entry.state.startswith("ready; its model is not known: lowmem-layers.json cannot be read")
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

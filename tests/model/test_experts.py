@@ -15,7 +15,6 @@ import transformers
 from lowmem_layers.model import ModelSpec, load, load_model
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect
-from lowmem_layers.model.budget import ModelBytes, Placement, place, place_with_states
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.formats import DENSE, FOUR_BIT, INT8, Packed, unpack
 from lowmem_layers.model.homes.experts import slot_numbers
@@ -23,6 +22,7 @@ from lowmem_layers.model.homes.home import MemoryHome
 from lowmem_layers.model.homes.places import is_quantised, streamed_places
 from lowmem_layers.model.homes.store import StreamingStore, Visit
 from lowmem_layers.model.memory import peak_bytes, resident_bytes
+from lowmem_layers.model.placement import ModelBytes, Placement, place, place_with_states
 from tests.families import tiny_model
 from tests.model.conftest import save_model
 
@@ -35,6 +35,7 @@ CPU = torch.device("cpu")
 def packed_model(family: str, quant: str, dtype: torch.dtype, *, one_expert: bool) -> DecoderModel:
     """Build a tiny mixture whose weights are packed in memory."""
     module = tiny_model(family, dtype=dtype)
+    shape = DecoderModel(module).shape
     places = list(streamed_places(dissect(module), "model.layers", module.dtype))
     home = MemoryHome(CPU)
     for layer in range(3):
@@ -44,7 +45,7 @@ def packed_model(family: str, quant: str, dtype: torch.dtype, *, one_expert: boo
             packed = {p.key: (PACK[quant] if is_quantised(p) else DENSE.pack)(weights[p.key]) for p in group}
             home.add((layer, kind), packed)
     store = StreamingStore(places, home, dtype, CPU, one_expert=one_expert)
-    return DecoderModel(module, store=store)
+    return DecoderModel(module, store=store, shape=shape)
 
 
 def logits_of(model: DecoderModel) -> torch.Tensor:

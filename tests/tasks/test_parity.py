@@ -54,9 +54,9 @@ def test_another_token_would_be_seen(model):
 
 
 def test_loglikelihoods_are_those_of_the_harness(model):
-    from lowmem_layers.engine import Engine
+    from lowmem_layers.engine import ready_engine
 
-    engine = Engine(model)
+    engine = ready_engine(model)
     items = [item for several in encoded(model).values() for item in several]
     found = {}
     for tile in engine.plan_tiles(items, [()]):

@@ -11,7 +11,8 @@ from lowmem_layers.errors import UsageError
 
 Kind = Literal["attn", "ffn", "moe"]
 
-_NAME = re.compile(r"(attn|ffn|moe)\.(0|[1-9]\d*)")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_NAME = re.compile(rf"({'|'.join(_KINDS)})\.(0|[1-9]\d*)")
 
 
 @dataclass(frozen=True, order=True)
@@ -23,7 +24,7 @@ class Player:
     is_group: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind) or self.layer < 0:
+        if self.kind not in _KINDS or self.layer < 0:
             raise ValueError(f"no such sublayer: kind {self.kind!r}, layer {self.layer}")
 
     @property
@@ -46,8 +47,7 @@ def parse_player(name: str) -> Player:
     match = _NAME.fullmatch(name)
     if match is None:
         raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12 or moe.3")
-    kind: Kind = match[1]  # type: ignore[assignment]
-    return Player(int(match[2]), kind)
+    return Player(int(match[2]), _KINDS[_KINDS.index(match[1])])
 
 
 def players_of(ffn_kinds: Sequence[Literal["ffn", "moe"]]) -> tuple[Player, ...]:

@@ -9,8 +9,7 @@ the result equals the layer's own, bit for bit. A layer without such a form keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,12 +21,15 @@ from lowmem_layers.model.anatomy.dissection import LayerAnatomy
 from lowmem_layers.model.anatomy.forward import LayerCall
 from lowmem_layers.model.anatomy.removal import layer_without
 
+Arguments = Mapping[str, tuple[str | int | None, Any]]
+"""A sublayer's parameter → the layer's argument of that name or position (None: there is none), and a constant."""
+
 
 @dataclass(frozen=True)
-class Recipe:
+class BranchForm:
     """A branch as child modules: before, the sublayer, after; a constant factor; and the sublayer's other arguments.
 
-    `arguments` maps a parameter of the sublayer to the layer's argument of that name or position, or to a constant.
+    `hidden_name` is the name or position by which the sublayer is given the hidden states.
     """
 
     before: str | None
@@ -35,20 +37,33 @@ class Recipe:
     after: str | None
     factor: float
     hidden_name: str | int
-    arguments: Mapping[str, tuple[str | int | None, Any]]
+    arguments: Arguments
 
 
 def branch_output(
-    layer: LayerAnatomy, kind: str, recipe: Recipe | None, x: torch.Tensor, call: LayerCall
+    layer: LayerAnatomy, kind: str, form: BranchForm | None, x: torch.Tensor, call: LayerCall
 ) -> torch.Tensor:
     """Compute what a sublayer adds to the residual stream. Shapes: `x` (B, T, D) → (B, T, D)."""
-    if recipe is None:
+    if form is None:
         return stubbed_layer(layer, kind, x, call) - x
     module = layer.layer
-    hidden = getattr(module, recipe.before)(x) if recipe.before else x
-    output = _call(getattr(module, recipe.sublayer), recipe, hidden, call)
-    output = getattr(module, recipe.after)(output) if recipe.after else output
-    return output * recipe.factor if recipe.factor != 1.0 else output
+    hidden = getattr(module, form.before)(x) if form.before else x  # (B, T, D)
+    # 1) the sublayer, called with what the layer was called with
+    kwargs: dict[str, Any] = {}
+    for name, (source, constant) in form.arguments.items():
+        if source is None:
+            kwargs[name] = constant
+        else:
+            kwargs[name] = call.args[source] if isinstance(source, int) else call.kwargs[source]
+    sublayer = getattr(module, form.sublayer)
+    if form.hidden_name == 0:
+        output = sublayer(hidden, **kwargs)
+    else:
+        output = sublayer(**{str(form.hidden_name): hidden}, **kwargs)
+    output = output[0] if isinstance(output, tuple) else output  # (B, T, D)
+    # 2) what the layer does to its output
+    output = getattr(module, form.after)(output) if form.after else output
+    return output * form.factor if form.factor != 1.0 else output
 
 
 def stubbed_layer(layer: LayerAnatomy, kind: str, x: torch.Tensor, call: LayerCall) -> torch.Tensor:
@@ -63,67 +78,51 @@ def run_layer(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> torch.Te
     return output[0] if layer.layer_returns_tuple else output
 
 
-def find_recipe(layer: LayerAnatomy, kind: str, x: torch.Tensor, call: LayerCall, hint: Recipe | None) -> Recipe | None:
-    """Try the forms a branch can have; return the one that equals the layer's own forward bit for bit, or None.
+def find_form(
+    layer: LayerAnatomy, kind: str, x: torch.Tensor, call: LayerCall, hint: BranchForm | None
+) -> BranchForm | None:
+    """Try the forms that a branch can have. Return the one that equals the layer's own forward bit for bit, or None.
 
-    `hint`, the recipe of the layer before, is tried first.
+    `hint`, the form found in the layer before, is tried first.
     """
     if kind != "attn" and len(layer.feed_forward) != 1:
         return None
-    expected = stubbed_layer(layer, kind, x, call)
-    for recipe in _candidates(layer, kind, x, call, hint):
-        if torch.equal(x + branch_output(layer, kind, recipe, x, call), expected):
-            return recipe
+    expected = stubbed_layer(layer, kind, x, call)  # (B, T, D)
+
+    def is_it(form: BranchForm) -> bool:
+        return torch.equal(x + branch_output(layer, kind, form, x, call), expected)
+
+    if hint is not None and is_it(hint):
+        return hint
+    # 1) what the layer calls its sublayer with
+    name = layer.children_of(kind)[0]
+    seen: list[LayerCall] = []
+    handle = getattr(layer.layer, name).register_forward_pre_hook(
+        lambda _m, args, kwargs: seen.append(LayerCall(args, kwargs)), with_kwargs=True
+    )
+    try:
+        stubbed_layer(layer, kind, x, call)
+    finally:
+        handle.remove()
+    traced = _trace_arguments(seen[0], x, call)
+    if traced is None:
+        return None
+    # 2) every pair of norms around it, and the constants that families scale a branch by
+    sublayers = {layer.attention, *layer.feed_forward}
+    idle = nn.Dropout | nn.Identity
+    children = [name for name, child in layer.layer.named_children() if not isinstance(child, idle)]
+    norms = [None, *(child for child in children if child not in sublayers)]
+    factors = sorted({1.0, float(getattr(layer.layer, "residual_multiplier", 1.0))})
+    for before, after, factor in product(norms, norms, factors):
+        if before is None or before != after:
+            form = BranchForm(before, name, after, factor, *traced)
+            if is_it(form):
+                return form
     return None
 
 
-def _candidates(
-    layer: LayerAnatomy, kind: str, x: torch.Tensor, call: LayerCall, hint: Recipe | None
-) -> Iterator[Recipe]:
-    if hint is not None:
-        yield hint
-    name = layer.children_of(kind)[0]
-    found = _arguments(_watch(layer, kind, name, x, call), x, call)
-    if found is None:
-        return
-    hidden_name, arguments = found
-    norms = [None, *_norms(layer)]
-    factors = {1.0, float(getattr(layer.layer, "residual_multiplier", 1.0))}
-    for before, after, factor in product(norms, norms, sorted(factors)):
-        if before is None or before != after:
-            yield Recipe(before, name, after, factor, hidden_name, arguments)
-
-
-def _norms(layer: LayerAnatomy) -> list[str]:
-    sublayers = {layer.attention, *layer.feed_forward}
-    return [name for name, child in layer.layer.named_children() if name not in sublayers and not _is_idle(child)]
-
-
-def _is_idle(child: nn.Module) -> bool:
-    return isinstance(child, nn.Dropout | nn.Identity)
-
-
-def _watch(layer: LayerAnatomy, kind: str, name: str, x: torch.Tensor, call: LayerCall) -> LayerCall:
-    """Run the layer with the other sublayer stubbed and keep what the sublayer is called with."""
-    seen: list[LayerCall] = []
-    with _watching(getattr(layer.layer, name), lambda args, kwargs: seen.append(LayerCall(args, kwargs))):
-        stubbed_layer(layer, kind, x, call)
-    return seen[0]
-
-
-@contextmanager
-def _watching(module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    handle = module.register_forward_pre_hook(lambda _m, args, kwargs: see(args, kwargs), with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _arguments(
-    inner: LayerCall, x: torch.Tensor, call: LayerCall
-) -> tuple[str | int, dict[str, tuple[str | int | None, Any]]] | None:
-    """Trace each of the sublayer's arguments to the layer's own; None where one can't be traced."""
+def _trace_arguments(inner: LayerCall, x: torch.Tensor, call: LayerCall) -> tuple[str | int, Arguments] | None:
+    """Trace each of a sublayer's arguments to the layer's own. Return None where one cannot be traced."""
     given = dict(enumerate(inner.args)) | inner.kwargs
     hidden_name = next((k for k, v in given.items() if isinstance(v, torch.Tensor) and v.shape == x.shape), None)
     if hidden_name is None or hidden_name not in (0, "hidden_states"):
@@ -135,33 +134,12 @@ def _arguments(
             continue
         if isinstance(name, int):
             return None
-        origin = _origin(name, value, sources)
-        if origin is None and not _is_plain(value):
+        # the layer's argument of the same name first, else the very same object under another name
+        is_plain = value is None or isinstance(value, bool | int | float | str)
+        same_name = [key for key, candidate in sources if key == name and candidate is value]
+        same_object = [key for key, candidate in sources if candidate is value and not is_plain]
+        origin = next(iter(same_name + same_object), None)
+        if origin is None and not is_plain:
             return None
         arguments[name] = (origin, None if origin is not None else value)
     return hidden_name, arguments
-
-
-def _origin(name: str, value: Any, sources: list[tuple[str | int, Any]]) -> str | int | None:
-    """Find the layer's argument that is handed on: one of the same name first, else the very same object."""
-    same_name = [key for key, candidate in sources if key == name and candidate is value]
-    same_object = [key for key, candidate in sources if candidate is value and not _is_plain(value)]
-    return next(iter(same_name + same_object), None)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _call(module: nn.Module, recipe: Recipe, hidden: torch.Tensor, call: LayerCall) -> torch.Tensor:
-    kwargs = {name: _resolve(source, constant, call) for name, (source, constant) in recipe.arguments.items()}
-    output = (
-        module(hidden, **kwargs) if recipe.hidden_name == 0 else module(**{str(recipe.hidden_name): hidden}, **kwargs)
-    )
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _resolve(source: str | int | None, constant: Any, call: LayerCall) -> Any:
-    if source is None:
-        return constant
-    return call.args[source] if isinstance(source, int) else call.kwargs[source]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
+from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
-from lowmem_layers.model.anatomy.layer_examination import BOTH, LayerProgram, examine
+from lowmem_layers.model.anatomy.layer_examination import BOTH, LayerProgram, examine_layers
 from lowmem_layers.model.anatomy.removal import without
 from lowmem_layers.model.homes.store import LayerStore, ResidentStore, Visit
+from lowmem_layers.model.shape import ModelShape, shape_of_module
 
 
 def longest_input(config: Any, tokenizer: Any) -> int:
@@ -34,7 +35,10 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 class DecoderModel:
     """transformers' own modules, the store that brings their weights in, and what was found out about them.
 
-    Everything but the decoder layers' weights (embedding, final norm, head, rotary buffers) is always in place.
+    Everything but the decoder layers' weights (embedding, final norm, head, rotary buffers) is always in place. How
+    the layers are driven (`programs`, `anatomy`) is known once `examine` was called.
+
+    `shape` is what was known before loading; left out, it is taken from the module, whose weights must then be there.
 
     Raises:
         RemovalError: the model cannot be taken apart into attention and feed-forward sublayers.
@@ -46,12 +50,17 @@ class DecoderModel:
         tokenizer: Any = None,
         store: LayerStore | None = None,
         description: Mapping[str, Any] | None = None,
+        shape: ModelShape | None = None,
     ) -> None:
         self.module: Any = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.store: LayerStore = store or ResidentStore()
         self._found = dissect(module)
+        self._examined: tuple[tuple[LayerProgram, ...], Anatomy] | None = None
         self._description = dict(description or {})
+        if shape is None and not all(weight.numel() for weight in module.parameters()):
+            raise ValueError("the weights are at home already: give the shape that the model had before")
+        self.shape = shape or shape_of_module(module, self._found)
 
     @property
     def players(self) -> tuple[Player, ...]:
@@ -78,21 +87,46 @@ class DecoderModel:
         """Count the tokens that the model can take at once."""
         return longest_input(self.config, self.tokenizer)
 
-    @cached_property
-    def programs(self) -> tuple[LayerProgram, ...]:
-        """Examine every layer, at first use, and keep how each is driven."""
-        with torch.inference_mode():
-            return examine(self.module, self._found, self.store)
+    def examine(self) -> tuple[LayerProgram, ...]:
+        """Visit every layer once and find out how it is driven. A second call gives what the first one found.
 
-    @cached_property
-    def anatomy(self) -> Anatomy:
-        """The model taken apart, with the forms that the examination of its layers saw."""
-        return replace(self._found, layers=tuple(program.anatomy for program in self.programs))
+        Whether sublayers act in parallel is settled here: the shape says from now on what was seen.
+
+        Raises:
+            RemovalError: a layer does more than adding its sublayers' outputs to the residual stream.
+        """
+        if self._examined is None:
+            with torch.inference_mode():
+                programs = examine_layers(self.module, self._found, self.store)
+            anatomy = replace(self._found, layers=tuple(program.anatomy for program in programs))
+            self._examined = programs, anatomy
+            self.shape = replace(self.shape, parallel=any(program.parallel for program in programs))
+        return self._examined[0]
 
     @property
-    def parallel(self) -> bool:
-        """Tell whether attention and feed-forward of a layer act side by side on the layer's input."""
-        return any(program.parallel for program in self.programs)
+    def programs(self) -> tuple[LayerProgram, ...]:
+        """Say how each layer is driven.
+
+        Raises:
+            EngineError: the model was not examined.
+        """
+        return self._known()[0]
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The model taken apart, with the forms in which its layers hand back their output.
+
+        Raises:
+            EngineError: the model was not examined.
+        """
+        return self._known()[1]
+
+    def _known(self) -> tuple[tuple[LayerProgram, ...], Anatomy]:
+        if self._examined is None:
+            raise EngineError(
+                "the model was not examined: how its layers are driven is unknown", "call examine() first"
+            )
+        return self._examined
 
     @contextmanager
     def removed(self, positions: tuple[int, ...]) -> Iterator[None]:
@@ -111,9 +145,9 @@ class DecoderModel:
         finally:
             for handle in handles:
                 handle.remove()
-            for _ in visits:
+            for _ in visits:  # lets the store release the last layer
                 pass
 
     def describe(self) -> dict[str, Any]:
         """Say what was loaded and how, for the run's record."""
-        return {**self._description, "players": len(self.players), "parallel_sublayers": self.parallel}
+        return {**self._description, "players": len(self.players), "parallel_sublayers": self.shape.parallel}

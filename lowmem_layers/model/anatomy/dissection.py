@@ -57,9 +57,31 @@ def dissect(model: nn.Module) -> Anatomy:
     Raises:
         RemovalError: the decoder layers, or a layer's attention or feed-forward sublayer, cannot be told apart.
     """
-    config = text_config(model)
-    attention_classes = _declared_attention(model)
-    layers = tuple(_dissect_layer(layer, attention_classes) for layer in _decoder_layers(model, config))
+    # 1) the list of decoder layers
+    wanted = getattr(text_config(model), "num_hidden_layers", None)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == wanted
+        and all(isinstance(item, GradientCheckpointingLayer) for item in module)
+    }
+    if len(found) != 1:
+        names = ", ".join(found) or "none"
+        raise RemovalError(
+            f"{type(model).__name__}: cannot tell its {wanted} decoder layers (candidates: {names})",
+            "lowmem-layers takes decoder-only models whose layers stand in one list",
+        )
+    # 2) the attention classes that the model's own code declares, for recording attention weights
+    declared: list[type] = []
+    for module in model.modules():
+        entries = (getattr(module, "_can_record_outputs", None) or {}).get("attentions", ())
+        for entry in entries if isinstance(entries, list | tuple) else [entries]:
+            target = getattr(entry, "target_class", entry)
+            if isinstance(target, type):
+                declared.append(target)
+    # 3) each layer's two sublayers
+    layers = tuple(_dissect_layer(layer, tuple(declared)) for layer in next(iter(found.values())))
     return Anatomy(layers, players_of([layer.ffn_kind for layer in layers]))
 
 
@@ -69,57 +91,24 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-def _decoder_layers(model: nn.Module, config: Any) -> nn.ModuleList:
-    wanted = getattr(config, "num_hidden_layers", None)
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == wanted
-        and all(isinstance(item, GradientCheckpointingLayer) for item in module)
-    ]
-    if len(found) != 1:
-        names = ", ".join(name for name, _ in found) or "none"
-        raise RemovalError(
-            f"{type(model).__name__}: cannot tell its {wanted} decoder layers (candidates: {names})",
-            "lowmem-layers takes decoder-only models whose layers stand in one list",
-        )
-    return found[0][1]
-
-
-def _declared_attention(model: nn.Module) -> tuple[type, ...]:
-    """Collect the attention classes that the model's own code declares for recording attention weights."""
-    classes: list[type] = []
-    for module in model.modules():
-        declared = (getattr(module, "_can_record_outputs", None) or {}).get("attentions", ())
-        for entry in declared if isinstance(declared, list | tuple) else [declared]:
-            target = getattr(entry, "target_class", entry)
-            if isinstance(target, type):
-                classes.append(target)
-    return tuple(classes)
-
-
 def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> LayerAnatomy:
+    """Name the children of one decoder layer that are its attention and its feed-forward sublayer."""
     children = dict(layer.named_children())
+
+    def only(what: str, names: list[str]) -> str:
+        if len(names) == 1:
+            return names[0]
+        raise RemovalError(
+            f"{type(layer).__name__}: found {len(names)} {what} sublayers among its parts ({', '.join(children)})",
+            "lowmem-layers needs exactly one attention and one feed-forward sublayer a decoder layer",
+        )
+
     attention = [name for name, child in children.items() if isinstance(child, attention_classes)]
     attention = attention or [name for name in children if _ATTENTION.fullmatch(name)]
     feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(name)]
-    if not feed_forward and {"fc1", "fc2"} <= children.keys():
-        return LayerAnatomy(layer, _only(layer, "attention", attention), ("fc1", "fc2"), "ffn")
-    ffn = _only(layer, "feed-forward", feed_forward)
-    return LayerAnatomy(layer, _only(layer, "attention", attention), (ffn,), _ffn_kind(children[ffn]))
-
-
-def _only(layer: nn.Module, what: str, names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    children = ", ".join(name for name, _ in layer.named_children())
-    raise RemovalError(
-        f"{type(layer).__name__}: found {len(names)} {what} sublayers among its parts ({children})",
-        "lowmem-layers needs exactly one attention and one feed-forward sublayer a decoder layer",
-    )
-
-
-def _ffn_kind(module: nn.Module) -> Literal["ffn", "moe"]:
-    has_experts = any(_EXPERTS.fullmatch(name.rpartition(".")[2]) for name, _ in module.named_modules() if name)
-    return "moe" if has_experts else "ffn"
+    if not feed_forward and {"fc1", "fc2"} <= children.keys():  # OPT holds the two matrices in the layer itself
+        return LayerAnatomy(layer, only("attention", attention), ("fc1", "fc2"), "ffn")
+    ffn = only("feed-forward", feed_forward)
+    parts = [name.rpartition(".")[2] for name, _ in children[ffn].named_modules() if name]
+    kind = "moe" if any(_EXPERTS.fullmatch(part) for part in parts) else "ffn"
+    return LayerAnatomy(layer, only("attention", attention), (ffn,), kind)

@@ -8,14 +8,15 @@ a given state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.dissection import LayerAnatomy
 
 
@@ -40,26 +41,29 @@ class _Captured(Exception):
 
 
 def first_call(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> tuple[Any, LayerCall]:
-    """Run the model up to its first decoder layer; return the hidden state (B, T, D) and that layer's call."""
+    """Run the model up to its first decoder layer; return the hidden state (B, T, D) and that layer's call.
+
+    Raises:
+        RemovalError: the model's forward does not call its first decoder layer.
+    """
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
     def stop(*args: Any, **kwargs: Any) -> None:
         seen.append(_split(args, kwargs))
         raise _Captured
 
-    with _stand_in([layers[0].layer], [stop]):
-        try:
-            module(**inputs, use_cache=False)
-        except _Captured:
-            return seen[0]
-    raise AssertionError("the model's forward never reached its first decoder layer")
+    with _stand_in({layers[0].layer: stop}), contextlib.suppress(_Captured):
+        module(**inputs, use_cache=False)
+    if not seen:
+        raise RemovalError(
+            f"{type(module).__name__}: its forward never calls its first decoder layer",
+            "lowmem-layers takes decoder-only models whose layers stand in one list",
+        )
+    return seen[0]
 
 
-def prologue(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> Prologue:
-    """Run the model's own forward on `inputs` with pass-throughs for layers, and keep what each layer is called with.
-
-    The head runs on one position only (`logits_to_keep`) where the family knows that argument.
-    """
+def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> Prologue:
+    """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with."""
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
     def record(returns_tuple: bool) -> Callable[..., Any]:
@@ -70,61 +74,35 @@ def prologue(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[str
 
         return forward
 
-    with _stand_in([a.layer for a in layers], [record(a.layer_returns_tuple) for a in layers]), _idle_head(module):
+    stand_ins = {layer.layer: record(layer.layer_returns_tuple) for layer in layers}
+    # Nobody reads these logits: the output embedding returns one column in place of the whole vocabulary.
+    stand_ins[module.get_output_embeddings()] = lambda hidden: hidden[..., :1]
+    with _stand_in(stand_ins):
         module(**inputs, use_cache=False)
     return Prologue(seen[0][0], tuple(call for _, call in seen))
 
 
-def final_hidden(module: nn.Module, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> torch.Tensor:
-    """Bring states behind the last layer to what the output embedding is given (final norm and all).
-
-    Shapes: `states` (S, D) → (S, D').
-    """
-    seen: list[torch.Tensor] = []
-    with _idle_head(module, seen.append):
-        _run_on(module, layers, states)
-    return seen[0][:, 0]
-
-
-def own_logits(module: nn.Module, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> torch.Tensor:
+def own_logits(module: Any, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> torch.Tensor:
     """Get logits from states behind the last layer, by the model's own head path. Shapes: (S, D) → (S, V)."""
-    return _run_on(module, layers, states).logits[:, 0]
-
-
-def _run_on(module: nn.Module, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> Any:
-    """Run the model's forward with every layer handing on `states`, one position a row (so no length limit applies)."""
-    given = states[:, None]
+    given = states[:, None]  # (S, 1, D): one position a row, so that no length limit applies
 
     def hand_on(returns_tuple: bool) -> Callable[..., Any]:
         return lambda *args, **kwargs: (given, None) if returns_tuple else given
 
-    ids = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
-    with _stand_in([a.layer for a in layers], [hand_on(a.layer_returns_tuple) for a in layers]):
-        return module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    ids = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)  # (S, 1)
+    with _stand_in({layer.layer: hand_on(layer.layer_returns_tuple) for layer in layers}):
+        return module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0]
 
 
-@contextmanager
-def _idle_head(module: Any, see: Callable[[torch.Tensor], None] = lambda hidden: None) -> Iterator[None]:
-    """Let the output embedding return one column instead of the whole vocabulary, and show what it is given."""
-    head = module.get_output_embeddings()
-
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        see(hidden)
-        return hidden[..., :1]
-
-    with _stand_in([head], [forward]):
-        yield
-
-
-@contextmanager
-def _stand_in(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+@contextlib.contextmanager
+def _stand_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Give modules another forward for the length of a `with` block; the modules themselves stay where they are."""
     try:
-        for module, forward in zip(modules, forwards, strict=True):
+        for module, forward in forwards.items():
             module.forward = forward
         yield
     finally:
-        for module in modules:
+        for module in forwards:
             module.__dict__.pop("forward", None)
 
 

@@ -1,51 +1,56 @@
-"""Examine a loaded model once, layer by layer, before anything is believed about it.
+"""Examine a model's decoder layers before anything is believed about them.
 
-Each decoder layer is visited once with a few tokens: in what form it and its feed-forward hand back their output;
-whether the output equals the input when both sublayers are removed (a model that fails cannot be ablated exactly and
-is refused); how each sublayer can be computed alone (`branches`); and whether the two act one after the other on the
-residual stream or side by side on the layer's input (GPT-J, GPT-NeoX, Phi, Falcon, Cohere).
+Each layer of a loaded model is visited once with a few tokens: in what form the layer and its feed-forward hand back
+their output; whether the output equals the input when both sublayers are removed (a model that fails cannot be ablated
+exactly and is refused); how each sublayer can be computed alone (`branches`); and whether the two act one after the
+other on the residual stream or side by side on the layer's input (GPT-J, GPT-NeoX, Phi, Falcon, Cohere). The last
+question decides what states take, so it is also answered before any weight is read, as far as it can be.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from lowmem_layers.errors import RemovalError
-from lowmem_layers.model.anatomy.branches import Recipe, branch_output, find_recipe, run_layer
-from lowmem_layers.model.anatomy.dissection import Anatomy, LayerAnatomy
+from lowmem_layers.model.anatomy.branches import BranchForm, branch_output, find_form, run_layer
+from lowmem_layers.model.anatomy.dissection import Anatomy, LayerAnatomy, text_config
 from lowmem_layers.model.anatomy.forward import LayerCall, first_call, prologue
 from lowmem_layers.model.anatomy.removal import layer_without
 from lowmem_layers.model.homes.store import LayerStore, Visit
 
 BOTH = frozenset({"attn", "ffn"})
 _ROWS, _TOKENS = 3, 5
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
 class LayerProgram:
-    """How one decoder layer is driven.
+    """How one decoder layer is driven: its parts, and the form of each sublayer's branch by kind (`attn`, `ffn`).
 
-    Units: `macs` are multiply-adds a token, by kind (`attn`, `ffn`); `widest` numbers a token of its widest product.
+    `parallel`: both sublayers read the layer's input.
     """
 
     anatomy: LayerAnatomy
-    recipes: dict[str, Recipe | None]
+    forms: Mapping[str, BranchForm | None]
     parallel: bool
-    macs: dict[str, int]
-    widest: int
 
 
-def examine(module: nn.Module, anatomy: Anatomy, store: LayerStore) -> tuple[LayerProgram, ...]:
+def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[LayerProgram, ...]:
     """Visit every layer once and work out its program.
 
     Raises:
         RemovalError: removing both sublayers of a layer does not leave its input unchanged, or its output is not its
             input plus what each sublayer adds.
     """
+    embedding = module.get_input_embeddings().weight
+    width = getattr(text_config(module), "hidden_size", embedding.shape[-1])
     device = next(module.parameters()).device
     ids = torch.arange(_ROWS * _TOKENS, device=device).view(_ROWS, _TOKENS) + 3
     present = torch.ones_like(ids)
@@ -53,35 +58,23 @@ def examine(module: nn.Module, anatomy: Anatomy, store: LayerStore) -> tuple[Lay
     inputs = {"input_ids": ids, "attention_mask": present}
     programs: list[LayerProgram] = []
     calls: tuple[LayerCall, ...] = ()
-    visits = [Visit(index, BOTH) for index in range(len(anatomy.layers))]
-    for visit in store.sweep(visits):
+    for visit in store.sweep([Visit(index, BOTH) for index in range(len(anatomy.layers))]):
         layer = anatomy.layers[visit.layer]
         if not programs:
+            # The first layer's weights are needed to see in what form layers answer, and that to reach the others.
             layer = _with_forms(layer, *first_call(module, anatomy.layers, inputs))
             form = {"layer_returns_tuple": layer.layer_returns_tuple}
             calls = prologue(module, [replace(each, **form) for each in anatomy.layers], inputs).calls
-        x = _probe_states(layer, module, visit.layer)
+        generator = torch.Generator().manual_seed(visit.layer)
+        x = torch.randn(_ROWS, _TOKENS, width, generator=generator)  # (B, T, D) residual states of unit scale
+        x = x.to(device=embedding.device, dtype=embedding.dtype)
         layer = _with_forms(layer, x, calls[visit.layer])
-        programs.append(_program(layer, x, calls[visit.layer], programs[-1] if programs else None))
+        programs.append(_examine_layer(layer, x, calls[visit.layer], programs[-1].forms if programs else {}))
     return tuple(programs)
 
 
-def _probe_states(layer: LayerAnatomy, module: Any, index: int) -> torch.Tensor:
-    """Draw residual states of unit scale. Shapes: (3, 5, D)."""
-    embedding = module.get_input_embeddings().weight
-    width = _hidden_size(module, embedding.shape[-1])
-    generator = torch.Generator().manual_seed(index)
-    x = torch.randn(_ROWS, _TOKENS, width, generator=generator)
-    return x.to(device=embedding.device, dtype=embedding.dtype)
-
-
-def _hidden_size(module: Any, fallback: int) -> int:
-    config = module.config.get_text_config(decoder=True)
-    return getattr(config, "hidden_size", fallback)
-
-
 def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerAnatomy:
-    """See in which form the layer and its feed-forward hand back their output."""
+    """See in which form the layer and its feed-forward hand back their output. Shapes: `x` (B, T, D)."""
     seen: dict[str, bool] = {}
     parts = {"layer": layer.layer, "ffn": getattr(layer.layer, layer.feed_forward[-1])}
     handles = [
@@ -96,16 +89,11 @@ def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerA
     return replace(layer, ffn_returns_tuple=seen["ffn"], layer_returns_tuple=seen["layer"])
 
 
-def _program(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall, previous: LayerProgram | None) -> LayerProgram:
-    _refuse_unless_identity(layer, x, call)
-    hints: dict[str, Recipe | None] = previous.recipes if previous else {"attn": None, "ffn": None}
-    recipes = {kind: find_recipe(layer, kind, x, call, hints[kind]) for kind in ("attn", "ffn")}
-    parallel = _acts_in_parallel(layer, recipes, x, call)
-    macs = {kind: _macs(layer, kind) for kind in ("attn", "ffn")}
-    return LayerProgram(layer, recipes, parallel, macs, _widest(layer))
-
-
-def _refuse_unless_identity(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> None:
+def _examine_layer(
+    layer: LayerAnatomy, x: torch.Tensor, call: LayerCall, hints: Mapping[str, BranchForm | None]
+) -> LayerProgram:
+    """Work out how one layer is driven, or refuse it. Shapes: `x` (B, T, D)."""
+    # 1) with both sublayers removed, nothing may be left of the layer
     with layer_without(layer, "attn", "ffn"):
         output = run_layer(layer, x.clone(), call)
     if not torch.equal(output, x):
@@ -115,52 +103,66 @@ def _refuse_unless_identity(layer: LayerAnatomy, x: torch.Tensor, call: LayerCal
             f"(by up to {gap:.3g})",
             "it does more to the residual stream than adding to it (a norm after the sum, say): no exact removal",
         )
-
-
-def _acts_in_parallel(layer: LayerAnatomy, recipes: dict[str, Recipe | None], x: torch.Tensor, call: LayerCall) -> bool:
-    """Compare the layer's output with its sublayers' outputs put together one after the other, and side by side."""
+    # 2) the form of each branch; most often that of the layer before
+    forms = {kind: find_form(layer, kind, x, call, hints.get(kind)) for kind in ("attn", "ffn")}
+    # 3) the layer's output is that of its sublayers put together one after the other, or side by side
     whole = run_layer(layer, x.clone(), call)
-    attended = x + branch_output(layer, "attn", recipes["attn"], x, call)
-    in_turn = attended + branch_output(layer, "ffn", recipes["ffn"], attended, call)
-    abreast = attended + branch_output(layer, "ffn", recipes["ffn"], x, call)
-    gaps = [(candidate - whole).float().norm() / (whole - x).float().norm() for candidate in (in_turn, abreast)]
+    attended = x + branch_output(layer, "attn", forms["attn"], x, call)
+    in_turn = attended + branch_output(layer, "ffn", forms["ffn"], attended, call)
+    side_by_side = attended + branch_output(layer, "ffn", forms["ffn"], x, call)
+    gaps = [(candidate - whole).float().norm() / (whole - x).float().norm() for candidate in (in_turn, side_by_side)]
     if not min(gaps) < (1e-4 if x.dtype.itemsize >= 4 else 3e-2):
         raise RemovalError(
             f"{type(layer.layer).__name__}: a layer's output is not its input plus what its two sublayers add "
             f"(relative gap {min(gaps):.2g})",
             "only layers that add their sublayers to the residual stream, in turn or in parallel, can be taken apart",
         )
-    return bool(gaps[1] < gaps[0])
+    return LayerProgram(layer, forms, parallel=bool(gaps[1] < gaps[0]))
 
 
-def _macs(layer: LayerAnatomy, kind: str) -> int:
-    """Count the weights a token meets in a sublayer: all of a dense one, the chosen share of a mixture's experts."""
-    total = 0
-    for child in layer.children_of(kind):
-        for name, parameter in getattr(layer.layer, child).named_parameters():
-            share = _chosen_share(layer.layer) if "experts" in name.split(".") and "shared" not in name else 1.0
-            total += int(parameter.numel() * share) if parameter.dim() > 1 else 0
-    return total
+class _FeedForwardReached(Exception):
+    """Ends a layer's forward where its feed-forward begins."""
 
 
-def _widest(layer: LayerAnatomy) -> int:
-    """Count the numbers a token has at its widest, in all the experts it visits."""
-    kinds = ("attn", "ffn")
-    children = [getattr(layer.layer, child) for kind in kinds for child in layer.children_of(kind)]
-    weights = [weight for child in children for weight in child.parameters() if weight.dim() > 1]
-    wide = [max(w.shape[-2:]) * (w.shape[0] * _chosen_share(layer.layer) if w.dim() == 3 else 1) for w in weights]
-    return round(max(wide, default=1))
+def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
+    """Tell from a model without weights whether attention and feed-forward of any layer act side by side.
 
+    Each layer runs on tensors without data (torch's meta device). A stub stands in for attention and marks its output
+    as one that gradients are wanted of: where the feed-forward's input carries the mark, it depends on attention, and
+    the two act one after the other.
+    """
+    for layer in anatomy.layers:
+        reached: list[bool] = []
 
-def _chosen_share(layer: nn.Module) -> float:
-    for module in layer.modules():
-        config = getattr(module, "config", None)
-        chosen = getattr(config, "num_experts_per_tok", None)
-        if chosen is not None:
-            total = next(
-                getattr(config, n)
-                for n in ("num_local_experts", "num_experts", "n_routed_experts")
-                if hasattr(config, n)
-            )
-            return chosen / total
-    return 1.0
+        def mark(_module: nn.Module, _args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output  # (B, T, D)
+            marked = first.detach().clone().requires_grad_()
+            return (marked, *output[1:]) if isinstance(output, tuple) else marked
+
+        def stop(_module: nn.Module, args: Any, kwargs: Any, reached: list[bool] = reached) -> None:
+            given = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+            reached.append(given.requires_grad)
+            raise _FeedForwardReached
+
+        with layer_without(layer, "attn"), torch.inference_mode(False), torch.enable_grad():
+            getattr(layer.layer, layer.attention).register_forward_hook(mark)  # goes with the stub
+            handle = getattr(layer.layer, layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
+            tensors = [*layer.layer.named_parameters(), *layer.layer.named_buffers()]
+            weightless = {name: torch.empty_like(value, device="meta") for name, value in tensors}
+            # Masks, positions and the like go to attention alone, and the stub does not look at them.
+            needed = list(inspect.signature(layer.layer.forward).parameters.values())[1:]
+            nothing = {p.name: None for p in needed if p.default is p.empty and p.kind not in _VARIADIC}
+            try:
+                x = torch.zeros(1, 2, hidden, dtype=dtype, device="meta")
+                functional_call(layer.layer, weightless, (x,), nothing)
+            except _FeedForwardReached:
+                pass
+            except (TypeError, ValueError, AttributeError, RuntimeError):
+                # A layer that needs more than its hidden states to get this far is taken for a parallel one: its
+                # states take twice the memory, and what is foreseen must never be less than what is taken.
+                reached.clear()
+            finally:
+                handle.remove()
+        if not any(reached):
+            return True
+    return False

@@ -32,12 +32,10 @@ class Stub(nn.Module):
         given = self._signature.bind(*args, **kwargs).arguments
         output = given.get("residual")
         if output is None:
-            output = self._zeros(next(value for value in given.values() if isinstance(value, torch.Tensor)))
+            hidden = next(value for value in given.values() if isinstance(value, torch.Tensor))
+            width = hidden.shape[-1] if self._out_features is None else self._out_features
+            output = hidden.new_zeros(*hidden.shape[:-1], width)  # fresh: some families add to it in place
         return (output, None) if self._returns_pair else output
-
-    def _zeros(self, hidden: torch.Tensor) -> torch.Tensor:
-        width = hidden.shape[-1] if self._out_features is None else self._out_features
-        return hidden.new_zeros(*hidden.shape[:-1], width)
 
 
 @contextmanager
@@ -63,25 +61,19 @@ def _swapped(targets: list[tuple[LayerAnatomy, str]]) -> Iterator[None]:
     kept: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for layer, kind in targets:
-            for name, stub in _stubs(layer, kind):
-                kept.append((layer.layer, name, getattr(layer.layer, name)))
+            names = layer.children_of(kind)
+            modules: list[Any] = [getattr(layer.layer, name) for name in names]
+            if len(names) == 1:
+                pair = kind == "attn" or layer.ffn_returns_tuple
+                stubs = [Stub(modules[0], out_features=None, returns_pair=pair)]
+            else:
+                # Two matrices in the layer itself (fc1, fc2): the first only narrows, so that nothing is computed.
+                widths = (1, modules[1].out_features)
+                stubs = [Stub(m, out_features=w, returns_pair=False) for m, w in zip(modules, widths, strict=True)]
+            for name, module, stub in zip(names, modules, stubs, strict=True):
+                kept.append((layer.layer, name, module))
                 setattr(layer.layer, name, stub)
         yield
     finally:
         for parent, name, module in reversed(kept):
             setattr(parent, name, module)
-
-
-def _stubs(layer: LayerAnatomy, kind: str) -> list[tuple[str, Stub]]:
-    """Make one stub a child of the branch; of two (fc1, fc2) the first only narrows, so that nothing is computed."""
-    names = layer.children_of(kind)
-    modules = [getattr(layer.layer, name) for name in names]
-    if len(names) == 1:
-        pair = kind == "attn" or layer.ffn_returns_tuple
-        return [(names[0], Stub(modules[0], out_features=None, returns_pair=pair))]
-    first, last = modules
-    widths = (1, last.out_features)
-    return [
-        (name, Stub(module, out_features=width, returns_pair=False))
-        for name, module, width in zip(names, (first, last), widths, strict=True)
-    ]

@@ -1,7 +1,7 @@
 """Fill a model without weights from safetensors: the resident part at once, then one decoder layer at a time.
 
-What is particular to a packed format is asked of its `CheckpointFormat`. Here it is decided which tensors belong
-together, where they go, and whether anything is missing, left over or damaged.
+A packed weight's `CheckpointFormat` knows how to read it. This module knows which tensors belong together, where they
+go, and what to do if one is missing, left over or damaged.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class SafetensorsReader:
             ) from error
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
-        """Refuse a tensor of the model that was not filled, or not with numbers."""
+        """Refuse a tensor of the model that the checkpoint lacks, or that holds NaN or infinite numbers."""
         if tensor.is_meta:
             raise CheckpointError(
                 f"{self._folder} lacks the tensor {name}", "the checkpoint is incomplete; download or save it again"

@@ -1,4 +1,4 @@
-"""A model's config and tokenizer, and the models we must refuse on sight of them.
+"""A model's config and tokenizer, and the refusal of models that are not decoder-only language models.
 
 Those of a GGUF file are converted by transformers, which takes seconds, so the result is kept in the cache.
 """

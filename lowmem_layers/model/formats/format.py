@@ -155,7 +155,7 @@ class Packed:
 def part_of(name: str, formats: Iterable[CheckpointFormat]) -> tuple[CheckpointFormat, str, str] | None:
     """Tell whose part a tensor of a checkpoint is: the first format with that ending, the module's name, the part's.
 
-    A tensor called `weight` is none here: whether it is plain or packed, only the other tensors of its module tell.
+    A tensor called `weight` is never one: only the other tensors of its module tell whether it is plain or packed.
     """
     for each in formats:
         for ending in each.parts:
@@ -167,6 +167,9 @@ def part_of(name: str, formats: Iterable[CheckpointFormat]) -> tuple[CheckpointF
 
 def row_pieces(packed: Packed, out: torch.Tensor) -> Iterator[tuple[Packed, torch.Tensor]]:
     """Cut a packed weight into pieces of whole rows, each with its place in `out`.
+
+    Whoever loops over them should hold nothing of one piece while unpacking the next: what is computed is many times a
+    packed piece's size.
 
     Shapes: `out` has `packed.shape`; its pieces are (rows, columns), with all leading dimensions taken together.
     """

@@ -176,9 +176,8 @@ class FourBit:
                 quant_type=str(piece.settings["quant_type"]),
                 dtype=there.dtype,
             )
-            skip = int(piece.settings["skip"])
-            numbers = functional().dequantize_4bit(codes, state).view(-1)  # whole blocks
-            there.copy_(numbers[skip : skip + there.numel()].view(there.shape))
+            mine = slice(int(piece.settings["skip"]), int(piece.settings["skip"]) + there.numel())  # of whole blocks
+            there.copy_(functional().dequantize_4bit(codes, state).view(-1)[mine].view(there.shape))
 
 
 FOUR_BIT = FourBit()

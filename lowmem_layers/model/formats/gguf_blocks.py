@@ -62,8 +62,8 @@ class Gguf:
         """Write the dense weight into `out`."""
         block = BLOCKS[str(packed.settings["quant_type"])]
         for piece, there in row_pieces(packed, out):
-            numbers = block.unpack(piece.parts["blocks"].reshape(-1, block.n_bytes))  # (blocks, numbers)
-            there.copy_(numbers.view(there.shape))
+            blocks = piece.parts["blocks"].reshape(-1, block.n_bytes)  # (blocks, bytes)
+            there.copy_(block.unpack(blocks).view(there.shape))
 
 
 GGUF = Gguf()

@@ -175,6 +175,7 @@ class Gptq:
             codes = fields(piece.parts["qweight"].T, int(piece.settings["bits"]))  # (out, in)
             zeros = piece.parts["zeros"].T.int()[:, group]  # (out, in)
             there.copy_((codes - zeros).float().mul_(piece.parts["scales"].T.float()[:, group]))
+            del codes, zeros  # not to be held while the next piece is unpacked
 
 
 GPTQ = Gptq()

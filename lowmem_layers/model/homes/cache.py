@@ -96,7 +96,7 @@ def list_cache() -> list[CacheEntry]:
             try:
                 model = str(json.loads((path / ABOUT).read_text())["model"])
             except (OSError, ValueError, KeyError, TypeError) as error:
-                state = f"ready, but whose is not known: {ABOUT} cannot be read ({type(error).__name__})"
+                state = f"ready; its model is not known: {ABOUT} cannot be read ({type(error).__name__})"
         n_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         found.append(CacheEntry(model, "" if state == _PARTIAL else "config and tokenizer", n_bytes, state, path))
     return sorted(found, key=lambda entry: -entry.n_bytes)

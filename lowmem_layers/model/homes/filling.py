@@ -33,7 +33,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Filling:
-    """What is to be brought where.
+    """Say which weights are brought to which home.
 
     `path` is the cache's file, or None where nothing is to be kept; `home_device` is None for a home on disk.
     """

@@ -89,7 +89,7 @@ class PackedFileWriter:
 
 @contextmanager
 def write_packed_file(path: Path, about: Mapping[str, Any]) -> Iterator[PackedFileWriter]:
-    """Write a file, group after group; at the end it is there complete, or there is nothing.
+    """Write a file, group after group; after the `with` block it is there as a whole, or not at all.
 
     Raises:
         DiskFullError: the disk is full.

@@ -14,7 +14,9 @@ from lowmem_layers.model.spec import Offload, format_bytes
 HomeName = Literal["device", "cpu", "disk"]
 
 _WORKSPACE_BYTES = 48 << 20  # quantising works in pieces; and what the allocator keeps
-_LATER_BYTES = 96 << 20  # what a process still takes after loading: the tokenizer's tables, kernels, threads, Arrow
+# What a process still takes after it was measured: the tokenizer's tables, kernels, threads, Arrow, and the modules of
+# a run that a plan does not import (5 MiB).
+_LATER_BYTES = 96 << 20
 _RESERVED_SHARE = 8  # one eighth of the memory is left for residual states
 _STEP_BYTES = 64 << 20  # limits are suggested in steps of 64 MiB
 _HOMES: dict[Offload, tuple[HomeName, ...]] = {
@@ -73,11 +75,11 @@ class Spare:
     room: int = 0
 
     def beside(self, n_bytes: int) -> int:
-        """Give the least memory of which so many bytes leave enough free."""
+        """Count the memory in which `n_bytes` leave enough free."""
         return max(self._by_share(n_bytes), n_bytes + self.room)
 
     def by_room(self, n_bytes: int) -> bool:
-        """Tell whether the room decides, and not the share."""
+        """Tell whether `room` decides, and not `share`."""
         return n_bytes + self.room > self._by_share(n_bytes)
 
     def _by_share(self, n_bytes: int) -> int:
@@ -85,6 +87,27 @@ class Spare:
 
 
 NO_SPARE = Spare()
+
+
+@dataclass(frozen=True)
+class MemoryLimits:
+    """What may be taken. Units: bytes; None sets no limit. `on_gpu`: the GPU computes, and not the CPU."""
+
+    on_gpu: bool
+    gpu: int | None
+    cpu: int | None
+
+    def broken_by(self, placement: Placement, spare: Spare) -> dict[str, tuple[int, int]]:
+        """List the limits that a placement breaks: option name → bytes needed and given."""
+        gpu = spare.beside(placement.gpu_bytes)
+        running = placement.cpu_bytes if self.on_gpu else spare.beside(placement.cpu_bytes)
+        cpu = max(placement.loading_bytes, running)
+        broken = {}
+        if self.on_gpu and self.gpu is not None and gpu > self.gpu:
+            broken["--max-gpu-memory"] = (gpu, self.gpu)
+        if self.cpu is not None and cpu > self.cpu:
+            broken["--max-cpu-memory"] = (cpu, self.cpu)
+        return broken
 
 
 def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool = False) -> Placement:
@@ -99,13 +122,9 @@ def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool 
     if not on_gpu:
         return Placement(home, 0, on_host + running, loading, slots, staging, one_expert)
     on_device = running + (sizes.packed if home == "device" else 0)
-    pinned = 2 * _power_of_two(sizes.layer_packed) if staging else 0
+    # torch rounds pinned memory up to powers of two
+    pinned = 2 * (1 << max(0, sizes.layer_packed - 1).bit_length()) if staging else 0
     return Placement(home, on_device, on_host + pinned, loading, slots, staging, one_expert)
-
-
-def _power_of_two(n_bytes: int) -> int:
-    """Round up as torch does with pinned memory."""
-    return 1 << max(0, n_bytes - 1).bit_length()
 
 
 def place(
@@ -122,14 +141,15 @@ def place(
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
+    limits = MemoryLimits(on_gpu, gpu_limit, cpu_limit)
     homes: list[HomeName] = [home for home in _HOMES[offload] if on_gpu or home != "device"]
     homes = homes or ["cpu"]  # a CPU's own memory is RAM
     ways = (False, True) if sizes.expert_slots is not None else (False,)
     tried = [needed(sizes, home, on_gpu=on_gpu, one_expert=way) for way in ways for home in homes]
     for placement in tried:
-        if not _lacking(placement, on_gpu, gpu_limit, cpu_limit, spare):
+        if not limits.broken_by(placement, spare):
             return placement
-    raise _refusal(tried[-1], sizes, offload, on_gpu=on_gpu, limits=(gpu_limit, cpu_limit), spare=spare)
+    raise _refusal(tried[-1], sizes, offload, limits, spare)
 
 
 def place_with_states(
@@ -146,45 +166,27 @@ def place_with_states(
     return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, spare=spare)
 
 
-def _lacking(
-    placement: Placement, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, spare: Spare
-) -> dict[str, tuple[int, int]]:
-    """List the limits that are broken: option name to bytes needed and given."""
-    gpu = spare.beside(placement.gpu_bytes)
-    cpu = max(placement.loading_bytes, placement.cpu_bytes if on_gpu else spare.beside(placement.cpu_bytes))
-    broken = {}
-    if on_gpu and gpu_limit is not None and gpu > gpu_limit:
-        broken["--max-gpu-memory"] = (gpu, gpu_limit)
-    if cpu_limit is not None and cpu > cpu_limit:
-        broken["--max-cpu-memory"] = (cpu, cpu_limit)
-    return broken
-
-
 def _refusal(
-    closest: Placement, sizes: ModelBytes, offload: Offload, *, on_gpu: bool, limits: tuple[int | None, int | None],
-    spare: Spare,
-) -> BudgetError:  # fmt: skip
-    broken = _lacking(closest, on_gpu, *limits, spare)
-    what = "; ".join(
-        f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()
-    )
-    message = f"the model does not fit with its packed weights on {closest.home}: {what}"
-    computing, used = ("gpu", closest.gpu_bytes) if on_gpu else ("cpu", closest.cpu_bytes)
+    closest: Placement, sizes: ModelBytes, offload: Offload, limits: MemoryLimits, spare: Spare
+) -> BudgetError:
+    """Say what is missing in the home that comes closest, and the smallest change that fits."""
+    # 1) what is missing
+    broken = limits.broken_by(closest, spare)
+    lines = [f"{name} gives {format_bytes(had)}, {format_bytes(n)} are needed" for name, (n, had) in broken.items()]
+    message = f"the model does not fit with its packed weights on {closest.home}: {'; '.join(lines)}"
+    computing, used = ("gpu", closest.gpu_bytes) if limits.on_gpu else ("cpu", closest.cpu_bytes)
     for_states = f"--max-{computing}-memory" in broken and spare.by_room(used)
     if for_states:
         message += f" ({format_bytes(spare.room)} for the states of the longest item, and to compute with)"
-    other = needed(sizes, "disk", on_gpu=on_gpu, one_expert=closest.one_expert)
-    if offload not in ("auto", "disk") and not _lacking(other, on_gpu, *limits, spare):
+    # 2) another home, where it fits; else larger limits, in round numbers, or a model or items that need less
+    other = needed(sizes, "disk", on_gpu=limits.on_gpu, one_expert=closest.one_expert)
+    if offload not in ("auto", "disk") and not limits.broken_by(other, spare):
         return BudgetError(message, "use --offload disk (or auto), which fits")
+    suffix = ""
     if closest.home == "disk" and broken and sizes.layer_packed * 2 > sizes.slots:
         suffix = " (or a narrower --quant, whose layers are smaller)"
-    else:
-        suffix = ""
     if for_states:
         suffix += "; or fewer sublayers removed at once (--max-removed), or no very long items"
-    changes = " and ".join(f"{name} {_rounded(need)}" for name, (need, _) in broken.items())
+    rounded = {name: -(-n // _STEP_BYTES) * _STEP_BYTES >> 20 for name, (n, _) in broken.items()}
+    changes = " and ".join(f"{name} {mib}MiB" for name, mib in rounded.items())
     return BudgetError(message, f"the smallest change that fits: {changes}{suffix}")
-
-
-def _rounded(n_bytes: int) -> str:
-    return f"{-(-n_bytes // _STEP_BYTES) * _STEP_BYTES // (1 << 20)}MiB"

@@ -9,7 +9,7 @@ import pytest
 
 from lowmem_layers.errors import BudgetError, ModelError, UsageError
 from lowmem_layers.model import ModelSpec, load_model
-from lowmem_layers.model.budget import ModelBytes, needed, place, place_with_states
+from lowmem_layers.model.placement import ModelBytes, needed, place, place_with_states
 from lowmem_layers.model.spec import format_bytes, parse_bytes
 
 GIB = 1 << 30

@@ -1,0 +1,128 @@
+"""A model is tested before it is believed, in a stage of its own; only a family that takes no tree mask gets rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowmem_layers.cli.display.progress import Progress, advance
+from lowmem_layers.engine import Engine, ready_engine
+from lowmem_layers.engine.engine import examine_engine
+from lowmem_layers.errors import EngineError
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.record.spec import StudySpec
+from lowmem_layers.study.events import ModelExamined, StageStarted
+from lowmem_layers.study.prepare import prepare_study
+from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
+from tests.families import tiny_model
+from tests.model.conftest import save_model
+
+ITEM = EncodedItem("t", "0", (EncodedChoice((5, 6, 7, 8), 1), EncodedChoice((5, 6, 7, 9), 1)), 0, "0")
+
+
+def refusing(error: BaseException) -> DecoderModel:
+    """Build a model whose own code raises where it is given a mask of four dimensions."""
+    module = tiny_model("llama")
+    own = module.model.forward
+
+    def forward(*args, **kwargs):
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 4:
+            raise error
+        return own(*args, **kwargs)
+
+    module.model.forward = forward
+    return DecoderModel(module)
+
+
+def test_a_family_that_cannot_unpack_a_tree_mask_gets_plain_rows_and_says_why():
+    engine = ready_engine(refusing(ValueError("too many values to unpack (expected 2)")))
+    assert engine.layout == "rows"
+    assert engine.verdict is not None
+    assert engine.verdict.reason == "ValueError: too many values to unpack (expected 2)"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("sizes"), KeyError("x")])
+def test_what_nobody_expects_is_not_taken_for_a_family_without_tries(error):
+    with pytest.raises(type(error)):
+        Engine(refusing(error)).examine()
+
+
+def test_an_error_of_the_sweep_itself_is_not_taken_for_a_family_without_tries():
+    engine = Engine(DecoderModel(tiny_model("llama")))
+    engine.model.examine()
+
+    def score(batch, inputs, coalitions):
+        if not all(row.is_chain for row in batch.rows):
+            raise ValueError("a fault of ours")
+        return engine._score_batch(batch, inputs, coalitions)
+
+    with torch.inference_mode(), pytest.raises(ValueError, match="a fault of ours"):
+        examine_engine(engine.model, score)
+
+
+def test_layers_that_no_tree_mask_is_made_for_get_plain_rows():
+    module = tiny_model("llama")
+    engine = Engine(DecoderModel(module))
+    module.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    verdict = engine.examine()
+    assert not verdict.takes_tries
+    assert verdict.reason == "layers of the kind linear_attention take no mask of a tree"
+
+
+@pytest.mark.parametrize("ask", [
+    lambda engine: engine.layout,
+    lambda engine: engine.describe(),
+    lambda engine: engine.plan_tiles([ITEM], [()]),
+    lambda engine: engine.work([ITEM], [()]),
+    lambda engine: engine.score([ITEM], [()]),
+])  # fmt: skip
+def test_an_engine_that_was_not_examined_says_so(ask):
+    with pytest.raises(EngineError, match="not examined") as caught:
+        ask(Engine(DecoderModel(tiny_model("llama"))))
+    assert "examine()" in caught.value.hint
+
+
+def test_with_a_layout_given_the_layers_are_enough():
+    engine = Engine(DecoderModel(tiny_model("llama")), layout="rows")
+    assert engine.describe()["layout"] == "rows"
+    with pytest.raises(EngineError, match="not examined"):
+        engine.score([ITEM], [()])
+    engine.model.examine()
+    assert engine.score([ITEM], [()])[0].shape == (1, 2)
+    assert engine.verdict is None
+
+
+def test_describing_and_asking_again_run_no_forward_pass():
+    engine = ready_engine(DecoderModel(tiny_model("llama")))
+    calls = []
+    engine.model.module.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert engine.examine() is engine.examine()
+    assert engine.describe()["self_test"]["takes_tries"] is True
+    assert engine.model.describe()["parallel_sublayers"] is False
+    assert engine.sizes.chunk_tokens > 0
+    assert not calls
+
+
+def test_examining_is_a_stage_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
+    save_model(tmp_path / "model", "llama")
+    ticks = iter([10.0, 12.5])
+    heard = []
+    spec = StudySpec(model=str(tmp_path / "model"), limit=2, max_removed=1, device="cpu", dtype="float32")
+    prepared = prepare_study(spec.resolved(), heard.append, clock=lambda: next(ticks))
+    (examined,) = [event for event in heard if isinstance(event, ModelExamined)]
+    assert heard[heard.index(examined) - 1] == StageStarted("examining the model")
+    assert examined.takes_tries
+    assert examined.elapsed_s == 2.5
+    found = prepared.engine.describe()["self_test"]
+    assert (examined.reason, examined.sweep_gap_nats) == (found["reason"], found["sweep_gap"])
+
+
+def test_displays_take_the_event_without_a_line_of_their_own():
+    before = Progress(started=0.0)
+    assert advance(before, ModelExamined(True, "", 0.0, 1.0), 1.0) == before
+    assert advance(replace(before, stage="x"), ModelExamined(False, "", 0.0, 1.0), 2.0).stage == "x"
