@@ -36,8 +36,9 @@ def compare_runs(
 ) -> dict[str, Comparison]:
     """Compare two runs task by task, and the mean over tasks (`all`) where several are in both.
 
-    Runs of one task each are compared whatever their tasks are. `estimator` None is the one that both runs' coalitions
-    are meant for. Items of one task are the same where they have the same name, gold answer and choices' lengths.
+    Runs of one task each are compared whatever their tasks are. `estimator` None is the one for which both runs'
+    coalitions were measured. Items of one task are the same where they have the same name, gold answer and lengths of
+    choices.
 
     Raises:
         UsageError: no task in common, other sublayers, or a value or estimator that one of the runs does not allow.
@@ -100,7 +101,7 @@ def differences(a: Run, b: Run) -> list[str]:
 
 
 def comparison_table(found: dict[str, Comparison]) -> pa.Table:
-    """Lay out every sublayer's difference A − B, a row a task and sublayer."""
+    """Lay out the differences A − B: one row for each task and sublayer."""
     return pa.concat_tables(
         pa.table(
             {
@@ -121,7 +122,7 @@ def comparison_table(found: dict[str, Comparison]) -> pa.Table:
 
 
 def agreement_table(found: dict[str, Comparison]) -> pa.Table:
-    """Lay out how far the rankings agree, a row a task."""
+    """Lay out how far the rankings agree: one row for each task."""
     rows = [
         {
             "task": task,
@@ -150,7 +151,7 @@ def agreement_table(found: dict[str, Comparison]) -> pa.Table:
 
 
 def agreement_lines(found: dict[str, Comparison]) -> list[str]:
-    """Say in words how far the rankings agree and how many players changed, a line a task."""
+    """Say in words how far the rankings agree and which players changed: one line for each task."""
     lines = []
     for task, one in found.items():
         same, (items_a, items_b), (given_a, given_b) = one.agreement, one.n_items, one.n_given

@@ -46,9 +46,9 @@ class Side:
     are shown in `unit`: 100 and points for fractions, 1 for everything else, and where the tasks' metrics have no
     common unit.
 
-    Shapes: `tables`, `full` and `singles` have an entry a task: the values, the full model's mean, and the means with
-    one player removed (players,). `found` and `interactions` have one more, for the mean over tasks, where there are
-    several tasks; `interactions` has none where no two neighbours were removed together, or only by chance.
+    Shapes: `tables`, `full` and `singles` have one entry for each task: the values, the full model's mean, and the
+    means with one player removed (players,). `found` and `interactions` have one more, for the mean over tasks, where
+    there are several tasks. `interactions` is empty where no two neighbours were removed together, or only by chance.
     """
 
     value: str
@@ -180,7 +180,7 @@ def side(run: Run, value: str | None) -> Side:
 def cornerstone_lines(
     judged: Sequence[tuple[str, Cornerstones]], tasks: Sequence[TaskLevel], sides: Sequence[Side]
 ) -> list[str]:
-    """Say which sublayers matter most: by the rule, a line a task, and the paper's top 3 by either value."""
+    """Say which sublayers matter most: by the rule, for each task, and the paper's top 3, for each side."""
     n_items = {each.task: each.n_items for each in tasks}
     lines = [
         f"cornerstone sublayers of {task}: {', '.join(found.names) or f'none certain after {n_items[task]:,} items'}"

@@ -67,7 +67,7 @@ def estimates(
 
 
 def as_table(found: Sequence[Importance]) -> pa.Table:
-    """Lay estimates out: a row a task and player, in execution order; a rank that is not a number becomes null."""
+    """Lay estimates out: one row for each task and player, in execution order. An unknown rank becomes null."""
     parts = []
     for each in found:
         n_players = len(each.players)

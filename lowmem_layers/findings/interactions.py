@@ -10,7 +10,7 @@ from lowmem_layers.game.answers.interactions import interactions
 
 
 def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -> pa.Table:
-    """Lay out the interactions of neighbouring sublayers, a row a task and pair, and of the mean over tasks (`all`).
+    """Lay out the interactions of neighbouring sublayers: one row for each task (and their mean, `all`) and pair.
 
     Raises:
         UsageError: no windows of two or more sublayers were removed, or removal orders were walked instead.

@@ -29,7 +29,7 @@ class Run(RunRecord):
     def importance(
         self, value: str | None = None, estimator: str | None = None, level: float = 0.95, top: int = N_TOP
     ) -> pa.Table:
-        """Estimate every player's importance, a row a task and player, plus task `all` (mean) for several tasks.
+        """Estimate every player's importance: one row for each task and player, and for the mean over tasks (`all`).
 
         `estimator` None is the one for which the coalitions were measured; the column `top` says which players are
         certainly in or out of the first `top`, at `level` each.

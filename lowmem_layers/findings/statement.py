@@ -1,4 +1,4 @@
-"""Stopping early: whether the items finished so far prove what the user wants to know."""
+"""Stopping early: do the items finished so far prove the statement of `--until`?"""
 
 from __future__ import annotations
 

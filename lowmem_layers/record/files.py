@@ -66,7 +66,7 @@ def discard(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> RecordError:
-    """Say in one line that, and why, a file cannot be written."""
+    """Say in one line that a file cannot be written, and why."""
     reason = error.strerror or str(error) or type(error).__name__
     return RecordError(
         f"cannot write {path}: {reason}",

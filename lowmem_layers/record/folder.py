@@ -20,7 +20,7 @@ _OURS = frozenset({LOCK, RUN_FILE, ITEMS_FILE, SCORES_FOLDER, REPORT_FOLDER})
 
 
 def known_run(folder: Path, specification: Specification) -> Manifest | None:
-    """Read the run that is in the folder already, if any; refuse what is not ours before anything is loaded.
+    """Read the run that is in the folder, if there is one; refuse another run's folder before anything is loaded.
 
     Raises:
         RecordError: the folder holds another run or other files, or cannot be written.
@@ -45,7 +45,7 @@ def known_run(folder: Path, specification: Specification) -> Manifest | None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what an earlier call that was killed left half-written."""
+    """Remove files that a killed process left half-written."""
     for place in (folder, folder / SCORES_FOLDER):
         for path in place.glob(f"*{TEMPORARY}"):
             discard(path)

@@ -1,4 +1,4 @@
-"""Whether a run folder belongs to what is asked for now; if not, what differs."""
+"""Comparing a run in a folder with the run that is asked for now: are they the same, and if not, what differs?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowmem_layers.tasks.items import EncodedItem
 
 @cache
 def code_digest() -> str:
-    """Hash this package's own modules, so that a record says which code made it, within a version too."""
+    """Hash this package's own modules: a record names the code that made it more exactly than a version does."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -33,7 +33,7 @@ def fingerprint(encoded: Sequence[EncodedItem]) -> str:
 
 
 def same_identity(folder: Path, run: Manifest, identity: Mapping[str, Any]) -> None:
-    """Compare the options that decide the numbers; cheap, before anything is loaded.
+    """Compare the options that decide the numbers, before anything is loaded.
 
     Raises:
         RecordError: the folder holds a run of other options.
@@ -68,7 +68,7 @@ def _content(task: TaskRecord) -> dict[str, Any]:
 
 
 def _arithmetic(engine: EngineRecord) -> dict[str, Any]:
-    """Take what decides the order of additions; the tile plan, which memory decides, is taken over from the record."""
+    """Take what decides the order of additions. Sizes that only decide the tile plan are left out: the plan is kept."""
     sizes = {name: size for name, size in engine.sizes.items() if name not in ("budget_bytes", "tile_work")}
     return {"layout": engine.layout, **sizes}
 

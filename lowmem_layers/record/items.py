@@ -31,7 +31,7 @@ ITEMS_SCHEMA = pa.schema(
 class ItemRow:
     """One item of the record, without its text.
 
-    Shapes: `chars`, `sizes` (bytes) and `n_tokens` (scored tokens) have one entry a choice.
+    Shapes: `chars`, `sizes` (bytes) and `n_tokens` (scored tokens) have one entry for each choice.
     """
 
     task: str
@@ -65,7 +65,7 @@ def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
 
 
 def items_table(rows: Sequence[ItemRow]) -> pa.Table:
-    """Lay the items out, one row a choice."""
+    """Lay the items out as a table with one row for each choice."""
     flat = [
         (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens)
         for row in rows

@@ -1,4 +1,4 @@
-"""One process at a time writes a run folder; the lock falls with its process, however that ends."""
+"""One process at a time writes a run folder. The lock ends with its process, however that ends."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Manifest:
     """Everything that run.json says.
 
     `resolved` is what the options mean, with the options as passed in it; `identity` the options that decide the
-    numbers; `data` has one entry a task. `stopped` states what was proven when the run stopped early.
+    numbers; `data` has one entry for each task. `stopped` states what was proven when the run stopped early.
 
     Units: `work` is the engine's (multiply-adds); `elapsed_s` counts every call that worked on the run.
     """

@@ -71,7 +71,7 @@ class RunRecord:
         return items_table(self.values.rows)
 
     def scores(self) -> pa.Table:
-        """Read the log-likelihoods: one row an item, coalition and choice; items in the order of the tasks.
+        """Read the log-likelihoods: one row for each item, coalition and choice, in the order of the tasks' items.
 
         Raises:
             RecordError: a file is damaged.
@@ -89,7 +89,9 @@ class RunRecord:
         return joined.take(np.argsort(np.repeat(items, lengths), kind="stable"))
 
     def value_tables(self, value: str | None = None) -> list[ValueTable]:
-        """Compute one value an item and coalition of players, a table a task; None means each task's own metric.
+        """Compute a table for each task: one value for each item and coalition of players.
+
+        `value` None means each task's own metric.
 
         Raises:
             RecordError: a file is damaged, or no item of a task is finished.

@@ -1,4 +1,4 @@
-"""The scores of a tile as a parquet file: the same numbers give the same bytes, and damage is noticed."""
+"""The scores of a tile as a parquet file: the same numbers give the same bytes; damage is noticed on reading."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tile_file(folder: Path, tile: int) -> Path:
 def scores_table(items: Sequence[ItemRow], removed: Sequence[str], scores: Sequence[np.ndarray]) -> pa.Table:
     """Lay out a tile's scores: items in order, then coalitions, then choices.
 
-    Shapes: `scores` has (coalitions, choices) an item, nats.
+    Shapes: `scores` has one array (coalitions, choices) for each item, nats.
 
     Raises:
         EngineError: the scores have another shape.
@@ -90,7 +90,7 @@ def read_table(path: Path, hint: str = _HINT) -> pa.Table:
 def read_tile(path: Path, items: Sequence[ItemRow], removed: Sequence[str]) -> list[np.ndarray]:
     """Read a tile's scores; its rows must be those of this tile.
 
-    Shapes: (coalitions, choices) an item, nats.
+    Shapes: one array (coalitions, choices) for each item, nats.
 
     Raises:
         RecordError: the file is missing or damaged.

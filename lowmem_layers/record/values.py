@@ -20,7 +20,7 @@ _Key = tuple[str, str]  # a task, and a metric's name
 
 
 class CollectedValues:
-    """One value an item and coalition, by as many metrics as were asked for.
+    """One value for each item and coalition, by as many metrics as were asked for.
 
     `tiles` are the finished ones, in the order in which they were given. A tile's file is read when a metric is asked
     for that was not yet computed: once for all metrics that are asked for together.
@@ -78,7 +78,7 @@ class CollectedValues:
     def add(self, tile: int, scores: Sequence[np.ndarray]) -> None:
         """Add a tile that was just finished, by all metrics that were collected so far.
 
-        Shapes: `scores` has (coalitions, choices) an item, nats.
+        Shapes: `scores` has one array (coalitions, choices) for each item, nats.
         """
         self._fill(self._arrays, tile, scores)
         self.tiles.append(tile)
@@ -91,7 +91,7 @@ class CollectedValues:
         return np.concatenate(kept).mean(axis=0)
 
     def tables(self, value: str | None) -> list[ValueTable]:
-        """Give one table a task: the finished items, in the order of the task, and the coalitions of players.
+        """Give one table for each task: the finished items, in the order of the task, and the coalitions of players.
 
         Raises:
             RecordError: a file is damaged, or no item of a task is finished.

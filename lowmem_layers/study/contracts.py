@@ -1,4 +1,4 @@
-"""What a study asks of an engine, and everything that is put together before the first tile."""
+"""What a study needs from outside: an engine, tasks, and a function that puts both together with a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TaskLike(Protocol):
 
 
 class Engine(Protocol):
-    """From items and coalitions to log-likelihoods."""
+    """Turns items and coalitions into log-likelihoods."""
 
     def plan_tiles(self, items: Sequence[Any], coalitions: Sequence[Removed]) -> list[list[int]]:
         """Group item indices into tiles."""
@@ -39,7 +39,7 @@ class Engine(Protocol):
     def score(
         self, items: Sequence[Any], coalitions: Sequence[Removed], on_work: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
-        """Score one tile: (coalitions, choices) float64 nats an item."""
+        """Score one tile: an array (coalitions, choices) of float64 nats for each item."""
         ...
 
     def work(self, items: Sequence[Any], coalitions: Sequence[Removed]) -> int:
@@ -55,7 +55,7 @@ class Engine(Protocol):
 class Prepared:
     """A model, its tasks and an engine, ready to score.
 
-    Shapes: `encoded` has one entry an item, the tasks' items in the order of `tasks`.
+    Shapes: `encoded` has one entry for each item, in the order of `tasks`.
     """
 
     players: tuple[Player, ...]

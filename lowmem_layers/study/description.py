@@ -1,4 +1,4 @@
-"""What run.json says of a run before its first tile: model, data, engine, versions, the tile plan."""
+"""What is known of a run before its first tile: model, data, engine, versions and the plan of its tiles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pya
 
 
 def describe_run(specification: Specification, prepared: Prepared, design: Design) -> Manifest:
-    """Say all there is to say about a run before its first tile."""
+    """Put everything that is known of a run before its first tile into its manifest."""
     versions = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -48,7 +48,7 @@ def describe_run(specification: Specification, prepared: Prepared, design: Desig
 
 
 def make_plan(prepared: Prepared, design: Design, order: Sequence[int] | None = None) -> TilePlan:
-    """Plan the design's coalitions over all items, taken in this order (None: their own)."""
+    """Plan the design's coalitions over all items, taken in this order (None: the items' own order)."""
     coalitions = tuple(design.removed)
     order = range(len(prepared.encoded)) if order is None else order
     planned = prepared.engine.plan_tiles([prepared.encoded[index] for index in order], coalitions)
@@ -59,7 +59,7 @@ def make_plan(prepared: Prepared, design: Design, order: Sequence[int] | None = 
 
 
 def describe_data(prepared: Prepared) -> tuple[TaskRecord, ...]:
-    """Describe the data of a run, one entry a task, with a fingerprint of its tokens and golds."""
+    """Describe the data of each task, with a fingerprint of its tokens and gold choices."""
     found = []
     for task in prepared.tasks:
         encoded = [item for item in prepared.encoded if item.task == task.name]

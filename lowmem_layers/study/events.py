@@ -1,4 +1,4 @@
-"""What a run announces while it goes on; displays show it, nothing depends on who watches."""
+"""What a run announces while it goes on. Displays show these events; the run does not depend on who listens."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage of the run begins: what is being done, in words."""
+    """A stage of the run begins; `stage` says in words what is being done."""
 
     stage: str
 
 
 @dataclass(frozen=True)
 class ModelExamined:
-    """The loaded model was tested: driven layer by layer it is itself, and takes token tries or does not.
+    """The loaded model was examined: computed layer by layer, it gives its own log-likelihoods.
+
+    `takes_tries` tells whether rows may branch, and `reason` why.
 
     Units: `sweep_gap_nats` is the largest difference between the engine's log-likelihoods and whole forward passes'.
     """
@@ -28,9 +30,9 @@ class ModelExamined:
 
 @dataclass(frozen=True)
 class RunPlanned:
-    """The whole job is known.
+    """The run is planned: how large it is, and how much of it earlier calls left finished.
 
-    Units: work is the engine's (multiply-adds); `work_done` is what an earlier call left finished.
+    Units: work in the engine's unit (multiply-adds).
     """
 
     folder: str
@@ -47,7 +49,7 @@ class RunPlanned:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """So much work was done since the last such event.
+    """The amount of work that was done since the last such event.
 
     Units: the engine's (multiply-adds).
     """
@@ -59,7 +61,7 @@ class WorkDone:
 class TileCommitted:
     """A tile is on disk; `leaders` are the sublayers whose removal costs most so far (nats of the gold answer).
 
-    `work` is what the plan reckoned for the tile.
+    Units: `work` in the engine's unit (multiply-adds), as planned for the tile.
     """
 
     tile: int
@@ -85,4 +87,4 @@ Announce = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Watch nothing."""
+    """Take no notice of an event."""

@@ -1,4 +1,4 @@
-"""A look at a few items before a run of removal orders: how far down each order's walk anything is left to lose."""
+"""A pilot before a run of removal orders: after how many removals is the model at chance level?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FIRST_DEPTH = 4
 
 
 def settle_cuts(prepared: Prepared, design: Design, seed: int, announce: Announce) -> Design:
-    """Walk every order down, twice as deep each time, until all tasks are at chance within noise; cut it there.
+    """Remove more and more players along each order until all tasks are at chance within noise; cut the order there.
 
     Where a task's metric has no chance level, no order is cut.
     """
@@ -58,10 +58,10 @@ def settle_cuts(prepared: Prepared, design: Design, seed: int, announce: Announc
 def _measure(
     prepared: Prepared, design: Design, items: Sequence[int], coalitions: list[Removed]
 ) -> dict[Removed, list[np.ndarray]]:
-    """Score the pilot's items. Shapes: (choices,) nats, a list with one entry an item for each coalition."""
+    """Score the pilot's items. Shapes: for each coalition, a list of arrays (choices,), nats, one for each item."""
     removed = coalitions if design.grouping is None else design.grouping.expand_all(coalitions)
     encoded = [prepared.encoded[index] for index in items]
-    found: dict[int, np.ndarray] = {}  # (coalitions, choices) an item
+    found: dict[int, np.ndarray] = {}  # by item: (coalitions, choices)
     for tile in prepared.engine.plan_tiles(encoded, removed):
         scores = prepared.engine.score([encoded[index] for index in tile], removed)
         found |= dict(zip(tile, scores, strict=True))

@@ -1,4 +1,4 @@
-"""The loop over tiles: score the unfinished ones, commit each whole, announce."""
+"""The loop over tiles: score those that are not finished, write each whole or not at all, announce what was done."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def score_tiles(
     # 2) tile by tile: score, commit, announce, and see whether the statement is proven
     for tile in left:
         start = clock()
-        scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda work: announce(WorkDone(work)))
+        scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda amount: announce(WorkDone(amount)))
         write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
@@ -85,7 +85,7 @@ def score_tiles(
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:
     """Name the players whose single removal costs most so far; none where single removals are not measured.
 
-    Units: nats of the gold answer, an item.
+    Units: nats of the gold answer, on average over items.
     """
     design, coalitions = values.manifest.design, values.manifest.plan.coalitions
     mean = values.mean("loglikelihood")  # (coalitions,)

@@ -1,4 +1,4 @@
-"""The metrics: from log-likelihoods of choices to one value an item and coalition, and how such values are shown.
+"""The metrics: from log-likelihoods of choices to one value for each item and coalition, and how values are shown.
 
 Everything that the package knows of a metric stands in its row of `METRICS`. Larger is always better.
 """
