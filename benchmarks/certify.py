@@ -45,7 +45,7 @@ def main() -> None:
         for statement in options.statements.split(","):
             rows.append({"value": value, "statement": statement, **first_proof(run, tables, taken, statement, options)})
             print("  ".join(str(entry) for entry in rows[-1].values()), flush=True)
-    about = {"items": run.manifest.n_items, "scored": len(taken), "seed": run.manifest.seed}
+    about = {"items": run.manifest.n_items, "scored": len(taken), "seed": run.manifest.resolved.seed}
     print(json.dumps({"benchmark": "certify", "model": run.manifest.model.id, **about, "rows": rows}))
 
 

@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.events import Announce
 from lowmem_layers.tasks.items import EncodedItem
-
-Removed = tuple[int, ...]
 
 
 class TaskLike(Protocol):

@@ -126,7 +126,7 @@ def test_a_fresh_runs_manifest_is_the_one_on_disk(tmp_path, bench_class, spec):
     assert open_run(run.folder).manifest == run.manifest
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), name=st.sampled_from(["windows", "orders"]))
 def test_any_damage_is_one_line_or_does_not_matter(folders, data, name):
     """Whatever node is deleted or replaced: the run opens and gives answers, or is refused."""
