@@ -55,11 +55,8 @@ def compare_runs(
     # 2) task by task, then the mean over tasks
     known, walks = name, None
     if known == "permutation":
-        designs = a.manifest.design, b.manifest.design
-        known, walks = (
-            "neighbourhood",
-            (Walks(designs[0].orders, designs[0].cuts), Walks(designs[1].orders, designs[1].cuts)),
-        )
+        first, second = a.manifest.design, b.manifest.design
+        known, walks = "neighbourhood", (Walks(first.orders, first.cuts), Walks(second.orders, second.cuts))
     groups = {task: ([one], [two]) for task, (one, two) in pairs.items()}
     if len(pairs) > 1:
         groups["all"] = [one for one, _ in pairs.values()], [two for _, two in pairs.values()]
