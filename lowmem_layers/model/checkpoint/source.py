@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model.checkpoint.embedded import embedded_model_path
+from lowmem_layers.model.checkpoint.gguf_file import gguf_parts
 from lowmem_layers.model.spec import EMBEDDED_MODEL, ModelSpec
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -18,7 +19,10 @@ _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py
 
 @dataclass(frozen=True)
 class Source:
-    """Name the files a model is read from: a folder with config, tokenizer and safetensors, or one GGUF file in it."""
+    """Name the files a model is read from: a folder with config, tokenizer and safetensors, or a GGUF file in it.
+
+    Of a GGUF file in several parts, `gguf` is the first.
+    """
 
     name: str
     folder: Path
@@ -28,7 +32,7 @@ class Source:
     def weight_files(self) -> tuple[Path, ...]:
         """List the files that hold weights, in name order."""
         if self.gguf is not None:
-            return (self.folder / self.gguf,)
+            return gguf_parts(self.folder / self.gguf)
         return tuple(sorted(self.folder.glob("*.safetensors")))
 
 
@@ -44,7 +48,7 @@ def find_source(spec: ModelSpec) -> Source:
     path = Path(spec.model).expanduser()
     if path.is_file():
         if path.suffix.lower() == ".gguf":
-            return Source(path.name, path.parent, path.name)
+            return Source(path.name, path.parent, gguf_parts(path)[0].name)
         if path.suffix.lower() in PICKLE_SUFFIXES:
             raise _pickle_error(path)
         raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
