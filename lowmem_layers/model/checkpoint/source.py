@@ -79,11 +79,13 @@ def _from_folder(name: str, folder: Path) -> Source:
     has_config = (folder / "config.json").is_file()
     if any(folder.glob("*.safetensors")) and has_config:
         return Source(name, folder)
-    if len(ggufs) == 1:
-        return Source(name, folder, ggufs[0].name)
-    if ggufs:
+    models = list(dict.fromkeys(gguf_parts(path)[0].name for path in ggufs))  # the parts of a split file are one model
+    if len(models) == 1:
+        return Source(name, folder, models[0])
+    if models:
+        names = ", ".join(models[:8]) + (", …" if len(models) > 8 else "")
         raise ModelError(
-            f"{folder} holds {len(ggufs)} GGUF files", f"name one of them, for example {folder / ggufs[0].name}"
+            f"{folder} holds {len(models)} GGUF models: {names}", f"name one of them, for example {folder / models[0]}"
         )
     pickles = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES)
     if pickles and has_config:
