@@ -62,6 +62,7 @@ def metadata_of(config: Any) -> dict[str, Any]:
 def write_gguf(
     path: Path, model: Any, quant_type: str = "F32", keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, np.ndarray] | None = None, *, expert_by_expert: bool = False,
+    tensors_a_part: int = 0,
 ) -> None:  # fmt: skip
     """Write a model as llama.cpp's converter does, with further `keys` of its architecture and further tensors.
 
@@ -70,7 +71,7 @@ def write_gguf(
     config, architecture = model.config, architecture_of(model.config)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_a_part)
     for key, value in (metadata_of(config) | dict(keys or {})).items():
         add_key(writer, key if key.startswith(("tokenizer.", "split.")) else f"{architecture}.{key}", value)
     for name, value in model.state_dict().items():
