@@ -145,6 +145,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stablelm": ({}, {"use_parallel_residual": False}),
     "stablelm-parallel": ({"use_qkv_bias": True}, {"use_parallel_residual": True}),
     "olmo2": ({}, {}),
+    "olmoe": ({"norm_topk_prob": False}, {"expert_count": 4, "expert_used_count": 2}),
+    "glm4": ({"attention_bias": True}, {}),
     "cohere": ({"logit_scale": 0.3}, {"logit_scale": 0.3}),
     "cohere2": (
         {}, {"logit_scale": 0.0625, "attention.sliding_window": 4,
@@ -167,10 +169,13 @@ def test_a_familys_file_gives_its_logits(family: str, tmp_path: Path) -> None:
     check_equal(tmp_path / "x.gguf", model)
 
 
-def test_old_files_have_a_tensor_an_expert(tmp_path: Path) -> None:
-    model = loud_model(tiny_config("mixtral", num_experts_per_tok=2))
-    keys = {"expert_count": 4, "expert_used_count": 2}
-    write_gguf(tmp_path / "x.gguf", model, keys=keys, expert_by_expert=True)
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_old_files_have_a_tensor_an_expert(one_by_one: bool, tmp_path: Path) -> None:
+    config = tiny_config("mixtral", num_experts_per_tok=1)
+    config.num_local_experts = 2  # as many as the pieces of an expert
+    model = loud_model(config)
+    keys = {"expert_count": 2, "expert_used_count": 1}
+    write_gguf(tmp_path / "x.gguf", model, keys=keys, expert_by_expert=one_by_one)
     check_equal(tmp_path / "x.gguf", model)
 
 

@@ -113,6 +113,16 @@ def _mixture(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
         fields["shared_expert_intermediate_size"] = shared
 
 
+def _olmoe(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
+    """Take the width of an expert, which transformers calls that of a layer."""
+    fields |= {"num_experts": keys.need("expert_count"), "num_experts_per_tok": keys.need("expert_used_count")}
+    fields["intermediate_size"] = keys.get("expert_feed_forward_length", fields["intermediate_size"])
+
+
+def _glm4(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
+    fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
+
+
 def _cohere(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
     if fields["model_type"] == "cohere":
         fields["use_qk_norm"] = "blk.0.attn_q_norm.weight" in header.tensors
@@ -149,6 +159,8 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2moe": Family("qwen2_moe", fixed={"norm_topk_prob": False}, finish=_mixture),
     "qwen3moe": Family("qwen3_moe", has_head_dim=True, fixed={"norm_topk_prob": True}, finish=_mixture),
     "olmo2": Family("olmo2"),
+    "olmoe": Family("olmoe", fixed={"norm_topk_prob": False}, finish=_olmoe),
+    "glm4": Family("glm4", has_head_dim=True, rotates_part=True, finish=_glm4),
     "command-r": Family("cohere", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),
     "cohere2": Family("cohere2", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),
     "granite": Family("granite", finish=_granite, permuted=True),

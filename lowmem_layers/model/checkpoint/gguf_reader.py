@@ -165,7 +165,7 @@ class GgufReader:
         if len(sources) == 1:
             return self._load(sources[0][1], sources[0][0], expected)
         experts, columns = expected[0], expected[2]
-        if len(sources) >= experts:  # a tensor or two an expert, the experts one after the other
+        if not sources[0][0].endswith("_exps.weight"):  # a tensor or two an expert, the experts one after the other
             n_pieces = len(sources) // experts
             shape = (expected[1] // n_pieces, columns)
             pieces = [self._load(tensor, part, shape) for part, tensor in sources]
