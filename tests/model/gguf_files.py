@@ -23,7 +23,7 @@ from lowmem_layers.model.homes.places import streamed_places
 
 ARCHITECTURES = {
     "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "phi": "phi2",
-    "cohere": "command-r",
+    "cohere": "command-r", "gpt_oss": "gpt-oss",
 }  # fmt: skip
 INTERLEAVED = ("llama", "mixtral", "granite", "smollm3")
 OFFSET_NORMS = ("gemma", "gemma2", "gemma3_text", "nemotron")
@@ -102,6 +102,10 @@ def add_key(writer: Any, key: str, value: Any) -> None:
 def converted(name: str, value: torch.Tensor, config: Any, names: Any, expert_by_expert: bool) -> dict[str, np.ndarray]:
     """Name and lay out one of the model's tensors as the file has it."""
     experts = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(\w+)", name)
+    if name.endswith("sinks"):
+        return {f"{names.get_name(name)}.weight": value.numpy()}
+    if experts is not None and config.model_type == "gpt_oss":
+        return turned(f"blk.{experts[1]}.", experts[2], value)
     if experts is None:
         stem, _, suffix = name.rpartition(".")
         return {f"{names.get_name(stem)}.{suffix}": as_converted(name, value.numpy(), config)}
@@ -117,6 +121,16 @@ def converted(name: str, value: torch.Tensor, config: Any, names: Any, expert_by
     }  # fmt: skip
 
 
+def turned(block: str, name: str, value: torch.Tensor) -> dict[str, np.ndarray]:
+    """Lay out gpt-oss' experts: gate and up apart, outputs before inputs."""
+    kind = "bias" if name.endswith("bias") else "weight"
+    parts = {"down": value}
+    if name.startswith("gate_up"):
+        parts = {"gate": value[..., ::2], "up": value[..., 1::2]}
+    lay = (lambda each: each) if kind == "bias" else (lambda each: each.transpose(1, 2))
+    return {f"{block}ffn_{part}_exps.{kind}": lay(each).contiguous().numpy() for part, each in parts.items()}
+
+
 def as_converted(name: str, array: np.ndarray, config: Any) -> np.ndarray:
     """Interleave the query and key rows of Llama, add one to some families' norms, drop dimensions of one."""
     n_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
@@ -130,7 +144,7 @@ def as_converted(name: str, array: np.ndarray, config: Any) -> np.ndarray:
 
 def is_blocks(name: str, weight: torch.Tensor) -> bool:
     """Tell what the converter quantises: matrices in the layers, but no routers."""
-    is_router = "gate." in name.replace("gate_proj.", "")
+    is_router = "router" in name or "gate." in name.replace("gate_proj.", "") or name.endswith("bias")
     return ".layers." in name and weight.dim() >= 2 and not is_router and "norm" not in name
 
 

@@ -12,8 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lowmem_layers.errors import LowmemLayersError
+from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.checkpoint.gguf_config import FAMILIES
 from lowmem_layers.model.checkpoint.gguf_keys import HARMLESS, NEUTRAL
+from lowmem_layers.model.homes.store import Visit
 from tests import families
 from tests.model.conftest import tiny_config
 from tests.model.gguf_files import logits, read_model, write_gguf
@@ -146,6 +148,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stablelm-parallel": ({"use_qkv_bias": True}, {"use_parallel_residual": True}),
     "olmo2": ({}, {}),
     "olmoe": ({"norm_topk_prob": False}, {"expert_count": 4, "expert_used_count": 2}),
+    "gpt_oss": (
+        {}, {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 48,
+             "attention.sliding_window": 4, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0,
+             "rope.scaling.original_context_length": 4096},
+    ),
     "glm4": ({"attention_bias": True}, {}),
     "cohere": ({"logit_scale": 0.3}, {"logit_scale": 0.3}),
     "cohere2": (
@@ -177,6 +184,27 @@ def test_old_files_have_a_tensor_an_expert(one_by_one: bool, tmp_path: Path) -> 
     keys = {"expert_count": 2, "expert_used_count": 1}
     write_gguf(tmp_path / "x.gguf", model, keys=keys, expert_by_expert=one_by_one)
     check_equal(tmp_path / "x.gguf", model)
+
+
+def test_gpt_oss_experts_stay_in_their_blocks(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_experts_per_tok": 2, "layer_types": None}
+    model = families.tiny_model("gpt_oss", **sizes)
+    for name, value in model.named_parameters():
+        if name.endswith(("gate_up_proj", "down_proj")):  # numbers that MXFP4 holds exactly
+            value.copy_(torch.tensor([0.5, -1.5, 3.0, -6.0])[torch.randint(0, 4, value.shape)] / 16)
+            value.transpose(1, 2)[..., ::32] = 6.0 / 16  # so that each block's scale is the same
+    keys = {
+        "expert_count": 4, "expert_used_count": 2, "attention.sliding_window": 4, "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096,
+    }  # fmt: skip
+    tokens = {"model": "gpt2", "pre": "gpt-4o", "tokens": [*"abcdefgh", "ab"], "merges": ["a b"]}
+    write_gguf(tmp_path / "x.gguf", model, "MXFP4", keys | {f"tokenizer.ggml.{key}": v for key, v in tokens.items()})
+    read = load_model(ModelSpec(str(tmp_path / "x.gguf"), device="cpu", dtype="float32", cache=False))
+    assert read.describe()["quantisation"]["used"] == "GGUF MXFP4 and others"
+    for visit in read.store.sweep([Visit(layer, frozenset({"attn", "ffn"})) for layer in range(3)]):
+        for name, value in read.module.named_parameters():
+            if f".layers.{visit.layer}.mlp.experts." in name:
+                assert torch.equal(value, model.get_parameter(name)), name
 
 
 def test_a_llama_with_biases(tmp_path: Path) -> None:

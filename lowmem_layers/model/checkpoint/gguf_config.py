@@ -28,7 +28,7 @@ class Family:
     `epsilon` is the norms' key and `epsilon_field` the config's name for it; `keys` are further keys with the config's
     names; `fixed` is what the graph does; `rotates_part` says that a part of a head may be rotated; `has_head_dim` that
     a head's width is free; `finish` sets what needs more than one key. `permuted` query and key rows, norms stored
-    with `offset_norms`: how the tensors lie in the file.
+    with `offset_norms`, experts `turned` in the model: how the tensors lie in the file.
     """
 
     model_type: str
@@ -41,6 +41,7 @@ class Family:
     finish: Callable[[Fields, GgufKeys, GgufHeader], None] | None = None
     permuted: bool = False
     offset_norms: bool = False
+    turned: bool = False
 
 
 def _biases(fields: Fields, header: GgufHeader) -> None:
@@ -119,6 +120,16 @@ def _olmoe(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
     fields["intermediate_size"] = keys.get("expert_feed_forward_length", fields["intermediate_size"])
 
 
+def _gpt_oss(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
+    """Take the width of an expert; scale positions between limits that are not rounded, as the published config has."""
+    fields |= {"num_local_experts": keys.need("expert_count"), "num_experts_per_tok": keys.need("expert_used_count")}
+    fields["intermediate_size"] = keys.get("expert_feed_forward_length", fields["intermediate_size"])
+    fields["sliding_window"] = keys.need("attention.sliding_window")
+    fields["layer_types"] = _sliding(keys, fields["num_hidden_layers"], period=2)
+    if fields["rope_parameters"]["rope_type"] == "yarn":
+        fields["rope_parameters"]["truncate"] = False
+
+
 def _glm4(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
     fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
 
@@ -160,6 +171,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3moe": Family("qwen3_moe", has_head_dim=True, fixed={"norm_topk_prob": True}, finish=_mixture),
     "olmo2": Family("olmo2"),
     "olmoe": Family("olmoe", fixed={"norm_topk_prob": False}, finish=_olmoe),
+    "gpt-oss": Family("gpt_oss", has_head_dim=True, finish=_gpt_oss, turned=True),
     "glm4": Family("glm4", has_head_dim=True, rotates_part=True, finish=_glm4),
     "command-r": Family("cohere", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),
     "cohere2": Family("cohere2", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),

@@ -26,12 +26,12 @@ from lowmem_layers.model.checkpoint.gguf_rope import FACTORS
 from lowmem_layers.model.checkpoint.packing import Packing
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
-from lowmem_layers.model.formats import DENSE, GGUF, OwnPacking, Packed, stack, unpacked
+from lowmem_layers.model.formats import DENSE, GGUF, TURNED, OwnPacking, Packed, stack, unpacked
 from lowmem_layers.model.formats.gguf_blocks import BLOCKS, PLAIN
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.homes.store import Place
 
-_EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)")
+_EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)(?P<bias>_bias)?")
 _STACKS = {"gate_up_proj": ("ffn_gate", "ffn_up"), "down_proj": ("ffn_down",)}
 # llama.cpp adds no bias where the file has none; transformers has one switch for the four of attention
 _OPTIONAL = ("self_attn.o_proj.bias",)
@@ -138,12 +138,13 @@ class GgufReader:
         experts = _EXPERTS.fullmatch(name)
         if experts is None:
             stem, _, suffix = name.rpartition(".")
-            return {name: tensors.get(f"{self._names.get_name(stem)}.{suffix}")}
+            source = self._names.get_name(name) if suffix == "sinks" else self._names.get_name(stem)
+            return {name: tensors.get(f"{source}.{'weight' if suffix == 'sinks' else suffix}")}
         stems = [f"blk.{experts['layer']}.{part}" for part in _STACKS[experts["stack"]]]
         if f"{stems[0]}.0.weight" in tensors:
             each = [f"{stem}.{expert}.weight" for expert in range(self._n_experts(name)) for stem in stems]
         else:
-            each = [f"{stem}_exps.weight" for stem in stems]
+            each = [f"{stem}_exps.{'bias' if experts['bias'] else 'weight'}" for stem in stems]
         return {source: tensors.get(source) for source in each}
 
     def _n_experts(self, name: str) -> int:
@@ -162,6 +163,8 @@ class GgufReader:
     def _read(self, name: str, expected: tuple[int, ...]) -> Packed:
         """Read what the file has for one of the model's tensors, in the model's row order."""
         sources = list(self._sources(name).items())
+        if self._family.turned and (found := _EXPERTS.fullmatch(name)):
+            return self._read_turned(sources, expected, is_bias=found["bias"] is not None)
         if len(sources) == 1:
             return self._load(sources[0][1], sources[0][0], expected)
         experts, columns = expected[0], expected[2]
@@ -175,6 +178,24 @@ class GgufReader:
         stacks = [self._load(tensor, part, (experts, height, columns)) for part, tensor in sources]
         starts = range(0, experts * height, height)
         return stack([[each.format.rows(each, start, start + height) for each in stacks] for start in starts], expected)
+
+    def _read_turned(
+        self, sources: list[tuple[str, GgufTensor | None]], expected: tuple[int, ...], *, is_bias: bool
+    ) -> Packed:
+        """Read experts that the model has transposed, gate and up column by column, or their biases."""
+        n = len(sources)
+        if is_bias:  # (experts, out) each, to (experts, out × pieces)
+            shape = (expected[0], expected[1] // n)
+            pieces = [unpacked(self._load(tensor, part, shape), torch.float32) for part, tensor in sources]
+            return DENSE.pack(torch.stack(pieces, dim=2).view(expected))
+        experts, columns, rows = expected
+        stacks = [self._load(tensor, part, (experts, rows // n, columns)) for part, tensor in sources]
+        if n == 1:
+            return TURNED.pack(stacks[0], 1)
+        height = rows // n
+        starts = range(0, experts * height, height)
+        pieces = [[each.format.rows(each, start, start + height) for each in stacks] for start in starts]
+        return TURNED.pack(stack(pieces, (experts, rows, columns)), n)
 
     def _load(self, tensor: GgufTensor | None, name: str, expected: tuple[int, ...]) -> Packed:
         """Read one tensor of the file, in the model's row order.
