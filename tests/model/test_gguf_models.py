@@ -65,7 +65,22 @@ def test_the_embedded_model_is_not_quantised_twice() -> None:
         choose_packing("8bit", own, requantize=False)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma3", "nemotron"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "starcoder2",
+        "nemotron",
+        "stablelm",
+        "qwen2_moe",
+        "qwen3_moe",
+    ],
+)
 @pytest.mark.parametrize("quant_type", ["Q8_0", "Q4_1", "F16"])
 def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_path: Path) -> None:
     changes = {"moe_intermediate_size": 64, "norm_topk_prob": True} if family == "qwen3_moe" else {}
@@ -75,6 +90,10 @@ def test_rows_come_back_in_the_models_order(family: str, quant_type: str, tmp_pa
             value.data += torch.arange(len(value)) % 8 / 8
     keys = {
         "qwen3_moe": {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64},
+        "qwen2_moe": {
+            "expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 64,
+            "expert_shared_feed_forward_length": 64,
+        },
         "gemma3": {"attention.sliding_window": 4096},
     }.get(family)  # fmt: skip
     write_gguf(tmp_path / "tiny.gguf", exact, quant_type, keys)
