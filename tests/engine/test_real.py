@@ -44,8 +44,9 @@ def check_against_reference(model, items, n_coalitions):
         assert gaps.max() < 1e-4
 
 
-def test_the_built_in_task_equals_whole_passes(model):
-    check_against_reference(model, shortest(model, ["quick"], 3), 6)
+@pytest.mark.parametrize("n_items", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_built_in_task_equals_whole_passes(model, n_items):
+    check_against_reference(model, shortest(model, ["quick"], n_items), 6)
 
 
 @pytest.mark.skipif(not DATA, reason="LOWMEM_LAYERS_DATA names no folder with the benchmarks' items")
@@ -53,8 +54,9 @@ def test_real_items_of_all_six_benchmarks_equal_whole_passes(model):
     check_against_reference(model, shortest(model, SIX, 1, data_dir=Path(DATA or "")), 4)
 
 
-def test_the_numbers_do_not_depend_on_the_company(model):
-    items = shortest(model, ["quick"], 6)
+@pytest.mark.parametrize("n_items", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_the_numbers_do_not_depend_on_the_company(model, n_items):
+    items = shortest(model, ["quick"], n_items)
     some = [(), (1,), (20, 21), (57, 58, 59)]
     together = ready_engine(model).score(items, [*some, *windows(len(model.players), 1)[1:]])
     small = ready_engine(model, sizes=Sizes(chunk_tokens=40, head_rows=5, softmax_rows=3))
