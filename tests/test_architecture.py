@@ -17,7 +17,7 @@ OUTSIDE = {
     "tasks": {"numpy", "datasets", "jinja2", "yaml", "lm_eval", "pyarrow", "huggingface_hub"},
     "model": {
         "numpy", "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub",
-        "psutil",
+        "psutil", "tokenizers",
     },
     "engine": {"numpy", "torch"},
     "record": {"numpy", "pyarrow", "msgspec"},

@@ -15,8 +15,9 @@ import torch
 from lowmem_layers.model.anatomy.decoder import DecoderModel, longest_input
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
 from lowmem_layers.model.checkpoint.conversion import Converter
+from lowmem_layers.model.checkpoint.gguf_config import family_of, gguf_config
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
-from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, check_architecture, complete_config, own_gguf_packing
+from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, own_gguf_packing
 from lowmem_layers.model.checkpoint.packing import Packing, choose_packing, own_packing
 from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
@@ -118,12 +119,11 @@ def inspect_model(request: ModelSpec) -> Inspection:
         device = resolve_device(request.device)
         dtype = resolve_dtype(request.dtype, device)
         source = find_source(request)
-        if source.gguf is not None:  # before transformers reads it, whose messages name neither file nor tensor
+        if source.gguf is not None:
             header = read_gguf_header(source.folder / source.gguf)
-            check_architecture(header)
+            family_of(header)
             own = own_gguf_packing(header)
-            config = read_config(source, request)
-            complete_config(config, header)
+            config = gguf_config(header)
         else:
             config = read_config(source, request)
             own = own_packing(getattr(config, "quantization_config", None))

@@ -208,7 +208,7 @@ def write_gguf(path: Path, architecture: str, kind: gguf.GGMLQuantizationType) -
     ("architecture", "kind", "cut", "message"),
     [
         ("mamba", "Q4_0", None, "x.gguf is a GGUF of architecture 'mamba', whose layout is not known here"),
-        ("llama", "IQ2_XXS", None, "x.gguf: blk.0.ffn_up.weight is in blocks of type IQ2_XXS"),
+        ("llama", "Q8_K", None, "x.gguf: blk.0.ffn_up.weight is in blocks of type Q8_K"),
         ("llama", "Q4_0", -40, "x.gguf is truncated: blk.0.ffn_up.weight ends at byte"),
         ("llama", "Q4_0", 60, "x.gguf has a truncated or damaged GGUF header"),
         ("llama", "Q4_0", 10, "x.gguf has a truncated or damaged GGUF header"),

@@ -19,6 +19,10 @@ def random_rows(name: str, rows: int, columns: int, seed: int = 0) -> np.ndarray
     for start in block.scale_starts:
         halves = generator.normal(0, 0.1, len(data)).astype(np.float16)
         data[:, start : start + 2] = halves.view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":  # one exponent a block: the small ones, of which two are subnormal, and middling ones
+        data[:, 0] = np.arange(len(data)) % 8 + 128 * (np.arange(len(data)) % 2)
+    if name == "IQ1_M":  # the half is in the high bits of four words: its lowest three bits of exponent alone
+        data[:, 55] &= 0x3F
     return data.reshape(rows, -1)
 
 
@@ -29,6 +33,22 @@ def test_unpacks_to_the_bit(name: str) -> None:
     out = torch.empty(6, 512)
     unpack(GGUF.pack(torch.from_numpy(rows), name, (6, 512)), out)
     np.testing.assert_array_equal(out.numpy(), expected)
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKS))
+def test_rows_unpack_as_in_the_whole(name: str) -> None:
+    packed = GGUF.pack(torch.from_numpy(random_rows(name, 6, 256)), name, (2, 3, 256))
+    whole, part = torch.empty(2, 3, 256), torch.empty(2, 256)
+    unpack(packed, whole)
+    unpack(GGUF.rows(packed, 1, 3), part)  # begins where no multiple of four bytes is
+    assert torch.equal(part, whole.view(6, 256)[1:3])
+    assert GGUF.is_finite(packed)
+
+
+def test_scales_in_another_form_may_be_infinite() -> None:
+    rows = torch.from_numpy(random_rows("MXFP4", 2, 64))
+    rows[1, 0], rows[1, 1] = 255, 7  # 2^127 × 12
+    assert not GGUF.is_finite(GGUF.pack(rows, "MXFP4", (2, 64)))
 
 
 @pytest.mark.parametrize("name", ["Q4_1", "Q6_K"])

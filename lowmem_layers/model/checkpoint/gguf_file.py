@@ -1,13 +1,16 @@
-"""A GGUF file: its table of tensors, read without the vocabulary that makes up most of its header.
+"""A GGUF file, or the parts that one was split into: its metadata and its table of tensors.
 
-(The `gguf` package's reader takes seconds to half a minute for that vocabulary.) Source of the format: ggml's
-`gguf.md`. All numbers are little-endian; a string is a uint64 length and UTF-8 bytes.
+The vocabulary, which makes up most of a header, is stepped over.
+
+(The `gguf` package's reader takes seconds to half a minute for it.) Source of the format: ggml's `gguf.md`. All
+numbers are little-endian; a string is a uint64 length and UTF-8 bytes.
 """
 
 from __future__ import annotations
 
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +26,8 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_STRING_BYTES = 1 << 26  # a chat template has some ten thousand
+_LONGEST_KEPT = 1 << 12  # numbers of an array: one a layer, or one an expert; a vocabulary has many more
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,15 @@ class GgufTensor:
     quant_type: str
     start: int
     n_bytes: int
+    file: Path
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says before its data: scalar metadata (arrays left out) and the table of tensors."""
+    """What a GGUF file says before its data: metadata and the table of tensors, of all parts of a split file.
+
+    `file` is the only one or the first part. An array of strings, or of more numbers than a model has layers, is None.
+    """
 
     file: Path
     metadata: dict[str, Any]
@@ -50,7 +59,50 @@ class GgufHeader:
         return str(self.metadata.get("general.architecture", ""))
 
 
+def gguf_parts(file: Path) -> tuple[Path, ...]:
+    """List the files that one GGUF was split into, `NAME-00001-of-00003.gguf` and so on, by any of their names.
+
+    A file of another name is its only part. Whether the files exist is not looked at.
+    """
+    named = _PART.fullmatch(file.name)
+    if named is None:
+        return (file,)
+    count = int(named["count"])
+    ending = f"-of-{count:05d}{file.suffix}"
+    return tuple(file.with_name(f"{named['stem']}-{number:05d}{ending}") for number in range(1, count + 1))
+
+
 def read_gguf_header(file: Path) -> GgufHeader:
+    """Read the header of a GGUF file, or the headers of all its parts, the first of which has the metadata.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or the parts do not make one file.
+    """
+    parts = gguf_parts(file)
+    missing = [part.name for part in parts if not part.exists()]
+    if len(parts) > 1 and missing:
+        raise CheckpointError(
+            f"{file.name} is one of {len(parts)} parts, of which {missing[0]} is missing", "download the missing part"
+        )
+    headers = [_read_part(part) for part in parts]
+    first, count = headers[0], headers[0].metadata.get("split.count", 0)
+    if count > 1 and count != len(parts):
+        raise CheckpointError(
+            f"{file.name} is one of {count} parts, but its name does not say so",
+            f"call the parts NAME-00001-of-{count:05d}.gguf and so on, as they were published",
+        )
+    tensors: dict[str, GgufTensor] = {}
+    for header in headers:
+        if header.metadata.get("split.count", 0) != count or tensors.keys() & header.tensors.keys():
+            raise CheckpointError(f"{header.file.name} is no part of the model that {first.file.name} begins", AGAIN)
+        tensors |= header.tensors
+    if len(tensors) != first.metadata.get("split.tensors.count", len(tensors)):
+        expected = first.metadata["split.tensors.count"]
+        raise CheckpointError(f"the parts of {first.file.name} hold {len(tensors)} tensors, not {expected}", AGAIN)
+    return replace(first, tensors=tensors)
+
+
+def _read_part(file: Path) -> GgufHeader:
     """Read metadata and tensor table, and check that the file is long enough for its tensors.
 
     `gguf_header_t` is {char magic[4]; uint32 version; uint64 tensor_count; uint64 metadata_kv_count}; then come the
@@ -102,7 +154,7 @@ def _placed(file: Path, size: int, name: str, shape: tuple[int, ...], type_numbe
         raise CheckpointError(
             f"{file.name} is truncated: {name} ends at byte {start + n_bytes}, the file at byte {size}", AGAIN
         )
-    return GgufTensor(name, shape, quant_type.name, start, n_bytes)
+    return GgufTensor(name, shape, quant_type.name, start, n_bytes, file)
 
 
 def _read(stream: BinaryIO, form: str) -> tuple[Any, ...]:
@@ -126,7 +178,7 @@ def _read_string(stream: BinaryIO) -> str:
 
 
 def _read_value(stream: BinaryIO, kind: int) -> Any:
-    """Read a scalar or a string; step over an array, {uint32 type; uint64 length; values}, and give None for it."""
+    """Read a scalar, a string, or a short array of numbers, {uint32 type; uint64 length; values}; else give None."""
     if kind == _STRING:
         return _read_string(stream)
     if kind in _SCALARS:
@@ -137,6 +189,8 @@ def _read_value(stream: BinaryIO, kind: int) -> Any:
     if element == _STRING:
         for _ in range(count):
             stream.seek(_at_most(_MAX_STRING_BYTES, *_read(stream, "<Q")), 1)
+    elif element in _SCALARS and count <= _LONGEST_KEPT:
+        return _read(stream, f"<{count}{_SCALARS[element][1]}")
     elif element in _SCALARS:
         stream.seek(_at_most(_MAX_STRING_BYTES, count) * struct.calcsize(_SCALARS[element]), 1)
     else:

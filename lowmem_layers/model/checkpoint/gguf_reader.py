@@ -2,8 +2,9 @@
 
 llama.cpp stores a few things differently from transformers: the rows of the query and key projections of llama-like
 models are interleaved for its rotary embedding (undone by moving whole rows, which keeps blocks intact), and Gemma's
-norms carry their "+ 1". A mixture's gate and up projections are two stacks in the file and one in the model. Names are
-translated by the `gguf` package. Source: llama.cpp's `convert_hf_to_gguf.py`.
+norms carry their "+ 1". A mixture's gate and up projections are two stacks in the file, or two tensors an expert in
+older files, and one stack in the model. Names are translated by the `gguf` package. A tensor that has no place in the
+model is refused. Source: llama.cpp's `convert_hf_to_gguf.py`.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ from typing import Any
 import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-from lowmem_layers.errors import CheckpointError, ModelError
+from lowmem_layers.errors import CheckpointError
+from lowmem_layers.model.checkpoint.gguf_config import family_of
 from lowmem_layers.model.checkpoint.gguf_file import AGAIN, GgufHeader, GgufTensor, read_gguf_header
+from lowmem_layers.model.checkpoint.gguf_keys import USE_SAFETENSORS
+from lowmem_layers.model.checkpoint.gguf_rope import FACTORS
 from lowmem_layers.model.checkpoint.packing import Packing
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
-from lowmem_layers.model.formats import DENSE, GGUF, OwnPacking, Packed, stack, unpacked
+from lowmem_layers.model.formats import DENSE, GGUF, TURNED, OwnPacking, Packed, stack, unpacked
 from lowmem_layers.model.formats.gguf_blocks import BLOCKS, PLAIN
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.homes.store import Place
 
-PERMUTED = ("llama",)
-OFFSET_NORMS = ("gemma2", "gemma3", "nemotron")
-ARCHITECTURES = (
-    "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "starcoder2", "nemotron", "stablelm", "qwen2moe", "qwen3moe",
-)  # fmt: skip
-
-_EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)")
-_STACKS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
+_EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)(?P<bias>_bias)?")
+_STACKS = {"gate_up_proj": ("ffn_gate", "ffn_up"), "down_proj": ("ffn_down",)}
+# llama.cpp adds no bias where the file has none; transformers has one switch for the four of attention
+_OPTIONAL = ("self_attn.o_proj.bias",)
+# computed by llama.cpp as by transformers, and left out by its converter since 2023
+_HARMLESS = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
 
 
 def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
@@ -60,41 +62,6 @@ def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
     return OwnPacking(GGUF, BLOCKS[main].bits, f"GGUF {main}" + (" and others" if others else ""))
 
 
-def check_architecture(header: GgufHeader) -> None:
-    """Refuse a file whose tensors may be laid out in a way that is not undone here.
-
-    Raises:
-        ModelError: its architecture's layout is not known.
-    """
-    if header.architecture not in ARCHITECTURES:
-        raise ModelError(
-            f"{header.file.name} is a GGUF of architecture {header.architecture!r}, whose layout is not known here",
-            f"use its safetensors; known are {', '.join(ARCHITECTURES)}",
-        )
-
-
-def complete_config(config: Any, header: GgufHeader) -> None:
-    """Put into the config what transformers leaves at its defaults on reading a GGUF file.
-
-    The widths of a mixture's experts; that Qwen3's router normalises the weights of the chosen experts, which
-    llama.cpp's graph does and the file does not say; and the share of a head that is rotated.
-    """
-    about = {key.removeprefix(f"{header.architecture}."): value for key, value in header.metadata.items()}
-    widths = {
-        "moe_intermediate_size": "expert_feed_forward_length",
-        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
-    }
-    for name, key in widths.items():
-        if key in about and hasattr(config, name):
-            setattr(config, name, int(about[key]))
-    if header.architecture == "qwen3moe":
-        config.norm_topk_prob = True
-    rotary = getattr(config, "rope_parameters", None) or {}
-    if "partial_rotary_factor" in rotary and about.get("rope.dimension_count"):
-        head = config.hidden_size // config.num_attention_heads
-        rotary["partial_rotary_factor"] = int(about["rope.dimension_count"]) / head
-
-
 class GgufReader:
     """Read one GGUF file."""
 
@@ -103,7 +70,7 @@ class GgufReader:
         dtype: torch.dtype,
     ) -> None:  # fmt: skip
         self._header = read_gguf_header(file)
-        check_architecture(self._header)
+        self._family = family_of(self._header)
         self._model, self._packing, self._dtype = model, packing, dtype
         self._config = model.config.get_text_config(decoder=True)
         arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self._header.architecture)
@@ -112,6 +79,21 @@ class GgufReader:
         self._targets: dict[int, list[str]] = defaultdict(list)  # the model's names by decoder layer
         for name in model.state_dict():
             self._targets[layer_of(name)].append(name)
+        self._check_all_used()
+
+    def _check_all_used(self) -> None:
+        """Refuse a tensor that no weight of the model is read from.
+
+        Raises:
+            CheckpointError: there is one.
+        """
+        sources = [self._sources(name).values() for names in self._targets.values() for name in names]
+        used = {tensor.name for each in sources for tensor in each if tensor is not None}
+        for name in self._header.tensors:
+            if name not in used and name not in FACTORS and not _HARMLESS.fullmatch(name):
+                raise CheckpointError(
+                    f"{self._header.file.name}: the model has no place for the tensor {name}", USE_SAFETENSORS
+                )
 
     def bytes_at_home(self) -> dict[str, int]:
         """Count what each weight takes as the file packs it, by the model's names, from the header alone."""
@@ -149,33 +131,71 @@ class GgufReader:
     def _sources(self, name: str) -> dict[str, GgufTensor | None]:
         """Find the file's tensors that make up one of the model's, by the names that messages use.
 
-        A stack of experts is one stack or two in the file; any other tensor is one, None where the file lacks it.
+        A stack of experts is one stack or two in the file, or as many tensors an expert; any other tensor is one, None
+        where the file lacks it.
         """
+        tensors = self._header.tensors
         experts = _EXPERTS.fullmatch(name)
-        if experts is not None:
-            stacks = [f"blk.{experts['layer']}.{part}.weight" for part in _STACKS[experts["stack"]]]
-            return {stack: self._header.tensors.get(stack) for stack in stacks}
-        stem, _, suffix = name.rpartition(".")
-        return {name: self._header.tensors.get(f"{self._names.get_name(stem)}.{suffix}")}
+        if experts is None:
+            stem, _, suffix = name.rpartition(".")
+            source = self._names.get_name(name) if suffix == "sinks" else self._names.get_name(stem)
+            return {name: tensors.get(f"{source}.{'weight' if suffix == 'sinks' else suffix}")}
+        stems = [f"blk.{experts['layer']}.{part}" for part in _STACKS[experts["stack"]]]
+        if f"{stems[0]}.0.weight" in tensors:
+            each = [f"{stem}.{expert}.weight" for expert in range(self._n_experts(name)) for stem in stems]
+        else:
+            each = [f"{stem}_exps.{'bias' if experts['bias'] else 'weight'}" for stem in stems]
+        return {source: tensors.get(source) for source in each}
+
+    def _n_experts(self, name: str) -> int:
+        return self._model.get_parameter(name).shape[0]
 
     def _read_dense(self, name: str) -> torch.Tensor:
         """Read a tensor that stays in the model, in the dtype that it has there."""
         parameter = self._model.get_parameter(name)
+        if name.endswith(_OPTIONAL) and self._sources(name)[name] is None:
+            return torch.zeros(parameter.shape, dtype=parameter.dtype)
         weight = self._read(name, tuple(parameter.shape))
-        if self._header.architecture in OFFSET_NORMS and name.endswith("norm.weight"):
+        if self._family.offset_norms and name.endswith("norm.weight"):
             return (unpacked(weight, torch.float32) - 1.0).to(parameter.dtype)
         return unpacked(weight, parameter.dtype)
 
     def _read(self, name: str, expected: tuple[int, ...]) -> Packed:
         """Read what the file has for one of the model's tensors, in the model's row order."""
         sources = list(self._sources(name).items())
+        if self._family.turned and (found := _EXPERTS.fullmatch(name)):
+            return self._read_turned(sources, expected, is_bias=found["bias"] is not None)
         if len(sources) == 1:
             return self._load(sources[0][1], sources[0][0], expected)
+        experts, columns = expected[0], expected[2]
+        if not sources[0][0].endswith("_exps.weight"):  # a tensor or two an expert, the experts one after the other
+            n_pieces = len(sources) // experts
+            shape = (expected[1] // n_pieces, columns)
+            pieces = [self._load(tensor, part, shape) for part, tensor in sources]
+            return stack([pieces[at : at + n_pieces] for at in range(0, len(pieces), n_pieces)], expected)
         # stacks of experts that lie beside each other in the file, and below each other in the model
-        experts, height, columns = expected[0], expected[1] // len(sources), expected[2]
+        height = expected[1] // len(sources)
         stacks = [self._load(tensor, part, (experts, height, columns)) for part, tensor in sources]
         starts = range(0, experts * height, height)
         return stack([[each.format.rows(each, start, start + height) for each in stacks] for start in starts], expected)
+
+    def _read_turned(
+        self, sources: list[tuple[str, GgufTensor | None]], expected: tuple[int, ...], *, is_bias: bool
+    ) -> Packed:
+        """Read experts that the model has transposed, gate and up column by column, or their biases."""
+        n = len(sources)
+        if is_bias:  # (experts, out) each, to (experts, out × pieces)
+            shape = (expected[0], expected[1] // n)
+            pieces = [unpacked(self._load(tensor, part, shape), torch.float32) for part, tensor in sources]
+            return DENSE.pack(torch.stack(pieces, dim=2).view(expected))
+        experts, columns, rows = expected
+        stacks = [self._load(tensor, part, (experts, rows // n, columns)) for part, tensor in sources]
+        if n == 1:
+            return TURNED.pack(stacks[0], 1)
+        height = rows // n
+        starts = range(0, experts * height, height)
+        pieces = [[each.format.rows(each, start, start + height) for each in stacks] for start in starts]
+        return TURNED.pack(stack(pieces, (experts, rows, columns)), n)
 
     def _load(self, tensor: GgufTensor | None, name: str, expected: tuple[int, ...]) -> Packed:
         """Read one tensor of the file, in the model's row order.
@@ -184,18 +204,18 @@ class GgufReader:
             CheckpointError: it is missing, of another shape, or not finite.
         """
         # 1) the bytes
-        file = self._header.file
+        file = self._header.file if tensor is None else tensor.file
         if tensor is None:
             raise CheckpointError(f"{file.name} lacks the tensor for {name}", AGAIN)
         if tensor.shape not in (expected, tuple(size for size in expected if size != 1)):
             raise CheckpointError(f"{file.name}: {tensor.name} has shape {tensor.shape}, expected {expected}", AGAIN)
-        entry = TensorEntry(tensor.name, file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
+        entry = TensorEntry(tensor.name, tensor.file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
         rows = read_tensor(entry).view(*expected[:-1], -1)  # (..., rows, bytes of a row)
         # 2) llama.cpp interleaves the two halves of each head's rows in query and key projections: undone here
         heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
-        if heads is not None and self._header.architecture in PERMUTED:
+        if heads is not None and self._family.permuted:  # a bias has one number a row
             n_heads = getattr(self._config, heads)
-            pairs = rows.view(n_heads, rows.shape[0] // n_heads // 2, 2, -1)  # (heads, rows / 2, half, bytes)
+            pairs = rows.view(n_heads, expected[0] // n_heads // 2, 2, -1)  # (heads, rows / 2, half, bytes)
             rows = pairs.transpose(1, 2).reshape(rows.shape)
         # 3) blocks or plain numbers, all finite
         weight = GGUF.pack(rows, tensor.quant_type, expected)

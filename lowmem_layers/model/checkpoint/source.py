@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model.checkpoint.embedded import embedded_model_path
+from lowmem_layers.model.checkpoint.gguf_file import gguf_parts
 from lowmem_layers.model.spec import EMBEDDED_MODEL, ModelSpec
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -18,7 +21,10 @@ _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py
 
 @dataclass(frozen=True)
 class Source:
-    """Name the files a model is read from: a folder with config, tokenizer and safetensors, or one GGUF file in it."""
+    """Name the files a model is read from: a folder with config, tokenizer and safetensors, or a GGUF file in it.
+
+    Of a GGUF file in several parts, `gguf` is the first.
+    """
 
     name: str
     folder: Path
@@ -28,7 +34,7 @@ class Source:
     def weight_files(self) -> tuple[Path, ...]:
         """List the files that hold weights, in name order."""
         if self.gguf is not None:
-            return (self.folder / self.gguf,)
+            return gguf_parts(self.folder / self.gguf)
         return tuple(sorted(self.folder.glob("*.safetensors")))
 
 
@@ -44,16 +50,57 @@ def find_source(spec: ModelSpec) -> Source:
     path = Path(spec.model).expanduser()
     if path.is_file():
         if path.suffix.lower() == ".gguf":
-            return Source(path.name, path.parent, path.name)
+            return Source(path.name, path.parent, gguf_parts(path)[0].name)
         if path.suffix.lower() in PICKLE_SUFFIXES:
             raise _pickle_error(path)
         raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
     if not path.is_dir():
         name = spec.model  # an id is NAME or OWNER/NAME; anything else that is not here is a path
-        if name.startswith((".", "~", "/")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name):
+        if name.startswith((".", "~", "/")) or (os.sep != "/" and os.sep in name):
             raise ModelError(f"{spec.model} does not exist", "name a folder with config.json and *.safetensors")
-        path = _download(spec.model, spec.revision)
+        if name.count("/") > 1:  # a file of a hub's repository: OWNER/NAME/FILE.gguf
+            owner, repository, file = name.split("/", 2)
+            if not file.lower().endswith(".gguf"):
+                raise ModelError(f"{spec.model} does not exist", "name a folder with config.json and *.safetensors")
+            parts = gguf_parts(Path(file))
+            folder = _download(f"{owner}/{repository}", spec.revision, [part.as_posix() for part in parts])
+            if not (folder / parts[0]).exists():
+                raise ModelError(f"{owner}/{repository} holds no {parts[0].as_posix()}", "look at its list of files")
+            return Source(name, (folder / parts[0]).parent, parts[0].name)
+        path = _download(name, spec.revision, _HUB_PATTERNS)
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.gguf")):
+            path = _download_only_gguf(name, spec.revision, path)
     return _from_folder(spec.model, path)
+
+
+def _download_only_gguf(name: str, revision: str | None, folder: Path) -> Path:
+    """Fetch the one GGUF model of a repository that holds no safetensors; give `folder` back where it has none.
+
+    Raises:
+        ModelError: it holds several, as most such repositories do: one for each kind of block.
+    """
+    from huggingface_hub import list_repo_files
+
+    with _hub_errors(name, revision):
+        files = list_repo_files(name, revision=revision)
+    models = _gguf_models(Path(file) for file in files if file.lower().endswith(".gguf"))
+    if len(models) > 1:
+        raise _several(name, models, f"{name}/")
+    if not models:
+        return folder
+    return _download(name, revision, [part.as_posix() for part in gguf_parts(models[0])]) / models[0].parent
+
+
+def _gguf_models(files: Iterable[Path]) -> list[Path]:
+    """List the models among GGUF files: the parts of a split file are one, a projector of images (mmproj) is none."""
+    models = {gguf_parts(file)[0] for file in files if not file.name.lower().startswith("mmproj")}
+    return sorted(models)
+
+
+def _several(place: str, models: list[Path], prefix: str) -> ModelError:
+    names = ", ".join(model.as_posix() for model in models[:8]) + (", …" if len(models) > 8 else "")
+    hint = f"name one of them, for example {prefix}{models[0].as_posix()}"
+    return ModelError(f"{place} holds {len(models)} GGUF models: {names}", hint)
 
 
 def list_hub_models() -> list[tuple[str, Path]]:
@@ -71,16 +118,14 @@ def list_hub_models() -> list[tuple[str, Path]]:
 
 
 def _from_folder(name: str, folder: Path) -> Source:
-    ggufs = sorted(folder.glob("*.gguf"))
     has_config = (folder / "config.json").is_file()
     if any(folder.glob("*.safetensors")) and has_config:
         return Source(name, folder)
-    if len(ggufs) == 1:
-        return Source(name, folder, ggufs[0].name)
-    if ggufs:
-        raise ModelError(
-            f"{folder} holds {len(ggufs)} GGUF files", f"name one of them, for example {folder / ggufs[0].name}"
-        )
+    models = _gguf_models(path.relative_to(folder) for path in folder.glob("*.gguf"))
+    if len(models) == 1:
+        return Source(name, folder, models[0].name)
+    if models:
+        raise _several(str(folder), models, f"{folder}{os.sep}")
     pickles = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICKLE_SUFFIXES)
     if pickles and has_config:
         raise _pickle_error(pickles[0])
@@ -95,13 +140,21 @@ def _pickle_error(path: Path) -> ModelError:
     )
 
 
-def _download(name: str, revision: str | None) -> Path:
-    """Fetch config, tokenizer and safetensors from the hub into its cache.
+def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Fetch the files of these patterns from the hub into its cache, and name their folder.
 
     Raises:
         ModelError: no such model, no access to it, no network, or no room for it.
     """
     from huggingface_hub import snapshot_download
+
+    with _hub_errors(name, revision):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+
+
+@contextmanager
+def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub's client raises into a refusal that says what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -111,7 +164,7 @@ def _download(name: str, revision: str | None) -> Path:
 
     local_hint = f"name a local folder, or leave --model out for the embedded {EMBEDDED_MODEL}"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
+        yield
     except HFValidationError as error:
         raise ModelError(f"{name!r} is neither a folder here nor a hub id", local_hint) from error
     except GatedRepoError as error:

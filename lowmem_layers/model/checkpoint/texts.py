@@ -1,6 +1,6 @@
 """A model's config and tokenizer, and the refusal of models that are not decoder-only language models.
 
-Those of a GGUF file are converted by transformers, which takes seconds, so the result is kept in the cache.
+The tokenizer of a GGUF file is converted by transformers, which takes seconds, so the result is kept in the cache.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import ModelError
+from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
+from lowmem_layers.model.checkpoint.gguf_tokens import read_gguf_tokenizer
 from lowmem_layers.model.checkpoint.source import Source
 from lowmem_layers.model.homes.cache import ABOUT, TEXTS, cache_folder, fingerprint_files
 from lowmem_layers.model.spec import ModelSpec
 
 _DECODERS = "lowmem-layers takes decoder-only language models: Llama, Mistral, Mixtral, Qwen, Gemma, GPT-2 and so on"
 _AGAIN = "download or save the model again"
+_CONVERSION = 2  # counts the ways in which GGUF tokenizers were made, so that none that an older way made is taken
 
 
 def read_config(source: Source, spec: ModelSpec) -> Any:
-    """Read the config and refuse what is not a decoder-only language model.
+    """Read a folder's config and refuse what is not a decoder-only language model. (For a GGUF file: `gguf_config`.)
 
     Raises:
         ModelError: the config is damaged, needs the model's own code, or is an encoder's.
@@ -30,14 +33,9 @@ def read_config(source: Source, spec: ModelSpec) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    if source.gguf is None:
-        _check_config_file(source, trust_remote_code=spec.trust_remote_code)
-    elif spec.cache and (kept := _texts_folder(source)).is_dir():
-        return AutoConfig.from_pretrained(kept)
+    _check_config_file(source, trust_remote_code=spec.trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(
-            source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelError(f"{source.name}: its config cannot be read: {_first_line(error)}", _DECODERS) from error
     _refuse_encoders(source.name, config)
@@ -55,9 +53,9 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
     if source.gguf is not None and spec.cache and (kept := _texts_folder(source)).is_dir():
         return AutoTokenizer.from_pretrained(kept)
     try:
-        return AutoTokenizer.from_pretrained(
-            source.folder, gguf_file=source.gguf, trust_remote_code=spec.trust_remote_code
-        )
+        if source.gguf is not None:
+            return read_gguf_tokenizer(read_gguf_header(source.folder / source.gguf))
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=spec.trust_remote_code)
     except PermissionError:  # an OSError too, but one that says more than what is made of it below
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -88,11 +86,11 @@ def keep_texts(source: Source, config: Any, tokenizer: Any, announce: Callable[[
 
 
 def _texts_folder(source: Source) -> Path:
-    """Name the folder for what this version of transformers makes of a GGUF file's config and tokenizer."""
+    """Name the folder for what we and this version of transformers make of a GGUF file's config and tokenizer."""
     from transformers import __version__ as transformers_version
 
     fingerprint = fingerprint_files(source.weight_files)
-    return cache_folder() / TEXTS / f"{fingerprint[:32]}-{transformers_version}"
+    return cache_folder() / TEXTS / f"{fingerprint[:32]}-{transformers_version}-{_CONVERSION}"
 
 
 def _check_config_file(source: Source, *, trust_remote_code: bool) -> None:

@@ -14,6 +14,7 @@ from lowmem_layers.model.formats.gguf_blocks import GGUF
 from lowmem_layers.model.formats.gptq import GPTQ
 from lowmem_layers.model.formats.int8 import INT8
 from lowmem_layers.model.formats.joined import Joined, stack
+from lowmem_layers.model.formats.turned import Turned
 
 # The formats in which safetensors checkpoints are read. A further one is a file of its own and a name in this list.
 CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (FOUR_BIT, INT8, GPTQ)
@@ -22,7 +23,9 @@ CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (FOUR_BIT, INT8, GPTQ)
 TARGETS: Mapping[str, PackingFormat] = {"none": DENSE, "nf4": FOUR_BIT, "int8": INT8}
 
 _SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, *CHECKPOINT_FORMATS)}
-FORMATS: Mapping[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
+_STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
+TURNED = Turned(_STACKED)
+FORMATS: Mapping[str, WeightFormat] = _STACKED | {"turned": TURNED}
 
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:
@@ -51,6 +54,7 @@ def unpack_slice(packed: Packed, index: int, out: torch.Tensor) -> None:
 
 
 __all__ = [
-    "CHECKPOINT_FORMATS", "DENSE", "FORMATS", "FOUR_BIT", "GGUF", "GPTQ", "INT8", "TARGETS", "CheckpointFormat",
-    "OwnPacking", "Packed", "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
+    "CHECKPOINT_FORMATS", "DENSE", "FORMATS", "FOUR_BIT", "GGUF", "GPTQ", "INT8", "TARGETS", "TURNED",
+    "CheckpointFormat", "OwnPacking", "Packed", "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice",
+    "unpacked",
 ]  # fmt: skip

@@ -16,9 +16,13 @@ import torch
 
 from lowmem_layers.model.formats.dense import DENSE
 from lowmem_layers.model.formats.format import Packed, row_pieces
+from lowmem_layers.model.formats.gguf_bits import fields, half
+from lowmem_layers.model.formats.gguf_rare import by_codebook, mxfp4, nvfp4, tq1_0, tq2_0
 from lowmem_layers.model.memory import all_finite
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_CHECKED_AT_ONCE = 1 << 14  # blocks
 
 Unpacker = Callable[[torch.Tensor], torch.Tensor]  # (blocks, bytes of a block) uint8 -> (blocks, numbers) float32
 
@@ -51,7 +55,9 @@ class Gguf:
         block = BLOCKS[str(packed.settings["quant_type"])]
         blocks = packed.parts["blocks"].reshape(-1, block.n_bytes)  # (blocks, bytes)
         # if its half-precision scales are, so are all numbers of a block
-        return all(all_finite(_half(blocks, start)) for start in block.scale_starts)
+        if block.scale_starts:
+            return all(all_finite(half(blocks, start)) for start in block.scale_starts)
+        return all(all_finite(block.unpack(piece)) for piece in blocks.split(_CHECKED_AT_ONCE))
 
     def rows(self, packed: Packed, start: int, stop: int) -> Packed:
         """Cut rows out. Shapes: of all leading dimensions taken together, `start` to `stop`."""
@@ -69,55 +75,41 @@ class Gguf:
 GGUF = Gguf()
 
 
-def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:
-    """Read one float16 of each block, as float32. Shapes: the result is (blocks, 1)."""
-    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
-
-
-def _fields(codes: torch.Tensor, width_bits: int, n_fields: int) -> torch.Tensor:
-    """Split bytes into their fields of `width_bits` bits, lowest bits first.
-
-    Shapes: `codes` (blocks, runs, bytes of a run) gives (blocks, runs, n_fields, bytes of a run).
-    """
-    shifts = torch.arange(0, width_bits * n_fields, width_bits, dtype=torch.uint8, device=codes.device)
-    return (codes.unsqueeze(2) >> shifts.view(1, 1, -1, 1)) & ((1 << width_bits) - 1)
-
-
 def _nibbles(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """Read 32 four-bit codes of each block: the low halves of 16 bytes, then the high halves."""
-    return _fields(blocks[:, start : start + 16].unsqueeze(1), 4, 2).reshape(-1, 32)  # (blocks, 32)
+    return fields(blocks[:, start : start + 16].unsqueeze(1), 4, 2).reshape(-1, 32)  # (blocks, 32)
 
 
 def _fifth_bits(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """Read one more bit for each of a block's 32 codes, and move it to its place."""
-    bits = _fields(blocks[:, start : start + 4].unsqueeze(1), 1, 8)  # (blocks, 1, bit, byte)
+    bits = fields(blocks[:, start : start + 4].unsqueeze(1), 1, 8)  # (blocks, 1, bit, byte)
     return bits.transpose(2, 3).reshape(-1, 32) << 4  # (blocks, 32)
 
 
 def q4_0(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q4_0 {half d; uint8 qs[16]}`: d × (code − 8)."""
-    return _half(blocks, 0) * (_nibbles(blocks, 2).float() - 8)  # (blocks, 32)
+    return half(blocks, 0) * (_nibbles(blocks, 2).float() - 8)  # (blocks, 32)
 
 
 def q4_1(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q4_1 {half d; half m; uint8 qs[16]}`: d × code + m."""
-    return (_nibbles(blocks, 4).float() * _half(blocks, 0)).add_(_half(blocks, 2))  # (blocks, 32)
+    return (_nibbles(blocks, 4).float() * half(blocks, 0)).add_(half(blocks, 2))  # (blocks, 32)
 
 
 def q5_0(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q5_0 {half d; uint8 qh[4]; uint8 qs[16]}`: d × (code − 16), the fifth bits in `qh`."""
-    return _half(blocks, 0) * ((_nibbles(blocks, 6) | _fifth_bits(blocks, 2)).float() - 16)  # (blocks, 32)
+    return half(blocks, 0) * ((_nibbles(blocks, 6) | _fifth_bits(blocks, 2)).float() - 16)  # (blocks, 32)
 
 
 def q5_1(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q5_1 {half d; half m; uint8 qh[4]; uint8 qs[16]}`: d × code + m, the fifth bits in `qh`."""
     codes = _nibbles(blocks, 8) | _fifth_bits(blocks, 4)  # (blocks, 32)
-    return codes.float() * _half(blocks, 0) + _half(blocks, 2)
+    return codes.float() * half(blocks, 0) + half(blocks, 2)
 
 
 def q8_0(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q8_0 {half d; int8 qs[32]}`: d × code."""
-    return blocks[:, 2:].contiguous().view(torch.int8).float() * _half(blocks, 0)  # (blocks, 32)
+    return blocks[:, 2:].contiguous().view(torch.int8).float() * half(blocks, 0)  # (blocks, 32)
 
 
 def q2_k(blocks: torch.Tensor) -> torch.Tensor:
@@ -126,20 +118,20 @@ def q2_k(blocks: torch.Tensor) -> torch.Tensor:
     A scale's low half times d is the step of 16 numbers, its high half times dmin what is taken off them.
     """
     scales = blocks[:, :16]
-    codes = _fields(blocks[:, 16:80].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16).float()  # (blocks, scales, 16)
-    steps = _half(blocks, 80) * (scales & 15).float()  # (blocks, 16)
-    minima = _half(blocks, 82) * (scales >> 4).float()  # (blocks, 16)
+    codes = fields(blocks[:, 16:80].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16).float()  # (blocks, scales, 16)
+    steps = half(blocks, 80) * (scales & 15).float()  # (blocks, 16)
+    minima = half(blocks, 82) * (scales >> 4).float()  # (blocks, 16)
     return (steps.unsqueeze(2) * codes - minima.unsqueeze(2)).view(-1, 256)
 
 
 def q3_k(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q3_K {uint8 hmask[32]; uint8 qs[64]; uint8 scales[12]; half d}`: d × (scale − 32) × code."""
-    low = _fields(blocks[:, 32:96].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16)  # (blocks, scales, 16)
-    high = _fields(blocks[:, :32].unsqueeze(1), 1, 8).reshape(-1, 16, 16)  # a clear bit means: minus four
+    low = fields(blocks[:, 32:96].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16)  # (blocks, scales, 16)
+    high = fields(blocks[:, :32].unsqueeze(1), 1, 8).reshape(-1, 16, 16)  # a clear bit means: minus four
     # six bits a scale: four in the first 8 bytes, two in the last 4
-    scale_low = _fields(blocks[:, 96:104].unsqueeze(1), 4, 2).reshape(-1, 16)
-    scale_high = _fields(blocks[:, 104:108].unsqueeze(1), 2, 4).reshape(-1, 16)
-    steps = _half(blocks, 108) * ((scale_low | (scale_high << 4)).float() - 32)  # (blocks, 16)
+    scale_low = fields(blocks[:, 96:104].unsqueeze(1), 4, 2).reshape(-1, 16)
+    scale_high = fields(blocks[:, 104:108].unsqueeze(1), 2, 4).reshape(-1, 16)
+    steps = half(blocks, 108) * ((scale_low | (scale_high << 4)).float() - 32)  # (blocks, 16)
     codes = (low | (high << 2)).float() - 4
     return (steps.unsqueeze(2) * codes).view(-1, 256)
 
@@ -153,34 +145,37 @@ def _scaled(blocks: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat([first & 63, (third & 15) | ((first >> 2) & 48)], dim=1).float()  # (blocks, 8)
     minima = torch.cat([second & 63, (third >> 4) | ((second >> 2) & 48)], dim=1).float()  # (blocks, 8)
-    steps = (_half(blocks, 0) * scales).unsqueeze(2)  # (blocks, 8, 1)
-    offsets = (_half(blocks, 2) * minima).unsqueeze(2)
+    steps = (half(blocks, 0) * scales).unsqueeze(2)  # (blocks, 8, 1)
+    offsets = (half(blocks, 2) * minima).unsqueeze(2)
     return (steps * codes.float() - offsets).view(-1, 256)
 
 
 def q4_k(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q4_K {half d; half dmin; uint8 scales[12]; uint8 qs[128]}`."""
-    return _scaled(blocks, _fields(blocks[:, 16:].reshape(-1, 4, 32), 4, 2).reshape(-1, 8, 32))
+    return _scaled(blocks, fields(blocks[:, 16:].reshape(-1, 4, 32), 4, 2).reshape(-1, 8, 32))
 
 
 def q5_k(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q5_K {half d; half dmin; uint8 scales[12]; uint8 qh[32]; uint8 qs[128]}`."""
-    low = _fields(blocks[:, 48:].reshape(-1, 4, 32), 4, 2).reshape(-1, 8, 32)  # (blocks, runs, 32)
-    high = _fields(blocks[:, 16:48].unsqueeze(1), 1, 8).reshape(-1, 8, 32)
+    low = fields(blocks[:, 48:].reshape(-1, 4, 32), 4, 2).reshape(-1, 8, 32)  # (blocks, runs, 32)
+    high = fields(blocks[:, 16:48].unsqueeze(1), 1, 8).reshape(-1, 8, 32)
     return _scaled(blocks, low | (high << 4))
 
 
 def q6_k(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_q6_K {uint8 ql[128]; uint8 qh[64]; int8 scales[16]; half d}`: d × scale × (code − 32)."""
-    low = _fields(blocks[:, :128].reshape(-1, 2, 64), 4, 2).reshape(-1, 16, 16)  # (blocks, scales, 16)
-    high = _fields(blocks[:, 128:192].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16)
-    steps = _half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()  # (blocks, 16)
+    low = fields(blocks[:, :128].reshape(-1, 2, 64), 4, 2).reshape(-1, 16, 16)  # (blocks, scales, 16)
+    high = fields(blocks[:, 128:192].reshape(-1, 2, 32), 2, 4).reshape(-1, 16, 16)
+    steps = half(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8).float()  # (blocks, 16)
     return (steps.unsqueeze(2) * ((low | (high << 4)).float() - 32)).view(-1, 256)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One of GGUF's block formats: its width in bits, numbers and bytes a block, its float16 scales, how to unpack."""
+    """One of GGUF's block formats: its width in bits, numbers and bytes a block, its float16 scales, how to unpack.
+
+    A format without float16 scales has its scales in another form.
+    """
 
     bits: int
     numbers: int
@@ -200,4 +195,17 @@ BLOCKS = {
     "Q4_K": Block(4, 256, 144, (0, 2), q4_k),
     "Q5_K": Block(5, 256, 176, (0, 2), q5_k),
     "Q6_K": Block(6, 256, 210, (208,), q6_k),
+    "MXFP4": Block(4, 32, 17, (), mxfp4),
+    "NVFP4": Block(4, 64, 36, (), nvfp4),
+    "TQ1_0": Block(2, 256, 54, (52,), tq1_0),
+    "TQ2_0": Block(2, 256, 66, (64,), tq2_0),
+    "IQ1_S": Block(1, 256, 50, (0,), by_codebook("IQ1_S")),
+    "IQ1_M": Block(1, 256, 56, (), by_codebook("IQ1_M")),
+    "IQ2_XXS": Block(2, 256, 66, (0,), by_codebook("IQ2_XXS")),
+    "IQ2_XS": Block(2, 256, 74, (0,), by_codebook("IQ2_XS")),
+    "IQ2_S": Block(2, 256, 82, (0,), by_codebook("IQ2_S")),
+    "IQ3_XXS": Block(3, 256, 98, (0,), by_codebook("IQ3_XXS")),
+    "IQ3_S": Block(3, 256, 110, (0,), by_codebook("IQ3_S")),
+    "IQ4_NL": Block(4, 32, 18, (0,), by_codebook("IQ4_NL")),
+    "IQ4_XS": Block(4, 256, 136, (0,), by_codebook("IQ4_XS")),
 }

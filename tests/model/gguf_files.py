@@ -1,0 +1,171 @@
+"""Tiny models written to GGUF files, as llama.cpp's converter writes them, and read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from lowmem_layers.model.anatomy.dissection import dissect
+from lowmem_layers.model.checkpoint.conversion import Converter
+from lowmem_layers.model.checkpoint.gguf_config import gguf_config
+from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
+from lowmem_layers.model.checkpoint.gguf_reader import GgufReader
+from lowmem_layers.model.checkpoint.packing import choose_packing
+from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, set_tensor
+from lowmem_layers.model.formats import GGUF, OwnPacking, unpacked
+from lowmem_layers.model.homes.places import streamed_places
+
+ARCHITECTURES = {
+    "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "phi": "phi2",
+    "cohere": "command-r", "gpt_oss": "gpt-oss",
+}  # fmt: skip
+INTERLEAVED = ("llama", "mixtral", "granite", "smollm3")
+OFFSET_NORMS = ("gemma", "gemma2", "gemma3_text", "nemotron")
+
+
+def architecture_of(config: Any) -> str:
+    """Name a config's architecture as llama.cpp does."""
+    return str(ARCHITECTURES.get(config.model_type, config.model_type))
+
+
+def metadata_of(config: Any) -> dict[str, Any]:
+    """List the keys that every converter writes."""
+    rms = getattr(config, "rms_norm_eps", None)
+    epsilon = next(
+        getattr(config, each) for each in ("layer_norm_eps", "norm_epsilon", "norm_eps", "rms_norm_eps")
+        if hasattr(config, each)
+    )  # fmt: skip
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": head,
+        "attention.value_length": head,
+        "rope.dimension_count": int(head * rope.get("partial_rotary_factor", 1.0)),
+        "rope.freq_base": float(rope["rope_theta"]),
+        f"attention.layer_norm_{'rms_' if rms else ''}epsilon": float(rms or epsilon),
+    }
+
+
+def write_gguf(
+    path: Path, model: Any, quant_type: str = "F32", keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None, *, expert_by_expert: bool = False,
+    tensors_a_part: int = 0,
+) -> None:  # fmt: skip
+    """Write a model as llama.cpp's converter does, with further `keys` of its architecture and further tensors.
+
+    A key that is None is left out.
+    """
+    config, architecture = model.config, architecture_of(model.config)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_a_part)
+    for key, value in (metadata_of(config) | dict(keys or {})).items():
+        add_key(writer, key if key.startswith(("tokenizer.", "split.")) else f"{architecture}.{key}", value)
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        kind = gguf.GGMLQuantizationType[quant_type if is_blocks(name, value) else "F32"]
+        for target, array in converted(name, value, config, names, expert_by_expert).items():
+            writer.add_tensor(target, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_key(writer: Any, key: str, value: Any) -> None:
+    """Write a key in the type that a converter would choose."""
+    if value is None:
+        return
+    if isinstance(value, list):
+        writer.add_array(key, value)
+        return
+    kinds = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    kinds[type(value)](key, value)
+
+
+def converted(name: str, value: torch.Tensor, config: Any, names: Any, expert_by_expert: bool) -> dict[str, np.ndarray]:
+    """Name and lay out one of the model's tensors as the file has it."""
+    experts = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(\w+)", name)
+    if name.endswith("sinks"):
+        return {f"{names.get_name(name)}.weight": value.numpy()}
+    if experts is not None and config.model_type == "gpt_oss":
+        return turned(f"blk.{experts[1]}.", experts[2], value)
+    if experts is None:
+        stem, _, suffix = name.rpartition(".")
+        return {f"{names.get_name(stem)}.{suffix}": as_converted(name, value.numpy(), config)}
+    parts = {"ffn_down": value}
+    if experts[2] == "gate_up_proj":
+        parts = dict(zip(("ffn_gate", "ffn_up"), value.chunk(2, dim=1), strict=True))
+    block = f"blk.{experts[1]}."
+    if not expert_by_expert:
+        return {f"{block}{part}_exps.weight": stack.contiguous().numpy() for part, stack in parts.items()}
+    return {
+        f"{block}{part}.{number}.weight": each.contiguous().numpy()
+        for part, stack in parts.items() for number, each in enumerate(stack)
+    }  # fmt: skip
+
+
+def turned(block: str, name: str, value: torch.Tensor) -> dict[str, np.ndarray]:
+    """Lay out gpt-oss' experts: gate and up apart, outputs before inputs."""
+    kind = "bias" if name.endswith("bias") else "weight"
+    parts = {"down": value}
+    if name.startswith("gate_up"):
+        parts = {"gate": value[..., ::2], "up": value[..., 1::2]}
+    lay = (lambda each: each) if kind == "bias" else (lambda each: each.transpose(1, 2))
+    return {f"{block}ffn_{part}_exps.{kind}": lay(each).contiguous().numpy() for part, each in parts.items()}
+
+
+def as_converted(name: str, array: np.ndarray, config: Any) -> np.ndarray:
+    """Interleave the query and key rows of Llama, add one to some families' norms, drop dimensions of one."""
+    n_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if n_heads and config.model_type in INTERLEAVED:
+        halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+    if config.model_type in OFFSET_NORMS and name.endswith("norm.weight"):
+        return array + np.float32(1)
+    return array.squeeze()
+
+
+def is_blocks(name: str, weight: torch.Tensor) -> bool:
+    """Tell what the converter quantises: matrices in the layers, but no routers."""
+    is_router = "router" in name or "gate." in name.replace("gate_proj.", "") or name.endswith("bias")
+    return ".layers." in name and weight.dim() >= 2 and not is_router and "norm" not in name
+
+
+def read_model(path: Path) -> Any:
+    """Read a file into a whole model in float32."""
+    header = read_gguf_header(path)
+    module = build_skeleton(gguf_config(header), torch.float32)
+    anatomy = dissect(module)
+    prefix = layers_prefix(module, anatomy.layers[0].layer)
+    places = list(streamed_places(anatomy, prefix, torch.float32))
+    layer_of = Converter(module, prefix, torch.float32).layer_of
+    packing = choose_packing("none", OwnPacking(GGUF, 4, "GGUF"), requantize=False)
+    reader = GgufReader(path, module, layer_of, places, packing, torch.float32)
+    reader.read_resident()
+    for layer in range(len(anatomy.layers)):
+        for key, packed in reader.read_layer(layer).items():
+            set_tensor(module, key, unpacked(packed, torch.float32))
+    return module
+
+
+@torch.no_grad()
+def logits(model: Any, n_tokens: int = 48) -> torch.Tensor:
+    """Give the logits for tokens 3, 4, and so on."""
+    return model(torch.arange(3, 3 + n_tokens).unsqueeze(0), use_cache=False).logits
