@@ -34,13 +34,18 @@ def architecture_of(config: Any) -> str:
     return str(ARCHITECTURES.get(config.model_type, config.model_type))
 
 
+def n_shared_keys(config: Any) -> int:
+    """Count the keys that heads share; the first Falcon has one."""
+    if config.model_type == "falcon":
+        return config.num_kv_heads if config.new_decoder_architecture else 1
+    return config.num_key_value_heads
+
+
 def metadata_of(config: Any) -> dict[str, Any]:
     """List the keys that every converter writes."""
     rms = getattr(config, "rms_norm_eps", None)
-    epsilon = next(
-        getattr(config, each) for each in ("layer_norm_eps", "norm_epsilon", "norm_eps", "rms_norm_eps")
-        if hasattr(config, each)
-    )  # fmt: skip
+    names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", "rms_norm_eps")
+    epsilon = next(getattr(config, each) for each in names if hasattr(config, each))
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -48,9 +53,9 @@ def metadata_of(config: Any) -> dict[str, Any]:
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": getattr(config, "ffn_hidden_size", None) or config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.head_count_kv": n_shared_keys(config),
         "attention.key_length": head,
         "attention.value_length": head,
         "rope.dimension_count": int(head * rope.get("partial_rotary_factor", 1.0)),
@@ -133,7 +138,11 @@ def turned(block: str, name: str, value: torch.Tensor) -> dict[str, np.ndarray]:
 
 def as_converted(name: str, array: np.ndarray, config: Any) -> np.ndarray:
     """Interleave the query and key rows of Llama, add one to some families' norms, drop dimensions of one."""
-    n_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if config.model_type == "falcon" and "query_key_value" in name:  # the heads of each key, that key and its value
+        groups = array.reshape(n_shared_keys(config), -1, config.head_dim, array.shape[-1])
+        queries, keys, values = groups[:, :-2], groups[:, -2], groups[:, -1]
+        return np.concatenate([each.reshape(-1, array.shape[-1]) for each in (queries, keys, values)])
+    n_heads = {"q_proj": config.num_attention_heads, "k_proj": n_shared_keys(config)}.get(name.split(".")[-2])
     if n_heads and config.model_type in INTERLEAVED:
         halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)

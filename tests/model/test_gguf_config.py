@@ -153,6 +153,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
              "attention.sliding_window": 4, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0,
              "rope.scaling.original_context_length": 4096},
     ),
+    "falcon": ({}, {}),
+    "falcon-new": ({"ffn_hidden_size": 48}, {"tensor_data_layout": "jploski"}),
     "glm4": ({"attention_bias": True}, {}),
     "cohere": ({"logit_scale": 0.3}, {"logit_scale": 0.3}),
     "cohere2": (

@@ -130,6 +130,22 @@ def _gpt_oss(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
         fields["rope_parameters"]["truncate"] = False
 
 
+def _falcon(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
+    """Tell Falcon 7B, whose heads share one key, from the later ones by the number of keys."""
+    heads, shared = fields["num_attention_heads"], fields.pop("num_key_value_heads")
+    if shared == heads:
+        raise keys.refused("attention.head_count_kv", shared, "is not supported for Falcon: every head has its own key")
+    fields |= {
+        "num_kv_heads": shared,
+        "ffn_hidden_size": fields.pop("intermediate_size"),
+        "alibi": False,
+        "bias": False,
+    }
+    fields |= {"new_decoder_architecture": shared > 1, "multi_query": shared == 1, "parallel_attn": True}
+    if shared > 1:
+        fields["num_ln_in_parallel_attn"] = 2 if "blk.0.attn_norm_2.weight" in header.tensors else 1
+
+
 def _glm4(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
     fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
 
@@ -172,6 +188,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": Family("olmo2"),
     "olmoe": Family("olmoe", fixed={"norm_topk_prob": False}, finish=_olmoe),
     "gpt-oss": Family("gpt_oss", has_head_dim=True, finish=_gpt_oss, turned=True),
+    "falcon": Family("falcon", LAYER, "layer_norm_epsilon", finish=_falcon),
     "glm4": Family("glm4", has_head_dim=True, rotates_part=True, finish=_glm4),
     "command-r": Family("cohere", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),
     "cohere2": Family("cohere2", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),

@@ -211,14 +211,29 @@ class GgufReader:
             raise CheckpointError(f"{file.name}: {tensor.name} has shape {tensor.shape}, expected {expected}", AGAIN)
         entry = TensorEntry(tensor.name, tensor.file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
         rows = read_tensor(entry).view(*expected[:-1], -1)  # (..., rows, bytes of a row)
-        # 2) llama.cpp interleaves the two halves of each head's rows in query and key projections: undone here
-        heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(tensor.name.split(".")[-2])
-        if heads is not None and self._family.permuted:  # a bias has one number a row
-            n_heads = getattr(self._config, heads)
-            pairs = rows.view(n_heads, expected[0] // n_heads // 2, 2, -1)  # (heads, rows / 2, half, bytes)
-            rows = pairs.transpose(1, 2).reshape(rows.shape)
+        # 2) in the model's order
+        rows = self._in_order(tensor.name.split(".")[-2], rows, expected[0])
         # 3) blocks or plain numbers, all finite
         weight = GGUF.pack(rows, tensor.quant_type, expected)
         if not GGUF.is_finite(weight):
             raise CheckpointError(f"{file.name}: {tensor.name} holds NaN or infinite numbers", AGAIN)
         return weight
+
+    def _in_order(self, kind: str, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
+        """Undo what llama.cpp's converter does to the rows of attention's projections. (A bias has one number a row.)
+
+        It interleaves the two halves of each head's rows of llama-like queries and keys, and sorts Falcon's joint
+        projection, which has the heads that share a key beside it, into queries, keys and values.
+        """
+        config = self._config
+        counts = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+        if self._family.permuted and kind in counts:
+            n_heads = getattr(config, counts[kind])
+            pairs = rows.view(n_heads, n_rows // n_heads // 2, 2, -1)  # (heads, rows / 2, half, bytes)
+            return pairs.transpose(1, 2).reshape(rows.shape)
+        if self._family.model_type == "falcon" and kind == "attn_qkv" and config.new_decoder_architecture:
+            heads, groups = config.num_attention_heads, config.num_kv_heads
+            by_head = rows.view(heads + 2 * groups, -1)  # (heads, bytes of a head)
+            parts = [part.view(groups, -1, by_head.shape[1]) for part in by_head.split([heads, groups, groups])]
+            return torch.cat(parts, dim=1).reshape(rows.shape)  # (groups, queries and key and value, bytes)
+        return rows
