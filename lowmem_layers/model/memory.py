@@ -6,6 +6,8 @@ import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -45,6 +47,24 @@ def release_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+@contextmanager
+def only_new_objects_collected() -> Iterator[None]:
+    """Keep what exists already out of garbage collection for the length of a `with` block.
+
+    Each collection walks over all objects of the process, which are a million once torch and transformers are
+    imported. While layers are loaded only the new ones can be garbage. Where the caller has frozen objects himself, all
+    is left as it is, since thawing would undo his choice.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

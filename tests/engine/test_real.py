@@ -25,6 +25,11 @@ def model():
     return load_model(ModelSpec(dtype="float32"))
 
 
+@pytest.fixture(scope="module")
+def engine(model):
+    return ready_engine(model)
+
+
 def shortest(model, names, n_items, **where):
     """Encode the shortest of the first 40 items of each task, so that the reference is quick."""
     chosen = []
@@ -34,29 +39,35 @@ def shortest(model, names, n_items, **where):
     return chosen
 
 
-def check_against_reference(model, items, n_coalitions):
-    every = windows(len(model.players), 4)
-    sample = [(), *random.Random(0).sample(every[1:], n_coalitions)]
-    ours = ready_engine(model).score(items, every)
+def check_against_reference(engine, items, n_coalitions, longest=4):
+    """Compare a sample of all windows; the engine also scores all those of up to `longest`, which share prefixes."""
+    model = engine.model
+    all_windows = windows(len(model.players), 4)
+    sample = [(), *random.Random(0).sample(all_windows[1:], n_coalitions)]
+    every = [removed for removed in all_windows if len(removed) <= longest or removed in sample]
+    ours = engine.score(items, every)
     theirs = reference_loglikelihoods(model, items, sample)
     for mine, reference in zip(ours, theirs, strict=True):
         gaps = np.abs(mine[[every.index(c) for c in sample]] - reference)
         assert gaps.max() < 1e-4
 
 
-def test_the_built_in_task_equals_whole_passes(model):
-    check_against_reference(model, shortest(model, ["quick"], 3), 6)
+@pytest.mark.parametrize(("n_items", "longest"), [(1, 2), pytest.param(3, 4, marks=pytest.mark.slow)])
+def test_the_built_in_task_equals_whole_passes(engine, n_items, longest):
+    check_against_reference(engine, shortest(engine.model, ["quick"], n_items), 6, longest)
 
 
 @pytest.mark.skipif(not DATA, reason="LOWMEM_LAYERS_DATA names no folder with the benchmarks' items")
-def test_real_items_of_all_six_benchmarks_equal_whole_passes(model):
-    check_against_reference(model, shortest(model, SIX, 1, data_dir=Path(DATA or "")), 4)
+def test_real_items_of_all_six_benchmarks_equal_whole_passes(engine):
+    check_against_reference(engine, shortest(engine.model, SIX, 1, data_dir=Path(DATA or "")), 4)
 
 
-def test_the_numbers_do_not_depend_on_the_company(model):
-    items = shortest(model, ["quick"], 6)
+@pytest.mark.parametrize("n_items", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_the_numbers_do_not_depend_on_the_company(engine, n_items):
+    model = engine.model
+    items = shortest(model, ["quick"], n_items)
     some = [(), (1,), (20, 21), (57, 58, 59)]
-    together = ready_engine(model).score(items, [*some, *windows(len(model.players), 1)[1:]])
+    together = engine.score(items, [*some, *windows(len(model.players), 1)[1:]])
     small = ready_engine(model, sizes=Sizes(chunk_tokens=40, head_rows=5, softmax_rows=3))
     for item, theirs in zip(items, together, strict=True):
         for row, removed in enumerate(some):
@@ -64,8 +75,7 @@ def test_the_numbers_do_not_depend_on_the_company(model):
             assert np.abs(alone[0] - theirs[row]).max() < 1e-5
 
 
-def test_the_model_takes_tries_and_its_head_is_plain(model):
-    engine = ready_engine(model)
+def test_the_model_takes_tries_and_its_head_is_plain(engine):
     assert engine.layout == "trie"
     assert engine.verdict.sweep_gap < 1e-3
     assert engine.describe()["sizes"]["chunk_tokens"] == 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from lowmem_layers.errors import BudgetError, UsageError
 from lowmem_layers.forecast import forecast
 from lowmem_layers.forecast.forecast import forecast_study
+from lowmem_layers.forecast.machine import Machine, measure_machine
 from lowmem_layers.record.spec import PAPER_TASKS, StudySpec
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import prepare_study
@@ -28,11 +30,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "model"
 
 
+@cache
+def machine_measured_once(*where: Any) -> Machine:
+    return measure_machine(*where)
+
+
 @pytest.mark.parametrize("quant", ["none", "4bit", "8bit"])
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_what_is_planned_is_what_a_run_takes(
     quant: str, offload: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(forecast, "measure_machine", machine_measured_once)
+    if offload == "disk":  # how fast a layer is does not depend on where it lives: timed once for each packing
+        monkeypatch.setattr(forecast, "measure_speed", lambda *_: None)
     for module in ("lowmem_layers.model.memory", "lowmem_layers.model.load"):  # both see a process of one size
         monkeypatch.setattr(f"{module}.resident_bytes", lambda: 500 << 20)
     monkeypatch.setattr("lowmem_layers.model.load._BITSANDBYTES_BYTES", 0)  # the plan imports it for the run here

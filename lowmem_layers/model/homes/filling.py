@@ -26,7 +26,7 @@ from lowmem_layers.model.homes.packed_file import (
     write_packed_file,
 )
 from lowmem_layers.model.homes.store import SLOT_KINDS, GroupKey, Place
-from lowmem_layers.model.memory import release_freed_memory
+from lowmem_layers.model.memory import only_new_objects_collected, release_freed_memory
 
 Announce = Callable[[str], None]
 
@@ -122,16 +122,17 @@ def _read_all(
     groups: dict[GroupKey, list[str]] = {}
     for place in filling.places:
         groups.setdefault((place.layer, place.kind), []).append(place.key)
-    for layer in range(filling.n_layers):
-        packed = reader.read_layer(layer)
-        for kind in SLOT_KINDS:
-            if keys := groups.get((layer, kind)):
-                group = {key: packed.pop(key) for key in keys}
-                for home in (memory, writer):
-                    if home is not None:
-                        home.add((layer, kind), group)
-                del group  # not to be held while the next layer is read
-        release_freed_memory()
+    with only_new_objects_collected():
+        for layer in range(filling.n_layers):
+            packed = reader.read_layer(layer)
+            for kind in SLOT_KINDS:
+                if keys := groups.get((layer, kind)):
+                    group = {key: packed.pop(key) for key in keys}
+                    for home in (memory, writer):
+                        if home is not None:
+                            home.add((layer, kind), group)
+                    del group  # not to be held while the next layer is read
+            release_freed_memory()
     # 3) a file also holds what stays in the model, each tensor once; one by one, since each is copied on its way
     if writer is not None:
         streamed = {place.key for place in filling.places}
