@@ -11,7 +11,7 @@ Gaussian bound: where the skewness makes a difference look surer than it is, the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -66,9 +66,20 @@ def parse_statement(text: str) -> Statement:
     raise UsageError(f"{text!r} is no statement to stop at", "use top3, top=K, rank or ci=0.01")
 
 
-def item_order(n_items: int, seed: int) -> list[int]:
-    """Shuffle the items: the order in which a run that may stop early takes them."""
-    return [int(i) for i in np.random.default_rng(seed).permutation(n_items)]
+def item_order(clusters: Sequence[Hashable], seed: int) -> list[int]:
+    """Shuffle the items cluster by cluster: the order in which a run that may stop early takes them.
+
+    Every order of the clusters is equally likely, whatever their sizes; items of one cluster stay side by side. If the
+    items were shuffled one by one and a cluster stood where its first item fell, large clusters would come first, and
+    an early stop would speak about them alone.
+
+    Shapes: `clusters` names the cluster of each item; the result lists the items' places in their new order.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for place, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(place)
+    groups = list(members.values())
+    return [place for group in np.random.default_rng(seed).permutation(len(groups)) for place in groups[group]]
 
 
 def decide(
