@@ -18,7 +18,7 @@ from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.gguf_config import family_of, gguf_config
 from lowmem_layers.model.checkpoint.gguf_file import read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_reader import GgufReader, own_gguf_packing
-from lowmem_layers.model.checkpoint.packing import Packing, choose_packing, own_packing
+from lowmem_layers.model.checkpoint.packing import Packing, choose_packing, own_packing, read_quantisation
 from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
@@ -126,7 +126,7 @@ def inspect_model(request: ModelSpec) -> Inspection:
             config = gguf_config(header)
         else:
             config = read_config(source, request)
-            own = own_packing(getattr(config, "quantization_config", None))
+            own = own_packing(read_quantisation(source.folder, config))
         packing = choose_packing(request.quant, own, requantize=request.requantize)
         tokenizer = read_tokenizer(source, request)  # before hours of packing, should there be none
         # 2) the model without its weights, taken apart
@@ -181,6 +181,8 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
     found, request, device = inspection, inspection.request, inspection.device
     dtype, packing = dtype_name(inspection.dtype), inspection.packing.label
     announce(f"loading {found.source.name} on {device.type} in {dtype}; decoder layers' weights: {packing}")
+    for line in _remarks(found):
+        announce(line)
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         # 1) the packed weights to their home; kept in the cache where packing them again would take long
         fingerprint = fingerprint_files(found.source.weight_files)
@@ -213,6 +215,19 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
         **store.describe(),
     }
     return DecoderModel(found.module, found.tokenizer, store, description, found.shape)
+
+
+def _remarks(found: Inspection) -> list[str]:
+    """Say what of the model's files will not be used, as far as names and sizes tell."""
+    lines = []
+    if unread := [path.name for path in found.source.unread_files]:
+        lines.append(f"not read, since the model's weights are in other files: {', '.join(unread)}")
+    n_tokens, n_known = 1 + max(found.tokenizer.get_vocab().values(), default=-1), found.shape.vocabulary
+    if n_tokens > n_known:
+        lines.append(
+            f"the tokenizer has {n_tokens} tokens, the model's vocabulary {n_known}: items with others are refused"
+        )
+    return lines
 
 
 def _source_itemsize(source: Source, module: Any, own: OwnPacking | None, dtype: torch.dtype) -> int:

@@ -13,7 +13,7 @@ from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, ModelExamined, StageStarted
-from lowmem_layers.tasks.items import EncodedItem, Task
+from lowmem_layers.tasks.items import EncodedItem, Task, check_tokens
 
 if TYPE_CHECKING:
     from lowmem_layers.model.load import Inspection
@@ -43,6 +43,7 @@ def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[]
     encoded = tuple(
         item for task in tasks for item in encode_task(task, found.tokenizer, bos=spec.bos, max_length=found.max_length)
     )
+    check_tokens(encoded, found.shape.vocabulary)
     # 3) decide: where the weights live, and what that leaves for the states
     placement, budget_bytes = place_weights(spec, found, encoded)
     # 4) do: read the weights, and see whether the model can be believed

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowmem_layers.errors import TaskError
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -101,6 +103,21 @@ def make_item(
         gold=gold,
         cluster=item_id if cluster is None else cluster,
     )
+
+
+def check_tokens(items: Iterable[EncodedItem], n_known: int) -> None:
+    """See that the model knows every token: some tokenizers have more than their model's vocabulary.
+
+    Raises:
+        TaskError: an item has a token number of `n_known` or above.
+    """
+    for item in items:
+        largest = max(max(choice.tokens) for choice in item.choices)
+        if largest >= n_known:
+            raise TaskError(
+                f"{item.task}, item {item.id!r}: it has the token {largest}, the model knows {n_known} tokens",
+                "the tokenizer is larger than the model's vocabulary: leave the item out, or use the model's own",
+            )
 
 
 def fingerprint(items: Iterable[Item]) -> str:

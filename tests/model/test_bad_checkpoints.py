@@ -166,6 +166,11 @@ def test_an_unknown_model_type(folder: Path) -> None:
     check_refused(folder, ModelError, "model type 'homemade'")
 
 
+def test_an_unknown_kind_of_rotary_scaling(folder: Path) -> None:
+    edit_config(folder, rope_parameters={"rope_type": "sideways", "factor": 2.0, "rope_theta": 1e4})
+    check_refused(folder, ModelError, "it asks for 'sideways', which is not known")
+
+
 def test_encoders_and_encoder_decoders(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 

@@ -53,7 +53,7 @@ class Converter:
         self._renamings = [rule for rule in naming if isinstance(rule, WeightRenaming)]
         self._converters = [rule for rule in naming if isinstance(rule, WeightConverter)]
         self._layer = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-        self._known = dict.fromkeys(model.state_dict(), True)
+        self._known = {name: value.is_floating_point() for name, value in model.state_dict().items()}
         self._ignored = re.compile("|".join(model._keys_to_ignore_on_load_unexpected or ()) or r"(?!)")
 
     def target(self, name: str) -> tuple[str, bool]:
@@ -77,6 +77,14 @@ class Converter:
     def ignores(self, name: str) -> bool:
         """Tell the tensors that the model's own code leaves out on loading, such as further layers for drafting."""
         return bool(self._ignored.search(name))
+
+    def has_place(self, target: str) -> bool:
+        """Tell whether the model has a tensor of this name."""
+        return target in self._known
+
+    def is_float(self, target: str) -> bool:
+        """Tell whether the model's tensor of this name holds floating-point numbers."""
+        return self._known.get(target, False)
 
     def joint(self, name: str) -> Joint | None:
         """Tell where a tensor stands in the weight it is joined into; None where joining is more than stacking rows."""
@@ -129,14 +137,11 @@ class Converter:
                 f"{where}: {name} cannot be put together: {str(reason).strip().splitlines()[-1]}",
                 "tensors are missing or have the wrong shape",
             )
-        # Buffers such as rotary frequencies are computed; what the model's own code ignores is no loss either.
-        buffers = {name for name, _ in self._model.named_buffers()}
         for name in sorted(info.unexpected_keys):
-            if self._layer.match(name) and not self.ignores(name) and name not in buffers:
-                raise CheckpointError(
-                    f"{where}: the model has no place for the tensor {name}",
-                    "config.json and the weights belong to different models",
-                )
+            raise CheckpointError(
+                f"{where}: the model has no place for the tensor {name}",
+                "config.json and the weights belong to different models",
+            )
 
 
 @contextmanager

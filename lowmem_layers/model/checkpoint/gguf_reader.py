@@ -128,6 +128,10 @@ class GgufReader:
             packed[name] = weight
         return packed
 
+    def notes(self) -> list[str]:
+        """Say nothing: what is left out of a GGUF file is left out of every one of its kind."""
+        return []
+
     def _sources(self, name: str) -> dict[str, GgufTensor | None]:
         """Find the file's tensors that make up one of the model's, by the names that messages use.
 

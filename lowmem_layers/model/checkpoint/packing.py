@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model.formats import CHECKPOINT_FORMATS, DENSE, TARGETS, CheckpointFormat, OwnPacking, Packed
 from lowmem_layers.model.spec import Quant
 
+# where writers put their settings before config.json had a place for them, and what method they mean
+_SETTINGS_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 _WIDTH: Mapping[Quant, int] = {"4bit": 4, "8bit": 8}
 _TARGET: Mapping[Quant, str] = {"none": "none", "4bit": "nf4", "8bit": "int8"}
 
@@ -30,6 +34,28 @@ class Packing:
     def pack(self, weight: torch.Tensor, *, is_quantised: bool) -> Packed:
         """Pack one dense weight; those not worth quantising, and those a packed checkpoint left dense, stay dense."""
         return (DENSE if self.keep or not is_quantised else TARGETS[self.target]).pack(weight)
+
+
+def read_quantisation(folder: Path, config: Any) -> Any:
+    """Find what a checkpoint's folder says about its quantisation: in the config, or in the file of an older writer.
+
+    auto-gptq wrote `quantize_config.json` alone, AutoAWQ `quant_config.json`, modelopt `hf_quant_config.json`. None for
+    a plain checkpoint.
+
+    Raises:
+        CheckpointError: such a file is no table.
+    """
+    if (found := getattr(config, "quantization_config", None)) is not None:
+        return found
+    for name, method in _SETTINGS_FILES.items():
+        if not (folder / name).is_file():
+            continue
+        try:
+            about = dict(json.loads((folder / name).read_text()))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{name} is no table of settings", "download or save the checkpoint again") from error
+        return {"quant_method": method, **about}
+    return None
 
 
 def own_packing(

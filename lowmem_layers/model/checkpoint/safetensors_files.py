@@ -34,6 +34,7 @@ _DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.uint8,  # exponents, which are read as the bytes that they are
 }
 _MAX_HEADER_BYTES = 100_000_000
 _PIECE_BYTES = 4 << 20
@@ -93,12 +94,55 @@ def read_table(folder: Path) -> dict[str, TensorEntry]:
     Raises:
         CheckpointError: a shard is missing, truncated or damaged, or lacks a tensor that the index says it has.
     """
+    # 1) every file's own header
+    weight_map = _read_index(folder)
+    table: dict[str, TensorEntry] = {}
+    for file in weight_files(folder):
+        found = read_header(file)
+        for name in found.keys() & table.keys():
+            raise CheckpointError(
+                f"{folder}: {name} is there twice, in {table[name].file.name} and {file.name}",
+                "keep one checkpoint in the folder",
+            )
+        table |= found
+    # 2) the index must agree
+    lost = [name for name, shard in weight_map.items() if name not in table or table[name].file.name != shard]
+    if lost:
+        raise CheckpointError(f"{weight_map[lost[0]]} lacks the tensor {lost[0]}, but {INDEX} names it", _AGAIN)
+    return table
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """List the files of a folder that its weights are read from, in name order.
+
+    Those that the index names; else `model.safetensors`; else all but adapters and Mistral's second copy of the weights
+    under other names (`consolidated`).
+
+    Raises:
+        CheckpointError: the index is damaged, or a file that it names is missing.
+    """
+    if weight_map := _read_index(folder):
+        shards = sorted(set(weight_map.values()))
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise CheckpointError(f"{shard} is missing from {folder}, but {INDEX} names it", _AGAIN)
+        return tuple(folder / shard for shard in shards)
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return (single,)
+    files = sorted(folder.glob("*.safetensors"))
+    return tuple(file for file in files if not file.name.startswith(("consolidated", "adapter_model")))
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Read which shard each tensor is in; nothing where there is no index.
+
+    Raises:
+        CheckpointError: it is damaged, or names a file outside the folder.
+    """
     index = folder / INDEX
     if not index.is_file():
-        single = folder / "model.safetensors"
-        files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-        return {name: entry for file in files for name, entry in read_header(file).items()}
-    # 1) the index: which shard each tensor is in
+        return {}
     try:
         weight_map = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -106,17 +150,7 @@ def read_table(folder: Path) -> dict[str, TensorEntry]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:  # never read outside the folder
             raise CheckpointError(f"{index.name}: {name} is in {shard!r}, which is no file of its folder", _AGAIN)
-    # 2) the shards' own headers
-    table: dict[str, TensorEntry] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{shard} is missing from {folder}, but {INDEX} names it", _AGAIN)
-        table |= read_header(folder / shard)
-    # 3) both must agree
-    lost = [name for name, shard in weight_map.items() if name not in table or table[name].file.name != shard]
-    if lost:
-        raise CheckpointError(f"{weight_map[lost[0]]} lacks the tensor {lost[0]}, but {INDEX} names it", _AGAIN)
-    return table
+    return weight_map
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,17 +17,16 @@ import torch
 from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model.checkpoint.conversion import Converter
 from lowmem_layers.model.checkpoint.packing import Packing
-from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_table, read_tensor, same_numbers
+from lowmem_layers.model.checkpoint.safetensors_files import read_tensor, same_numbers
+from lowmem_layers.model.checkpoint.safetensors_sorted import DAMAGED, SortedTensors
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.formats import CHECKPOINT_FORMATS, CheckpointFormat, OwnPacking, Packed, stack, unpacked
-from lowmem_layers.model.formats.format import SAVED_WITH, part_of
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.homes.store import Place
 from lowmem_layers.model.memory import all_finite
 
 RESIDENT = -1
 
-_DAMAGED = "the checkpoint is damaged"
 _UNTIE = 'write "tie_word_embeddings": false into config.json if both are meant'
 
 
@@ -47,18 +45,9 @@ class LayerReader(Protocol):
         """Fill one decoder layer's small tensors and return its streamed weights, packed, by key."""
         ...
 
-
-@dataclass(frozen=True)
-class PackedEntry:
-    """One packed weight of a checkpoint: its format, and where its parts lie."""
-
-    format: CheckpointFormat
-    parts: dict[str, TensorEntry]
-
-    @property
-    def file(self) -> str:
-        """Name the file that messages about this weight name."""
-        return next(iter(self.parts.values())).file.name
+    def notes(self) -> list[str]:
+        """Say once what of the checkpoint was not used, and why that changes nothing."""
+        ...
 
 
 class SafetensorsReader:
@@ -77,58 +66,13 @@ class SafetensorsReader:
         self._places: dict[int, list[Place]] = defaultdict(list)
         for place in places:
             self._places[place.layer].append(place)
-        # the tensors by decoder layer, then by the name of the weight
-        self._plain: dict[int, dict[str, TensorEntry]] = defaultdict(dict)
-        self._packed: dict[int, dict[str, PackedEntry]] = defaultdict(dict)
-        self._files: dict[str, str] = {}
-        # Formats share endings such as `qweight`: the one that the config names is asked first.
-        formats = sorted(formats, key=lambda each: own is None or each != own.format)
-        for name, entry in read_table(folder).items():
-            self._sort_in(name, entry, part_of(name, formats))
-        self._refuse_contradictions()
+        self._streamed = {place.key: place.shape for group in self._places.values() for place in group}
+        self._sorted = SortedTensors(folder, model, converter, 1 + max(self._places, default=-1), own, formats)
+        self._plain, self._packed = self._sorted.plain, self._sorted.packed
 
-    def _sort_in(self, name: str, entry: TensorEntry, found: tuple[CheckpointFormat, str, str] | None) -> None:
-        """Sort one tensor in: as a part of a packed weight, if one was found, or as a plain one."""
-        if self._own is not None and found is not None:
-            form, module, part = found
-            weight = self._converter.familiar(f"{module}.weight")
-            layer = self._converter.layer_of(self._converter.target(weight)[0])
-            packed = self._packed[layer].setdefault(weight, PackedEntry(form, {}))
-            if packed.format != form:
-                raise CheckpointError(
-                    f"{entry.file.name}: {weight} is packed as {packed.format.title} and as {form.title}", _DAMAGED
-                )
-            packed.parts[part] = entry
-            return
-        if found is not None and found[2] == found[0].parts[0]:
-            raise CheckpointError(f"{entry.file.name}: {name} is packed, but config.json does not say how", SAVED_WITH)
-        weight = self._converter.familiar(name)
-        target = self._converter.target(weight)[0]
-        same = self._plain[self._converter.layer_of(target)].setdefault(weight, entry)
-        if same is not entry:
-            raise CheckpointError(f"{entry.file.name}: {name} is there twice, also as {same.name}", _DAMAGED)
-        self._files[target] = entry.file.name
-
-    def _refuse_contradictions(self) -> None:
-        """Give packed weights their tensor `weight`; refuse what is there twice, or in layers beyond the config's."""
-        for layer, entries in self._packed.items():
-            for name in entries.keys() & self._plain[layer].keys():
-                entry = self._plain[layer].pop(name)
-                if "weight" not in entries[name].format.parts:
-                    raise CheckpointError(
-                        f"{entry.file.name}: {name} is there twice, plain and packed as {entries[name].format.title}",
-                        _DAMAGED,
-                    )
-                entries[name].parts["weight"] = entry
-        n_layers = 1 + max(self._places, default=-1)
-        for layer in sorted({*self._plain, *self._packed}):
-            names = [*(entry.name for entry in self._plain[layer].values()), *self._packed[layer]]
-            beyond = [name for name in names if layer >= n_layers and not self._converter.ignores(name)]
-            if beyond:
-                raise CheckpointError(
-                    f"{self._folder} has the tensor {beyond[0]}, but config.json says {n_layers} decoder layers",
-                    "config.json and the weights belong to different models",
-                )
+    def notes(self) -> list[str]:
+        """Say once what of the checkpoint was not used, and why that changes nothing."""
+        return self._sorted.unused.lines()
 
     def bytes_at_home(self) -> dict[str, int]:
         """Count what each weight takes as the checkpoint packs it, by the model's names, from headers alone."""
@@ -203,7 +147,7 @@ class SafetensorsReader:
         """Read a layer's tensors into the model; return those that keep their packing, by the model's names."""
         # 1) plain tensors
         dense = {name: read_tensor(entry) for name, entry in self._plain.pop(layer, {}).items()}
-        # 2) packed weights: kept where the request keeps them, but embedding and head are needed dense
+        # 2) packed weights: kept where the request keeps them, but what stays in the model is needed dense
         kept: dict[str, Packed] = {}
         pieces: dict[str, dict[tuple[int, int], Packed]] = defaultdict(dict)
         for name, entry in self._packed.pop(layer, {}).items():
@@ -212,10 +156,10 @@ class SafetensorsReader:
                 if part in tensors and tensors[part].is_floating_point() and not all_finite(tensors[part]):
                     raise _not_finite(f"{name} ({part})", entry.parts[part].file.name)
             weight = entry.format.read(name, tensors, self._settings_for(entry.format), entry.file)
-            if not self._packing.keep or layer == RESIDENT:
+            target, is_converted = self._converter.target(name)
+            if not self._packing.keep or target not in self._streamed:
                 dense[name] = unpacked(weight, self._dtype)
                 continue
-            target, is_converted = self._converter.target(name)
             if not is_converted:
                 kept[target] = weight
                 continue
@@ -245,10 +189,9 @@ class SafetensorsReader:
                 f"{self._folder}: {target} lacks part {lost[0][1]} of expert {lost[0][0]}",
                 "the checkpoint is incomplete",
             )
-        shape = next((p.shape for group in self._places.values() for p in group if p.key == target), ())
         grid = [[pieces[e, p] for p in range(per_expert)] for e in range(experts)]  # (experts, pieces)
         try:
-            return stack(grid, shape)
+            return stack(grid, self._streamed[target])
         except ValueError as error:
             raise CheckpointError(
                 f"{self._folder}: {target} cannot be put together: {error}",
@@ -262,8 +205,8 @@ class SafetensorsReader:
                 f"{self._folder} lacks the tensor {name}", "the checkpoint is incomplete; download or save it again"
             )
         if tensor.is_floating_point() and not all_finite(tensor):
-            raise _not_finite(name, self._files.get(name, self._folder.name))
+            raise _not_finite(name, self._sorted.files.get(name, self._folder.name))
 
 
 def _not_finite(name: str, file: str) -> CheckpointError:
-    return CheckpointError(f"{file}: {name} holds NaN or infinite numbers", _DAMAGED)
+    return CheckpointError(f"{file}: {name} holds NaN or infinite numbers", DAMAGED)

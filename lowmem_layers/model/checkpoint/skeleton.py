@@ -54,6 +54,8 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     # A config's numbers go into the family's own code unchecked, so any of these may come of a damaged one.
     except (ValueError, ImportError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
         first_line = str(error).strip().split("\n")[0]
+        if isinstance(error, KeyError):  # which holds nothing but the word: a kind of rotary scaling, an activation
+            first_line = f"it asks for {first_line}, which is not known"
         raise ModelError(
             f"no causal language model can be built from this config: {first_line}",
             "the numbers in config.json make no model; download or save it again",

@@ -12,11 +12,16 @@ from pathlib import Path
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 from lowmem_layers.model.checkpoint.gguf_file import gguf_parts
+from lowmem_layers.model.checkpoint.safetensors_files import weight_files
 from lowmem_layers.model.spec import EMBEDDED_MODEL, ModelSpec
 
+ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
+# Files that are read lie at the top: folders such as `original/` hold the weights again, as do `consolidated` files. (A
+# pattern's star stands for slashes too.)
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+_HUB_LEFT_OUT = ("*/*", "consolidated*")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,14 @@ class Source:
         """List the files that hold weights, in name order."""
         if self.gguf is not None:
             return gguf_parts(self.folder / self.gguf)
-        return tuple(sorted(self.folder.glob("*.safetensors")))
+        return weight_files(self.folder)
+
+    @property
+    def unread_files(self) -> tuple[Path, ...]:
+        """List the files beside the weights that hold tensors and are not read."""
+        if self.gguf is not None:
+            return ()
+        return tuple(sorted(set(self.folder.glob("*.safetensors")) - set(self.weight_files)))
 
 
 def find_source(spec: ModelSpec) -> Source:
@@ -67,7 +79,7 @@ def find_source(spec: ModelSpec) -> Source:
             if not (folder / parts[0]).exists():
                 raise ModelError(f"{owner}/{repository} holds no {parts[0].as_posix()}", "look at its list of files")
             return Source(name, (folder / parts[0]).parent, parts[0].name)
-        path = _download(name, spec.revision, _HUB_PATTERNS)
+        path = _download(name, spec.revision, _HUB_PATTERNS, _HUB_LEFT_OUT)
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.gguf")):
             path = _download_only_gguf(name, spec.revision, path)
     return _from_folder(spec.model, path)
@@ -119,6 +131,11 @@ def list_hub_models() -> list[tuple[str, Path]]:
 
 def _from_folder(name: str, folder: Path) -> Source:
     has_config = (folder / "config.json").is_file()
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{folder} holds a LoRA adapter ({ADAPTER_CONFIG}), which is not applied to weights here",
+            "merge it into them (merge_and_unload of peft) and save the result, or move the adapter elsewhere",
+        )
     if any(folder.glob("*.safetensors")) and has_config:
         return Source(name, folder)
     models = _gguf_models(path.relative_to(folder) for path in folder.glob("*.gguf"))
@@ -140,8 +157,8 @@ def _pickle_error(path: Path) -> ModelError:
     )
 
 
-def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Fetch the files of these patterns from the hub into its cache, and name their folder.
+def _download(name: str, revision: str | None, patterns: Sequence[str], left_out: Sequence[str] = ()) -> Path:
+    """Fetch the files of these patterns, but none that is `left_out`, from the hub into its cache; name their folder.
 
     Raises:
         ModelError: no such model, no access to it, no network, or no room for it.
@@ -149,7 +166,11 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     with _hub_errors(name, revision):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(left_out) or None
+            )
+        )
 
 
 @contextmanager

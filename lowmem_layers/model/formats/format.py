@@ -8,7 +8,7 @@ config names it, how many bytes it takes, how it is read, packed and unpacked. A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol
@@ -152,16 +152,23 @@ class Packed:
         return Packed(self.format, self.shape, parts, self.settings)
 
 
-def part_of(name: str, formats: Iterable[CheckpointFormat]) -> tuple[CheckpointFormat, str, str] | None:
-    """Tell whose part a tensor of a checkpoint is: the first format with that ending, the module's name, the part's.
+def part_of(
+    name: str, names: Container[str], formats: Iterable[CheckpointFormat], own: object = None
+) -> tuple[CheckpointFormat, str, str] | None:
+    """Tell whose part a tensor of a checkpoint is: the format, the name of the weight, and the part's.
 
-    A tensor called `weight` is never one: only the other tensors of its module tell whether it is plain or packed.
+    `names` are all of the checkpoint's. The format that the config names (`own`) is asked first. Another one must have
+    its first part that is not called `weight` there as well, since endings such as `scale` mean something else in plain
+    models. An ending that begins with `_` is appended to a weight's own name, any other takes the place of `weight`. A
+    tensor called `weight` is never found: only the other tensors of its module tell whether it is plain or packed.
     """
-    for each in formats:
-        for ending in each.parts:
-            module = name.removesuffix(f".{ending}")
-            if ending != "weight" and module not in (name, ""):
-                return each, module, ending.removeprefix("weight.")
+    for each in sorted(formats, key=lambda each: each != own):
+        endings = [ending if ending[0] == "_" else f".{ending}" for ending in each.parts if ending != "weight"]
+        for ending in endings:
+            stem = name.removesuffix(ending)
+            if stem not in (name, "") and (each == own or f"{stem}{endings[0]}" in names):
+                weight = stem if ending[0] == "_" else f"{stem}.weight"
+                return each, weight, ending[1:].removeprefix("weight.")
     return None
 
 

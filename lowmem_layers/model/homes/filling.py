@@ -76,7 +76,7 @@ def fill_home(filling: Filling, open_reader: Callable[[], LayerReader], announce
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             path = folder / "weights.packed"
         with write_packed_file(path, filling.about) as writer:
-            _read_all(filling, reader, None, writer)
+            _read_all(filling, reader, None, writer, announce)
         return DiskHome(PackedFile(path))
     # 3) into memory, and into the cache where that can be written to
     memory = MemoryHome(filling.home_device)
@@ -86,7 +86,7 @@ def fill_home(filling: Filling, open_reader: Callable[[], LayerReader], announce
             writer = stack.enter_context(write_packed_file(path, filling.about)) if path is not None else None
         except UnwritableError as error:
             announce(f"{error.message}; going on without the cache")
-        _read_all(filling, reader, memory, writer)
+        _read_all(filling, reader, memory, writer, announce)
     return memory
 
 
@@ -112,8 +112,9 @@ def _from_cache(filling: Filling, path: Path) -> Home:
 
 
 def _read_all(
-    filling: Filling, reader: LayerReader, memory: MemoryHome | None, writer: PackedFileWriter | None
-) -> None:
+    filling: Filling, reader: LayerReader, memory: MemoryHome | None, writer: PackedFileWriter | None,
+    announce: Announce,
+) -> None:  # fmt: skip
     """Read a checkpoint layer by layer, into a packed file, into memory, or into both."""
     # 1) embedding, final norm and head
     reader.read_resident()
@@ -133,6 +134,8 @@ def _read_all(
                             home.add((layer, kind), group)
                     del group  # not to be held while the next layer is read
             release_freed_memory()
+    for line in reader.notes():
+        announce(line)
     # 3) a file also holds what stays in the model, each tensor once; one by one, since each is copied on its way
     if writer is not None:
         streamed = {place.key for place in filling.places}
