@@ -108,10 +108,44 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_MAMBA: dict[str, Any] = {"mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8}),
+    "jamba": (
+        "JambaConfig",
+        {
+            **_BASE,
+            **_MAMBA,
+            "num_experts": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
+    ),
+    "lfm2": ("Lfm2Config", {**_BASE, "layer_types": ["conv", "full_attention", "conv"]}),
+    "granitemoehybrid": (
+        "GraniteMoeHybridConfig",
+        {
+            **_BASE,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 24,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+            "residual_multiplier": 0.5,
+            "layer_types": ["mamba", "attention", "mamba"],
+        },
+    ),
+    "jetmoe": ("JetMoeConfig", {**_BASE, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+"""Families whose decoder layers have mixers, one sublayer, several modules a branch or answers in threes."""
+
 
 def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """Build a random model of a family; weights are scaled up so that every sublayer changes the logits visibly."""
-    config_class, options = FAMILIES[family]
+    config_class, options = (FAMILIES | HYBRIDS)[family]
     config = getattr(transformers, config_class)(**{**options, **overrides})
     torch.manual_seed(seed)
     if dtype == torch.float64:

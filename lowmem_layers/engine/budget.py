@@ -44,6 +44,7 @@ class Widths:
 
     Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
     of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
+    `ends_mixing`: the last sublayer mixes tokens, so that it is computed for all of them.
     """
 
     macs: tuple[int, ...]
@@ -52,11 +53,15 @@ class Widths:
     vocabulary: int
     itemsize: int
     parallel: bool
+    ends_mixing: bool = False
 
     @classmethod
     def of(cls, shape: ModelShape) -> Widths:
         """Take the sizes from a model's shape: the one way to make them."""
-        return cls(shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel)
+        ends_mixing = shape.players[-1].is_attention
+        return cls(
+            shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing
+        )  # fmt: skip
 
     def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
         """Count what the rows of one item take under all coalitions of a tree."""
@@ -73,7 +78,7 @@ class Widths:
         each = [len(step.advanced) * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
-        work = nodes * sum(each[:-1]) + scored * each[-1] + head
+        work = nodes * sum(each[:-1]) + (nodes if self.ends_mixing else scored) * each[-1] + head
         return ItemCost((states + 2 * squares) * self.itemsize, work, head)
 
     def chunk_bytes(self, sizes: Sizes) -> int:

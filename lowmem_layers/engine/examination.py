@@ -7,6 +7,7 @@ also scored with a wrong mask, in which choices see each other, and must differ 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.players.tree import Removed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
+from lowmem_layers.model.anatomy.removal import refusing
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 Inputs = Callable[[Batch], dict[str, Any]]
@@ -29,6 +31,9 @@ Score = Callable[[Batch, Inputs, Sequence[Removed]], np.ndarray]
 
 _LONG_TOKENS = 1027
 _WIDEST_WINDOW = 8192
+_LONGEST_WINDOW = 512  # of the rows that are compared number by number; plain rows are taken where it is longer
+_WINDOW = re.compile(r"window|chunk|top_?k|block_size|local_size", re.IGNORECASE)
+_OF_EXPERTS = re.compile(r"expert|moe|router|group|max_window_layers|^top_k$|gate|chunk_size_feed_forward|vocab")
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,24 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
     Raises:
         RemovalError: the sweep does not equal the model's own forward with the sublayers removed.
     """
-    # 1) three choices behind one context, two of them with a common first token; three coalitions: the full model,
-    #    one sublayer in the middle, and a scattered removal
+    # 1) three choices behind one context that is longer than any window of attention's own, two of them with a common
+    #    first token; three coalitions: the full model, one sublayer in the middle, and a scattered removal
     n_tokens, middle = model.module.get_input_embeddings().weight.shape[0], len(model.players) // 2
-    draw = np.random.default_rng(0).integers(3, n_tokens - 1, 12).tolist()
-    context, endings = tuple(draw[:5]), [(5, 6, 7), (5, 8), (9, 10, 11)]
-    choices = tuple(EncodedChoice(context + tuple(draw[i] for i in ending), len(ending)) for ending in endings)
+    reach = max([0, *(size for size in windows(model.config).values() if size < model.max_length)])
+    n_context = 5 + min(reach, _LONGEST_WINDOW, max(0, model.max_length - 12))
+    draw = np.random.default_rng(0).integers(3, n_tokens - 1, n_context + 7).tolist()
+    context, ends = tuple(draw[7:] if reach else draw[:5]), draw[:7] if reach else draw[5:]
+    choices = tuple(
+        EncodedChoice(context + tuple(ends[i] for i in ending), len(ending))
+        for ending in [(0, 1, 2), (0, 3), (4, 5, 6)]
+    )
     item = EncodedItem("selftest", "0", choices, 0, "0")
-    coalitions = [(), (middle,), tuple(sorted({0, middle - 1, len(model.players) - 1}))]
+    coalitions = [(), (middle,), tuple(sorted({0, max(0, middle - 1), len(model.players) - 1}))]
     # 2) the sweep against whole forward passes
-    expected = reference_loglikelihoods(model, [item], coalitions)[0]  # (coalitions, choices)
-    plain = score(Batch(tuple(plain_rows([item]))), lambda batch: plain_inputs(batch, model.device), coalitions)
+    with refusing(model.module, "with sublayers removed"):
+        expected = reference_loglikelihoods(model, [item], coalitions)[0]  # (coalitions, choices)
+    with refusing(model.module, "driven layer by layer"):
+        plain = score(Batch(tuple(plain_rows([item]))), lambda batch: plain_inputs(batch, model.device), coalitions)
     gap = float(np.abs(plain - expected).max())
     if not gap <= _tolerance(model, expected):
         raise RemovalError(
@@ -92,6 +104,12 @@ def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
     masks, so a ValueError is about the form of ours: ALiBi families (BLOOM, Falcon) unpack the mask's two dimensions
     to count positions, and a tree mask has four. Any other exception is unexpected, and is raised.
     """
+    if any(player.kind == "mixer" for player in model.players):
+        return "mixers carry a state from token to token, which knows no branches"
+    for name, size in windows(model.config).items():
+        # A sliding window is also compared mask by mask; what else attention leaves out, it leaves out inside.
+        if "sliding_window" not in name and _LONGEST_WINDOW < size < model.max_length:
+            return f"{name} is {size:,}: longer than the {_LONGEST_WINDOW} tokens that branching rows are tested with"
     unknown = sorted(set(getattr(model.config, "layer_types", None) or ()) - MASKED_KINDS)
     if unknown:
         return f"layers of the kind {', '.join(unknown)} take no mask of a tree"
@@ -100,6 +118,13 @@ def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
     except ValueError as refusal:
         return f"ValueError: {refusal}".splitlines()[0]
     return ""
+
+
+def windows(config: Any) -> dict[str, int]:
+    """List what a config says about how many tokens attention looks at: windows, chunks and numbers of chosen keys."""
+    fields = {**vars(config), "sliding_window": getattr(config, "sliding_window", None)}
+    found = {name: value for name, value in fields.items() if _WINDOW.search(name) and not _OF_EXPERTS.search(name)}
+    return {name: value for name, value in found.items() if type(value) is int and value > 0}
 
 
 def verified_length(config: Any, max_length: int) -> int:

@@ -18,6 +18,7 @@ from lowmem_layers.engine.batches import Batch
 from lowmem_layers.engine.calls import Stretcher, growth
 from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
+from lowmem_layers.game.players.player import Role
 from lowmem_layers.game.players.tree import PrefixTree, Step
 from lowmem_layers.model.anatomy.branches import branch_output
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -117,7 +118,7 @@ class Sweep:
         before = self.counter.applications
         visits = []
         for layer in range(len(self.model.programs)):  # only sublayers that at least one state is advanced by
-            steps = {"attn": self.tree.steps[2 * layer], "ffn": self.tree.steps[2 * layer + 1]}
+            steps = self._steps(layer)
             visits.append(Visit(layer, frozenset(kind for kind, step in steps.items() if step.advanced)))
         for visit in self.model.store.sweep(visits):
             for each in live:
@@ -126,46 +127,55 @@ class Sweep:
         if counted != expected:
             raise EngineError(f"the sweep made {counted} sublayer applications where its tree has {expected}")
 
+    def _steps(self, layer: int) -> dict[Role, Step]:
+        """Give a layer's steps by the place of their sublayer."""
+        anatomy = self.model.anatomy
+        return {role: self.tree.steps[anatomy.position(layer, role)] for role in anatomy.layers[layer].roles}
+
     def _visit(self, layer: int, live: Live) -> None:
         """Advance the states of one batch through one layer."""
-        attn, ffn = self.tree.steps[2 * layer], self.tree.steps[2 * layer + 1]
-        if self.model.programs[layer].parallel:
+        steps = self._steps(layer)
+        attn, ffn = steps.get("attn"), steps.get("ffn")
+        if self.model.programs[layer].parallel and attn and ffn:
             # The feed-forward reads the same input as attention, whose output is kept apart until then.
             live.pending = torch.zeros_like(live.states[: self.tree.live_slots[ffn.position]])
             _fork(attn, live)
             for rows in self._chunks(attn.advanced, live):
-                live.pending[rows] = self._branch(attn, live.states[rows], live)
-        else:
-            self._advance(attn, live)
-        if layer == len(self.model.programs) - 1:
+                live.pending[rows] = self._branch(layer, "attn", attn, live.states[rows], live)
+        elif attn:
+            self._advance(layer, "attn", attn, live)
+        is_last = layer == len(self.model.programs) - 1
+        if is_last:
             _keep_scored(live)
-        self._advance(ffn, live)
-        if live.pending is not None:
+        if ffn:
+            self._advance(layer, "ffn", ffn, live)
+        if live.pending is not None and ffn:
             n_live = self.tree.live_slots[ffn.position]
             live.states[:n_live].add_(live.pending[:n_live])
             live.pending = None
+        if isinstance(scale := self.model.programs[layer].anatomy.scale, torch.Tensor):
+            live.states.mul_(scale)
         live.stretcher.forget()
 
-    def _advance(self, step: Step, live: Live) -> None:
+    def _advance(self, layer: int, role: Role, step: Step, live: Live) -> None:
         """Fork, then add a sublayer's output to the states that keep it, in place."""
         _fork(step, live)
         for rows in self._chunks(step.advanced, live):
             x = live.states[rows]  # (c, g, T, D)
-            output = self._branch(step, x, live)
+            output = self._branch(layer, role, step, x, live)
             if isinstance(rows, slice):
                 x.add_(output)
             else:
                 live.states[rows] = x.add_(output)
 
-    def _branch(self, step: Step, x: torch.Tensor, live: Live) -> torch.Tensor:
+    def _branch(self, layer: int, role: Role, step: Step, x: torch.Tensor, live: Live) -> torch.Tensor:
         """Compute what one sublayer adds to one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
-        layer, kind = step.position // 2, ("attn", "ffn")[step.position % 2]
         program = self.model.programs[layer]
         n_positions = x.shape[0] * x.shape[1] * x.shape[2]
         # So few positions would be multiplied by another kernel, which rounds differently: repeat them.
         wide = x.repeat(-(-LEAST_ROWS // n_positions), 1, 1, 1) if n_positions < LEAST_ROWS else x
         call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(wide))
-        output = branch_output(program.anatomy, kind, program.forms[kind], wide.flatten(0, 1), call)  # (c·g, T, D)
+        output = branch_output(program.anatomy, role, program.forms[role], wide.flatten(0, 1), call)  # (c·g, T, D)
         self.counter.add(len(x), len(x) * live.tokens * self.model.shape.macs[step.position])
         return output.reshape(wide.shape)[: len(x)]
 

@@ -48,7 +48,10 @@ def hooked_loglikelihoods(module, sublayers, items, coalitions, family=""):
     """Score by whole forward passes of a plain transformers model, sublayers zeroed by hooks on their output."""
     scores = []
     for removed in coalitions:
-        handles = [sublayers[p].register_forward_hook(zero_branch(family)) for p in removed]
+        branches = [
+            part for p in removed for part in (sublayers[p] if isinstance(sublayers[p], list) else [sublayers[p]])
+        ]
+        handles = [part.register_forward_hook(zero_branch(family)) for part in branches]
         scores.append([[score_choice(module, choice) for choice in item.choices] for item in items])
         for handle in handles:
             handle.remove()

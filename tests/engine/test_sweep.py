@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.models.gemma2 import modeling_gemma2
 
 from lowmem_layers.engine import Engine, Sizes, batches, ready_engine, reference_loglikelihoods
@@ -192,9 +193,57 @@ def test_post_norm_opt_is_refused_with_the_reason():
 def test_a_model_that_does_something_between_its_layers_is_refused():
     module = families.tiny_model("llama")
     inner = module.model.layers[1]
-    inner.register_forward_pre_hook(lambda m, args: (args[0] * 1.5, *args[1:]))
+    inner.register_forward_pre_hook(lambda m, args: (args[0].tanh(), *args[1:]))
     with pytest.raises(RemovalError):
         Engine(DecoderModel(module)).examine()
+
+
+def test_a_layer_that_scales_the_residual_stream_is_taken_with_its_scale():
+    module = families.tiny_model("llama")
+    weights = torch.linspace(0.5, 1.5, 32)
+    module.model.layers[1].register_forward_hook(lambda _m, _i, output: output * weights)
+    items = routes.random_items(3)
+    expected = routes.hooked_loglikelihoods(module, sublayers_by_name(module), items, WINDOWS + SCATTERED)
+    assert largest_gap(ready_engine(DecoderModel(module)).score(items, WINDOWS + SCATTERED), expected) < 1e-5
+
+
+def test_a_window_that_counts_rows_inside_attention_makes_rows_plain():
+    config = transformers.GPTNeoConfig(
+        vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=16, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    module = transformers.GPTNeoForCausalLM(config).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.mul_(4.0)
+    items = routes.random_items(3, context=(20, 30))
+    engine = ready_engine(DecoderModel(module))
+    assert engine.layout == "rows"
+    expected = routes.hooked_loglikelihoods(module, sublayers_by_name(module), items, [(), (0,), (1, 2)])
+    assert largest_gap(engine.score(items, [(), (0,), (1, 2)]), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "players"), [
+    ("mamba", "mixer.0 mixer.1 mixer.2"),
+    ("jamba", "mixer.0 ffn.0 attn.1 moe.1 mixer.2 ffn.2"),
+    ("lfm2", "mixer.0 ffn.0 attn.1 ffn.1 mixer.2 ffn.2"),
+    ("granitemoehybrid", "mixer.0 moe.0 attn.1 moe.1 mixer.2 moe.2"),
+    ("jetmoe", "attn.0 moe.0 attn.1 moe.1 attn.2 moe.2"),
+])  # fmt: skip
+def test_mixers_and_odd_answers_are_players_like_the_others(family, players):
+    module = families.tiny_model(family)
+    engine = ready_engine(DecoderModel(module))
+    assert " ".join(player.name for player in engine.model.players) == players
+    modules = []
+    for player in engine.model.players:
+        layer = engine.model.anatomy.layers[player.layer]
+        modules.append([getattr(layer.layer, name) for name in layer.children_of(player.kind)])
+    items = routes.random_items(3)
+    coalitions = [(), (0,), (1,), (2,), (0, 2), tuple(range(len(modules)))]
+    expected = routes.hooked_loglikelihoods(module, modules, items, coalitions)
+    assert largest_gap(engine.score(items, coalitions), expected) < 1e-5
+    if "mixer" in players:
+        assert engine.layout == "rows"
 
 
 def test_what_is_not_finite_is_handed_on_as_such():

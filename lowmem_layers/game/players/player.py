@@ -9,7 +9,9 @@ from typing import ClassVar, Literal, get_args
 
 from lowmem_layers.errors import UsageError
 
-Kind = Literal["attn", "ffn", "moe"]
+Kind = Literal["attn", "ffn", "moe", "mixer"]
+Role = Literal["attn", "ffn"]
+"""A sublayer's place in its decoder layer: what mixes tokens (attention or a mixer), or the feed-forward kinds."""
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _NAME = re.compile(rf"({'|'.join(_KINDS)})\.(0|[1-9]\d*)")
@@ -17,7 +19,11 @@ _NAME = re.compile(rf"({'|'.join(_KINDS)})\.(0|[1-9]\d*)")
 
 @dataclass(frozen=True, order=True)
 class Player:
-    """One sublayer: its decoder-layer index and its kind (attention, dense FFN, mixture of experts)."""
+    """One sublayer: its decoder-layer index and its kind.
+
+    The kinds are attention, dense FFN, mixture of experts, and whatever else mixes tokens in attention's place (linear
+    attention, state-space models, convolutions): a mixer.
+    """
 
     layer: int
     kind: Kind
@@ -29,13 +35,18 @@ class Player:
 
     @property
     def name(self) -> str:
-        """Name it as the field does: `attn.0`, `ffn.0`, `moe.0`."""
+        """Name it as the field does: `attn.0`, `ffn.0`, `moe.0`, `mixer.0`."""
         return f"{self.kind}.{self.layer}"
 
     @property
     def is_attention(self) -> bool:
-        """Tell attention from the feed-forward kinds (dense or experts)."""
-        return self.kind == "attn"
+        """Tell what mixes tokens (attention, or a mixer in its place) from the feed-forward kinds."""
+        return self.role == "attn"
+
+    @property
+    def role(self) -> Role:
+        """Name its place in the decoder layer."""
+        return role_of(self.kind)
 
 
 def parse_player(name: str) -> Player:
@@ -46,8 +57,13 @@ def parse_player(name: str) -> Player:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12 or moe.3")
+        raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12, moe.3 or mixer.1")
     return Player(int(match[2]), _KINDS[_KINDS.index(match[1])])
+
+
+def role_of(kind: Kind) -> Role:
+    """Name the place of a kind in its decoder layer."""
+    return "attn" if kind in ("attn", "mixer") else "ffn"
 
 
 def players_of(ffn_kinds: Sequence[Literal["ffn", "moe"]]) -> tuple[Player, ...]:

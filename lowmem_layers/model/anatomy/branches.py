@@ -45,7 +45,7 @@ def branch_output(
 ) -> torch.Tensor:
     """Compute what a sublayer adds to the residual stream. Shapes: `x` (B, T, D) → (B, T, D)."""
     if form is None:
-        return stubbed_layer(layer, kind, x, call) - x
+        return stubbed_layer(layer, kind, x, call) / layer.scale - x
     module = layer.layer
     hidden = getattr(module, form.before)(x) if form.before else x  # (B, T, D)
     # 1) the sublayer, called with what the layer was called with
@@ -68,7 +68,7 @@ def branch_output(
 
 def stubbed_layer(layer: LayerAnatomy, kind: str, x: torch.Tensor, call: LayerCall) -> torch.Tensor:
     """Run the layer's own forward with only one of its sublayers present. Shapes: (B, T, D) → (B, T, D)."""
-    with layer_without(layer, "ffn" if kind == "attn" else "attn"):
+    with layer_without(layer, *(role for role in layer.roles if role != kind)):
         return run_layer(layer, x, call)
 
 
@@ -85,12 +85,16 @@ def find_form(
 
     `hint`, the form found in the layer before, is tried first.
     """
-    if kind != "attn" and len(layer.feed_forward) != 1:
+    if len(layer.children_of(kind)) != 1:
         return None
     expected = stubbed_layer(layer, kind, x, call)  # (B, T, D)
 
     def is_it(form: BranchForm) -> bool:
-        return torch.equal(x + branch_output(layer, kind, form, x, call), expected)
+        try:
+            output = branch_output(layer, kind, form, x, call)
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
+            return False  # another layer's form: its modules or arguments are not this one's
+        return output.shape == x.shape and torch.equal((x + output) * layer.scale, expected)
 
     if hint is not None and is_it(hint):
         return hint
@@ -108,7 +112,7 @@ def find_form(
     if traced is None:
         return None
     # 2) every pair of norms around it, and the constants that families scale a branch by
-    sublayers = {layer.attention, *layer.feed_forward}
+    sublayers = {*layer.attention, *layer.feed_forward}
     idle = nn.Dropout | nn.Identity
     children = [name for name, child in layer.layer.named_children() if not isinstance(child, idle)]
     norms = [None, *(child for child in children if child not in sublayers)]

@@ -14,7 +14,7 @@ from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
 from lowmem_layers.model.anatomy.layer_examination import BOTH, LayerProgram, examine_layers
-from lowmem_layers.model.anatomy.removal import without
+from lowmem_layers.model.anatomy.removal import refusing, without
 from lowmem_layers.model.homes.store import LayerStore, ResidentStore, Visit
 from lowmem_layers.model.shape import ModelShape, shape_of_module
 
@@ -96,7 +96,7 @@ class DecoderModel:
             RemovalError: a layer does more than adding its sublayers' outputs to the residual stream.
         """
         if self._examined is None:
-            with torch.inference_mode():
+            with torch.inference_mode(), refusing(self.module, "while its layers were examined"):
                 programs = examine_layers(self.module, self._found, self.store)
             anatomy = replace(self._found, layers=tuple(program.anatomy for program in programs))
             self._examined = programs, anatomy

@@ -1,71 +1,100 @@
-"""Find the decoder layers of a causal language model, and in each its attention and its feed-forward sublayer.
+"""Find the decoder layers of a causal language model, and in each the sublayers that are its players.
 
-Found by structure: the decoder layers are the one `nn.ModuleList` that has as many items as the config has hidden
-layers and whose items are all transformers' own decoder-layer class. Only inside a layer, and only where the model
-does not declare its attention class, do names decide.
+Found by structure: the decoder layers are the one `nn.ModuleList` of the language model that has as many items as the
+config has hidden layers; where several have, the one whose items are transformers' own decoder-layer class. Inside a
+layer, names and the attention classes that the model declares say which children make up which branch. Nothing of it
+is believed before the examination of the loaded layers has seen that the layer's output is its input plus these
+branches.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lowmem_layers.errors import RemovalError
-from lowmem_layers.game.players.player import Player, players_of
+from lowmem_layers.game.players.player import Kind, Player, Role
 
-_ATTENTION = re.compile(r"self_attn|attn|attention|self_attention")
-_FEED_FORWARD = re.compile(r"mlp|block_sparse_moe|feed_forward|ffn|moe")
+_ATTENTION = re.compile(r"self_attn|attn|attention|self_attention|norm_attn_norm")
+_MIXER = re.compile(r"linear_attn|mamba|conv|short_conv|temporal_block|recurrent|mixer|mlstm_layer|mlstm|kda|rwkv|ssm")
+_FEED_FORWARD = re.compile(r"mlp|mlps|shared_mlp|block_sparse_moe|experts|feed_forward|ffn|moe|mlp_block|channel_block")
 _EXPERTS = re.compile(r"experts|.*moe.*|.*sparse.*", re.IGNORECASE)
+_EXPERTS_CLASS = re.compile(r"(MoE|Moe|Experts)$")
+_MIXER_CLASS = re.compile(
+    r"Mamba|Delta|Lightning|LinearAttention|Conv|Recurrent|Mixer|SSM|LSTM|Rwkv|KDA|Lru", re.IGNORECASE
+)
+_FEED_FORWARD_CLASS = re.compile(r"mlp|moe|feedforward|ffn", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """In which form a module hands back its output: alone, or first of `length` things; `flat`: as (B·T, D)."""
+
+    length: int = 0
+    flat: bool = False
 
 
 @dataclass(frozen=True)
 class LayerAnatomy:
     """One decoder layer and the names of its children that make up each sublayer's branch.
 
-    `feed_forward` has one name, or two where the layer holds the two matrices itself (OPT: fc1, fc2). The last two
-    fields say in which form the feed-forward and the layer hand back their output; a probe of the real modules fills
-    them in (attention hands back a pair in every family of transformers 5).
+    A branch may have several modules (OPT's fc1 and fc2, Granite's shared experts beside the routed ones); a layer may
+    have one branch alone (Mamba). `answers`, in which form each child hands back its output, and
+    `layer_returns_tuple` are seen when the layer is examined, and so is `scale`, by which a layer multiplies the
+    residual stream besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
+
+    Shapes: `scale` (D,), or 1.
     """
 
     layer: nn.Module
-    attention: str
+    attention: tuple[str, ...]
     feed_forward: tuple[str, ...]
-    ffn_kind: Literal["ffn", "moe"]
-    ffn_returns_tuple: bool = False
+    kinds: tuple[Kind, ...]
+    answers: Mapping[str, Answer] = field(default_factory=dict)
     layer_returns_tuple: bool = False
+    scale: Any = field(default=1.0, compare=False)
 
     def children_of(self, kind: str) -> tuple[str, ...]:
-        """Name the child modules of the attention (`attn`) or the feed-forward branch (any other kind)."""
-        return (self.attention,) if kind == "attn" else self.feed_forward
+        """Name the child modules of a branch, by its place or by its kind."""
+        return self.attention if kind in ("attn", "mixer") else self.feed_forward
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """List the places that are taken, in order."""
+        places: tuple[tuple[Role, tuple[str, ...]], ...] = (("attn", self.attention), ("ffn", self.feed_forward))
+        return tuple(role for role, names in places if names)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model taken apart. Shapes: `layers` has N / 2 entries, `players` N."""
+    """A model taken apart. Shapes: `layers` has one entry a decoder layer, `players` N."""
 
     layers: tuple[LayerAnatomy, ...]
     players: tuple[Player, ...]
+
+    def position(self, layer: int, role: Role) -> int:
+        """Tell a sublayer's place among the players."""
+        before = sum(len(each.kinds) for each in self.layers[:layer])
+        return before + self.layers[layer].roles.index(role)
 
 
 def dissect(model: nn.Module) -> Anatomy:
     """Find every sublayer of a causal language model.
 
     Raises:
-        RemovalError: the decoder layers, or a layer's attention or feed-forward sublayer, cannot be told apart.
+        RemovalError: the decoder layers, or the sublayers of one, cannot be told apart.
     """
     # 1) the list of decoder layers
     wanted = getattr(text_config(model), "num_hidden_layers", None)
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted}
     found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == wanted
-        and all(isinstance(item, GradientCheckpointingLayer) for item in module)
-    }
+        name: m for name, m in lists.items() if all(isinstance(item, GradientCheckpointingLayer) for item in m)
+    } or {name: m for name, m in lists.items() if all(_has_sublayers(item) for item in m)}
     if len(found) != 1:
         names = ", ".join(found) or "none"
         raise RemovalError(
@@ -80,9 +109,10 @@ def dissect(model: nn.Module) -> Anatomy:
             target = getattr(entry, "target_class", entry)
             if isinstance(target, type):
                 declared.append(target)
-    # 3) each layer's two sublayers
+    # 3) each layer's sublayers
     layers = tuple(_dissect_layer(layer, tuple(declared)) for layer in next(iter(found.values())))
-    return Anatomy(layers, players_of([layer.ffn_kind for layer in layers]))
+    players = tuple(Player(index, kind) for index, layer in enumerate(layers) for kind in layer.kinds)
+    return Anatomy(layers, players)
 
 
 def text_config(model: nn.Module) -> Any:
@@ -91,24 +121,49 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def _has_sublayers(layer: nn.Module) -> bool:
+    """Tell a decoder layer of a model's own code by the names of its parts."""
+    names = [name for name, _ in layer.named_children()]
+    return any(_ATTENTION.fullmatch(name) or _MIXER.fullmatch(name) for name in names)
+
+
 def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> LayerAnatomy:
-    """Name the children of one decoder layer that are its attention and its feed-forward sublayer."""
+    """Name the children of one decoder layer that make up its branches, and say of which kind these are."""
     children = dict(layer.named_children())
-
-    def only(what: str, names: list[str]) -> str:
-        if len(names) == 1:
-            return names[0]
-        raise RemovalError(
-            f"{type(layer).__name__}: found {len(names)} {what} sublayers among its parts ({', '.join(children)})",
-            "lowmem-layers needs exactly one attention and one feed-forward sublayer a decoder layer",
-        )
-
-    attention = [name for name, child in children.items() if isinstance(child, attention_classes)]
-    attention = attention or [name for name in children if _ATTENTION.fullmatch(name)]
     feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(name)]
     if not feed_forward and {"fc1", "fc2"} <= children.keys():  # OPT holds the two matrices in the layer itself
-        return LayerAnatomy(layer, only("attention", attention), ("fc1", "fc2"), "ffn")
-    ffn = only("feed-forward", feed_forward)
-    parts = [name.rpartition(".")[2] for name, _ in children[ffn].named_modules() if name]
-    kind = "moe" if any(_EXPERTS.fullmatch(part) for part in parts) else "ffn"
-    return LayerAnatomy(layer, only("attention", attention), (ffn,), kind)
+        feed_forward = ["fc1", "fc2"]
+    mixing = [
+        name for name, child in children.items()
+        if name not in feed_forward
+        and (isinstance(child, attention_classes) or _ATTENTION.fullmatch(name) or _MIXER.fullmatch(name))
+    ]  # fmt: skip
+    # One module of one name for all kinds of layers (Nemotron-H's `mixer`): its class says of which kind it is.
+    only = children[mixing[0]] if len(mixing) == 1 and not feed_forward else None
+    is_known = only is None or isinstance(only, attention_classes)
+    if not is_known and _FEED_FORWARD_CLASS.search(type(only).__name__):
+        mixing, feed_forward = [], mixing
+    if not mixing and not feed_forward:
+        raise RemovalError(
+            f"{type(layer).__name__}: found no sublayers among its parts ({', '.join(children)})",
+            "lowmem-layers needs an attention, a mixer or a feed-forward sublayer in every decoder layer",
+        )
+    kinds: list[Kind] = []
+    if mixing:
+        is_mixer = any(_is_mixer(name, children[name], attention_classes) for name in mixing)
+        kinds.append("mixer" if is_mixer else "attn")
+    if feed_forward:
+        has_experts = any(
+            _EXPERTS.fullmatch(path.rpartition(".")[2] or name) or _EXPERTS_CLASS.search(type(part).__name__)
+            for name in feed_forward
+            for path, part in children[name].named_modules()
+        )
+        kinds.append("moe" if has_experts else "ffn")
+    return LayerAnatomy(layer, tuple(mixing), tuple(feed_forward), tuple(kinds))
+
+
+def _is_mixer(name: str, module: nn.Module, attention_classes: tuple[type, ...]) -> bool:
+    """Tell a mixer from attention: by its class, whatever it is called, else by its name."""
+    if _MIXER_CLASS.search(type(module).__name__):
+        return True
+    return not isinstance(module, attention_classes) and _ATTENTION.fullmatch(name) is None

@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.branches import BranchForm, branch_output, find_form, run_layer
-from lowmem_layers.model.anatomy.dissection import Anatomy, LayerAnatomy, text_config
+from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy, text_config
 from lowmem_layers.model.anatomy.forward import LayerCall, first_call, prologue
 from lowmem_layers.model.anatomy.removal import layer_without
 from lowmem_layers.model.homes.store import LayerStore, Visit
@@ -74,46 +74,59 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
 
 
 def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerAnatomy:
-    """See in which form the layer and its feed-forward hand back their output. Shapes: `x` (B, T, D)."""
-    seen: dict[str, bool] = {}
-    parts = {"layer": layer.layer, "ffn": getattr(layer.layer, layer.feed_forward[-1])}
+    """See in which form the layer and its sublayers' modules hand back their output. Shapes: `x` (B, T, D)."""
+    seen: dict[str, Answer] = {}
+
+    def see(name: str, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        flat = isinstance(first, torch.Tensor) and first.dim() == 2
+        seen[name] = Answer(len(output) if isinstance(output, tuple) else 0, flat)
+
+    names = (*layer.attention, *layer.feed_forward)
+    parts = {"": layer.layer} | {name: getattr(layer.layer, name) for name in names}
     handles = [
-        part.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: isinstance(out, tuple)}))
-        for name, part in parts.items()
+        part.register_forward_hook(lambda _m, _i, out, name=name: see(name, out)) for name, part in parts.items()
     ]
     try:
         layer.layer(x.clone(), *call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return replace(layer, ffn_returns_tuple=seen["ffn"], layer_returns_tuple=seen["layer"])
+    layer_answer = seen.pop("", Answer())
+    return replace(layer, answers=seen, layer_returns_tuple=layer_answer.length > 0)
 
 
 def _examine_layer(
     layer: LayerAnatomy, x: torch.Tensor, call: LayerCall, hints: Mapping[str, BranchForm | None]
 ) -> LayerProgram:
     """Work out how one layer is driven, or refuse it. Shapes: `x` (B, T, D)."""
-    # 1) with both sublayers removed, nothing may be left of the layer
+    # 1) with its sublayers removed, a layer leaves its input as it is, or scales its channels
     with layer_without(layer, "attn", "ffn"):
         output = run_layer(layer, x.clone(), call)
+    scale: Any = 1.0
     if not torch.equal(output, x):
-        gap = (output - x).abs().max().item()
-        raise RemovalError(
-            f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input "
-            f"(by up to {gap:.3g})",
-            "it does more to the residual stream than adding to it (a norm after the sum, say): no exact removal",
-        )
+        scale = (output.double() * x.double()).sum((0, 1)) / (x.double() ** 2).sum((0, 1))  # (D,), least squares
+        scale = scale.to(x.dtype)
+        if not torch.allclose(output, x * scale, rtol=16 * torch.finfo(x.dtype).eps, atol=0.0) or not scale.all():
+            raise RemovalError(
+                f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input "
+                f"(by up to {(output - x).abs().max().item():.3g})",
+                "it does more to the residual stream than adding to it (a norm after the sum, say): no exact removal",
+            )
     # 2) the form of each branch; most often that of the layer before
-    forms = {kind: find_form(layer, kind, x, call, hints.get(kind)) for kind in ("attn", "ffn")}
+    layer = replace(layer, scale=scale)
+    forms = {role: find_form(layer, role, x, call, hints.get(role)) for role in layer.roles}
     # 3) the layer's output is that of its sublayers put together one after the other, or side by side
     whole = run_layer(layer, x.clone(), call)
-    attended = x + branch_output(layer, "attn", forms["attn"], x, call)
-    in_turn = attended + branch_output(layer, "ffn", forms["ffn"], attended, call)
-    side_by_side = attended + branch_output(layer, "ffn", forms["ffn"], x, call)
-    gaps = [(candidate - whole).float().norm() / (whole - x).float().norm() for candidate in (in_turn, side_by_side)]
+    in_turn = side_by_side = x
+    for role in layer.roles:
+        in_turn = in_turn + branch_output(layer, role, forms[role], in_turn, call)
+        side_by_side = side_by_side + branch_output(layer, role, forms[role], x, call)
+    candidates = [candidate * scale for candidate in (in_turn, side_by_side)]
+    gaps = [(candidate - whole).float().norm() / (whole - x).float().norm() for candidate in candidates]
     if not min(gaps) < (1e-4 if x.dtype.itemsize >= 4 else 3e-2):
         raise RemovalError(
-            f"{type(layer.layer).__name__}: a layer's output is not its input plus what its two sublayers add "
+            f"{type(layer.layer).__name__}: a layer's output is not its input plus what its sublayers add "
             f"(relative gap {min(gaps):.2g})",
             "only layers that add their sublayers to the residual stream, in turn or in parallel, can be taken apart",
         )
@@ -132,6 +145,8 @@ def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
     the two act one after the other.
     """
     for layer in anatomy.layers:
+        if len(layer.roles) < 2:
+            continue
         reached: list[bool] = []
 
         def mark(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -145,7 +160,8 @@ def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
             raise _FeedForwardReached
 
         with layer_without(layer, "attn"), torch.inference_mode(False), torch.enable_grad():
-            getattr(layer.layer, layer.attention).register_forward_hook(mark)  # goes with the stub
+            for name in layer.attention:  # the hooks go with the stubs
+                getattr(layer.layer, name).register_forward_hook(mark)
             handle = getattr(layer.layer, layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
             tensors = [*layer.layer.named_parameters(), *layer.layer.named_buffers()]
             weightless = {name: torch.empty_like(value, device="meta") for name, value in tensors}

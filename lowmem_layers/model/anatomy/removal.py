@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowmem_layers.model.anatomy.dissection import Anatomy, LayerAnatomy
+from lowmem_layers.errors import LowmemLayersError, RemovalError
+from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy
 
 
 class Stub(nn.Module):
     """Stands in for a removed sublayer: returns zeros (or the residual) of the right shape, dtype and form."""
 
-    def __init__(self, removed: nn.Module, *, out_features: int | None, returns_pair: bool) -> None:
+    def __init__(self, removed: nn.Module, answer: Answer, *, out_features: int | None = None) -> None:
         super().__init__()
         self._signature = inspect.signature(removed.forward)
         self._out_features = out_features
-        self._returns_pair = returns_pair
+        self._answer = answer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = self._signature.bind(*args, **kwargs).arguments
@@ -35,7 +36,27 @@ class Stub(nn.Module):
             hidden = next(value for value in given.values() if isinstance(value, torch.Tensor))
             width = hidden.shape[-1] if self._out_features is None else self._out_features
             output = hidden.new_zeros(*hidden.shape[:-1], width)  # fresh: some families add to it in place
-        return (output, None) if self._returns_pair else output
+        output = output.flatten(0, 1) if self._answer.flat and output.dim() == 3 else output  # (B·T, D)
+        return (output, *[None] * (self._answer.length - 1)) if self._answer.length else output
+
+
+@contextmanager
+def refusing(model: nn.Module, when: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises while it is tested into a refusal of the model.
+
+    Raises:
+        RemovalError: an exception came out of the `with` block. Refusals and a lack of memory are raised as they are.
+    """
+    try:
+        yield
+    except (LowmemLayersError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        raise RemovalError(
+            f"{type(model).__name__}: {when}, its own code raised {type(error).__name__}: {first_line}",
+            "this family's layers cannot be driven one at a time; it can't be ablated exactly",
+        ) from error
 
 
 @contextmanager
@@ -45,14 +66,14 @@ def without(anatomy: Anatomy, removed: Iterable[int]) -> Iterator[None]:
     The modules are swapped in place and the very same objects come back, also after an exception.
     """
     chosen = [anatomy.players[position] for position in removed]
-    with _swapped([(anatomy.layers[p.layer], p.kind) for p in chosen]):
+    with _swapped([(anatomy.layers[p.layer], p.role) for p in chosen]):
         yield
 
 
 @contextmanager
 def layer_without(layer: LayerAnatomy, *kinds: str) -> Iterator[None]:
-    """Remove sublayers of one decoder layer (`attn`, `ffn`) for the length of a `with` block."""
-    with _swapped([(layer, kind) for kind in kinds]):
+    """Remove sublayers of one decoder layer, by their places (`attn`, `ffn`), for the length of a `with` block."""
+    with _swapped([(layer, kind) for kind in kinds if kind in layer.roles]):
         yield
 
 
@@ -63,13 +84,14 @@ def _swapped(targets: list[tuple[LayerAnatomy, str]]) -> Iterator[None]:
         for layer, kind in targets:
             names = layer.children_of(kind)
             modules: list[Any] = [getattr(layer.layer, name) for name in names]
-            if len(names) == 1:
-                pair = kind == "attn" or layer.ffn_returns_tuple
-                stubs = [Stub(modules[0], out_features=None, returns_pair=pair)]
-            else:
-                # Two matrices in the layer itself (fc1, fc2): the first only narrows, so that nothing is computed.
+            usual = Answer(2) if kind == "attn" and "attn" in layer.kinds else Answer()  # where none was seen yet
+            answers = [layer.answers.get(name, usual) for name in names]
+            if names == ("fc1", "fc2"):
+                # Two matrices in the layer itself: the first only narrows, so that nothing is computed.
                 widths = (1, modules[1].out_features)
-                stubs = [Stub(m, out_features=w, returns_pair=False) for m, w in zip(modules, widths, strict=True)]
+                stubs = [Stub(m, Answer(), out_features=w) for m, w in zip(modules, widths, strict=True)]
+            else:
+                stubs = [Stub(m, answer) for m, answer in zip(modules, answers, strict=True)]
             for name, module, stub in zip(names, modules, stubs, strict=True):
                 kept.append((layer.layer, name, module))
                 setattr(layer.layer, name, stub)

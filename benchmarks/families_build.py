@@ -1,0 +1,141 @@
+"""Tiny random models of every decoder-only type that transformers knows, shrunk from its config class's defaults.
+
+No type has a recipe of its own as long as the common rules make a model of it: widths, counts of heads, layers,
+experts and tokens are recognised by their names, and windows, chunks and top-k are made shorter than the test texts.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto import modeling_auto as auto
+
+VOCABULARY = 128
+LAYERS = 4
+LONGEST = 256
+
+# The first pattern that a field's name matches decides; only whole numbers are replaced.
+_RULES: tuple[tuple[str, int], ...] = (
+    (r"(org_|text_)?vocab_size(_per_layer_input)?|n_vocab|vocab_size_.*", VOCABULARY),
+    (r"num_hidden_layers|n_layers?|num_layers|num_blocks|num_decoder_layers", LAYERS),
+    (r"hidden_size|n_embd|d_model|embed_dim|embedding_dim|attention_hidden_size|lru_width|word_embed_proj_dim", 64),
+    (r"hidden_size_per_layer_input|laurel_rank|altup_num_inputs_", 8),
+    (r"num_attention_heads|n_heads?|num_heads|encoder_attention_heads|decoder_attention_heads", 4),
+    (r"num_key_value_heads|num_kv_heads|num_global_key_value_heads|swa_num_key_value_heads", 2),
+    (r"(global_|swa_|attention_)?head_dim|d_kv|qk_nope_head_dim|v_head_dim|swa_v_head_dim|kv_channels", 16),
+    (r"qk_rope_head_dim|rotary_dim", 8),
+    (r"qk_head_dim", 24),
+    (r"kv_lora_rank|q_lora_rank|o_lora_rank", 16),
+    (r"index_n_heads", 16),
+    (r"index_head_dim", 16),
+    (r"index_topk", 4),
+    (r"mamba_d_state|state_size|ssm_state_size", 8),
+    (r"mamba_n_heads|mamba_num_heads|n_mamba_heads", 4),
+    (r"mamba_d_head|mamba_head_dim|mamba_headdim", 32),
+    (r"mamba_d_ssm", 128),
+    (r"mamba_dt_rank|time_step_rank", 4),
+    (r"linear_num_key_heads|linear_num_value_heads", 4),
+    (r"linear_key_head_dim|linear_value_head_dim", 16),
+    (r".*chunk_size.*", 4),
+    (r".*sliding_window.*|window_size|local_window_size|.*sliding_window_size", 4),
+    (r"n_group|topk_group|moe_topk_group|mamba_n_groups|n_groups", 1),
+    (r"num_experts_per_tok(en)?|moe_topk|top_k_experts|moe_k|num_selected_experts", 2),
+    (r"(num_local_experts|num_experts|n_routed_experts|moe_num_experts|num_routed_experts)", 4),
+    (r"n_shared_experts|num_shared_experts|moe_num_shared_experts", 1),
+    (r"first_k_dense_replace|moe_layer_start_index|num_dense_layers", 1),
+    (r".*(intermediate|inner|ffn|expert|mlp).*(size|dim|width).*|n_inner|decoder_ffn_dim|dim_ff", 96),
+    (r"(max_|n_)position(_embedding)?s|n_ctx|max_seq_len|context_length|max_target_positions|max_position_embeddings",
+     LONGEST),
+    (r"num_kv_shared_layers", 0),
+)  # fmt: skip
+
+OVERRIDES: dict[str, dict[str, Any]] = {}
+"""What single types need beside the rules: sizes that hang together in a way of their own."""
+
+
+def causal_types() -> list[str]:
+    """List the decoder-only types of transformers' causal-LM mapping: no encoder-decoder, no masked language model."""
+    found = []
+    for name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[name]()
+        except Exception:  # noqa: BLE001 (a type whose defaults make no config is counted, and reported as not built)
+            found.append(name)
+            continue
+        if not config.is_encoder_decoder and name not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            found.append(name)
+    return found
+
+
+def tiny_config(model_type: str) -> Any:
+    """Shrink a type's default config."""
+    config_class = CONFIG_MAPPING[model_type]
+    return _shrunk(config_class, OVERRIDES.get(model_type, {}))
+
+
+def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
+    try:
+        fields = {k: v for k, v in config_class().to_dict().items() if k != "model_type"}
+    except Exception:  # noqa: BLE001 (a default that contradicts itself)
+        fields = {k: p.default for k, p in inspect.signature(config_class.__init__).parameters.items()}
+    changed: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False}
+    subs = dict(getattr(config_class, "sub_configs", None) or {})
+    for name, value in fields.items():
+        own = given.get(name)
+        if name in subs and hasattr(subs[name], "model_type"):
+            kind = value.get("model_type") if isinstance(value, dict) else None
+            inner = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else subs[name]
+            if hasattr(inner, "to_dict"):
+                changed[name] = _shrunk(inner, own or {})
+            continue
+        if isinstance(value, bool):
+            continue
+        if isinstance(value, int):
+            size = next((size for pattern, size in _RULES if re.fullmatch(pattern, name)), None)
+            if size is not None and not (size > value >= 0 and value != 0 and "window" in name):
+                changed[name] = size if value else value
+        elif value is None and re.fullmatch(r"sliding_window|num_key_value_heads", name):
+            continue
+        elif isinstance(value, list) and value and re.search(r"layer|block|pattern|types|hybrid|kinds", name):
+            changed[name] = _sample(value)
+    if "kv_lora_rank" in fields:  # latent attention: every head has its own keys, and rotates a part of them
+        changed |= {"num_key_value_heads": 4, "head_dim": 8}
+    return config_class(**{**changed, **given})
+
+
+def _sample(values: list[Any]) -> list[Any]:
+    """Cover every kind of entry with LAYERS of them, in the order of first appearance."""
+    kinds = list(dict.fromkeys(v if isinstance(v, str | int | bool) else repr(v) for v in values))
+    if not all(isinstance(v, str) for v in values):
+        return values[:LAYERS]
+    return [kinds[i % len(kinds)] for i in range(LAYERS)]
+
+
+def tiny_model(model_type: str) -> Any:
+    """Build a type's causal language model, its weights scaled so that every sublayer changes the logits visibly."""
+    config = tiny_config(model_type)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    rescale(model)
+    return model
+
+
+def rescale(model: Any) -> None:
+    """Give every matrix the scale of its width, and norms and biases some noise."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "embed" in name or "wte" in name:
+            parameter.copy_(noise * 0.5)
+        elif parameter.dim() >= 2 and "conv" not in name:
+            parameter.copy_(noise * 1.2 / max(parameter.shape[-1], parameter.shape[-2]) ** 0.5)
+        elif "norm" in name or "ln" in name:
+            parameter.add_(noise * 0.1)
+        else:
+            parameter.add_(noise * 0.05)
