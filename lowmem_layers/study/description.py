@@ -29,7 +29,8 @@ def describe_run(specification: Specification, prepared: Prepared, design: Desig
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     # A run that may stop early takes its items in an order that has nothing to do with their content.
-    order = item_order(len(prepared.encoded), specification.seed) if specification.until else None
+    clusters = [(item.task, item.cluster) for item in prepared.encoded]
+    order = item_order(clusters, specification.seed) if specification.until else None
     plan = make_plan(prepared, design, order)
     return Manifest(
         status="running",

@@ -190,5 +190,20 @@ def test_constant_tables_prove_nothing():
 
 
 def test_item_order_is_a_seeded_shuffle():
-    assert sorted(item_order(50, 1)) == list(range(50))
-    assert item_order(50, 1) == item_order(50, 1) != item_order(50, 2)
+    assert sorted(item_order(range(50), 1)) == list(range(50))
+    assert item_order(range(50), 1) == item_order(range(50), 1) != item_order(range(50), 2)
+
+
+def test_a_clusters_place_does_not_depend_on_its_size():
+    """300 items on their own and 20 clusters of 15: half of the first items are clustered, as half of all are."""
+    clusters = [*range(300), *np.repeat(np.arange(300, 320), 15).tolist()]
+    sizes = np.bincount(clusters)
+    among_first, places = [], []
+    for seed in range(200):
+        order = [clusters[item] for item in item_order(clusters, seed)]
+        blocks = [cluster for n, cluster in enumerate(order) if n == 0 or order[n - 1] != cluster]
+        assert sorted(blocks) == list(range(320)), "a cluster's items stand side by side"
+        among_first.append(np.mean([sizes[cluster] > 1 for cluster in blocks[:64]]))
+        places.append(np.mean([blocks.index(cluster) for cluster in range(300, 320)]))
+    assert np.mean(among_first) == pytest.approx(20 / 320, abs=0.01)
+    assert np.mean(places) == pytest.approx(159.5, abs=5.0)

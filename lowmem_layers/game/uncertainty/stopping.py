@@ -11,7 +11,7 @@ Gaussian bound: where the skewness makes a difference look surer than it is, the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -66,9 +66,17 @@ def parse_statement(text: str) -> Statement:
     raise UsageError(f"{text!r} is no statement to stop at", "use top3, top=K, rank or ci=0.01")
 
 
-def item_order(n_items: int, seed: int) -> list[int]:
-    """Shuffle the items: the order in which a run that may stop early takes them."""
-    return [int(i) for i in np.random.default_rng(seed).permutation(n_items)]
+def item_order(clusters: Sequence[Hashable], seed: int) -> list[int]:
+    """Shuffle the clusters, and take each one's items side by side: the order of a run that may stop early.
+
+    A cluster's place does not depend on its size. (Shuffled items would bring the large clusters first, because one of
+    many members is drawn soon.) `clusters` names each item's cluster; items on their own are shuffled one by one.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for item, cluster in enumerate(clusters):
+        members.setdefault(cluster, []).append(item)
+    groups = list(members.values())
+    return [item for place in np.random.default_rng(seed).permutation(len(groups)) for item in groups[place]]
 
 
 def decide(
@@ -83,7 +91,7 @@ def decide(
     """Decide whether the items so far prove the statement (about the mean over tasks, where several are given).
 
     `n_total` is how many items there are, for the text.
-    The items must come in an order that has nothing to do with their content (`item_order`), of every task alike.
+    The clusters must come in an order that has nothing to do with their content or size (`item_order`).
     The guarantee: over all looks together, a wrong statement is made with probability at most 1 − `level`; exact for
     Gaussian contributions, measured for accuracies and log-likelihoods in benchmarks/stopping.py.
 
