@@ -94,7 +94,7 @@ def decide(
     """Decide whether the items so far prove the statement (about the mean over tasks, where several are given).
 
     `n_total` is how many items there are, for the text.
-    The items must come in an order that has nothing to do with their content (`item_order`), of every task alike.
+    The clusters must come in an order that has nothing to do with their content or size (`item_order`).
     The guarantee: over all looks together, a wrong statement is made with probability at most 1 − `level`; exact for
     Gaussian contributions, measured for accuracies and log-likelihoods in benchmarks/stopping.py.
 
