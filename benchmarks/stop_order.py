@@ -9,8 +9,9 @@ items, a look every 20 items, from 30 clusters on:
     items       the items are shuffled, and a cluster stands where its first member was drawn (until version 0.2)
     clusters    the clusters are shuffled, whatever their size (`item_order`, what a run does)
 
-"clustered" is the share of items in clusters of two or more, "large first" the same among the first tenth. Sizes: 300 items on their own and 20 clusters of 15; with the benchmarks' data also BoolQ's
-passages and WinoGrande's twins, as they are. The last line is one JSON document.
+"clustered" is the share of items in clusters of two or more, "large first" the same among the first tenth. Sizes: 300
+items on their own and 20 clusters of 15; with the benchmarks' data also BoolQ's passages and WinoGrande's twins, as
+they are. The last line is one JSON document.
 """
 
 from __future__ import annotations
