@@ -77,7 +77,8 @@ GGUF = Gguf()
 
 def _nibbles(blocks: torch.Tensor, start: int) -> torch.Tensor:
     """Read 32 four-bit codes of each block: the low halves of 16 bytes, then the high halves."""
-    return fields(blocks[:, start : start + 16].unsqueeze(1), 4, 2).reshape(-1, 32)  # (blocks, 32)
+    codes = blocks[:, start : start + 16]  # (blocks, 16)
+    return torch.cat([codes & 15, codes >> 4], dim=1)  # (blocks, 32)
 
 
 def _fifth_bits(blocks: torch.Tensor, start: int) -> torch.Tensor:
