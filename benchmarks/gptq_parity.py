@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from lowmem_layers.model.spec import DtypeName
+
 _SENTENCES = (
     "The harbour opens before dawn, and the first boats come in with herring, mackerel and crab for the market.",
     "A good proof says why a thing is true; a bad one only says that it is.",
@@ -79,12 +81,12 @@ def compare(args: argparse.Namespace) -> None:
     print(json.dumps(about | {"largest_difference_in_roundings": max(gap for _, gap in rows.values())}))
 
 
-def unpacked(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """Unpack every streamed linear weight of a checkpoint in float16, experts one by one under gptqmodel's names."""
+def unpacked(checkpoint: str | Path, dtype: DtypeName = "float16") -> dict[str, torch.Tensor]:
+    """Unpack every streamed linear weight of a checkpoint in `dtype`, experts one by one under gptqmodel's names."""
     from lowmem_layers.model import ModelSpec, load_model
     from lowmem_layers.model.homes.store import Visit
 
-    spec = ModelSpec(str(checkpoint), dtype="float16", device="cpu", offload="cpu", cache=False)
+    spec = ModelSpec(str(checkpoint), dtype=dtype, device="cpu", offload="cpu", cache=False)
     model = load_model(spec)
     weights: dict[str, torch.Tensor] = {}
     for visit in model.store.sweep(

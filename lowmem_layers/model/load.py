@@ -218,10 +218,12 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
 
 
 def _remarks(found: Inspection) -> list[str]:
-    """Say what of the model's files will not be used, as far as names and sizes tell."""
+    """Say what of the model's files will not be used, as far as their names and the config tell."""
     lines = []
     if unread := [path.name for path in found.source.unread_files]:
         lines.append(f"not read, since the model's weights are in other files: {', '.join(unread)}")
+    if found.own is not None and found.own.runs_quantised:
+        lines.append(f"{found.own.label}: weights as stored, activations not quantised")
     n_tokens, n_known = 1 + max(found.tokenizer.get_vocab().values(), default=-1), found.shape.vocabulary
     if n_tokens > n_known:
         lines.append(

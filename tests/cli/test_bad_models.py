@@ -147,8 +147,9 @@ FILES: dict[str, tuple[Damage, str]] = {
     "wrong-shape": (change(lambda t: t.update({WEIGHT: torch.zeros(96, 63)})), f"{WEIGHT} has shape (96, 63)"),
     "nan": (spoil(float("nan")), f"model.safetensors: {WEIGHT} holds NaN"),
     "inf": (spoil(float("inf")), f"model.safetensors: {WEIGHT} holds NaN or infinite"),
-    "awq": (configure(quantization_config={"quant_method": "awq", "bits": 4}), "quantised by 'awq'"),
-    "fp8": (configure(quantization_config={"quant_method": "fp8"}), "config.json: the checkpoint is quantised"),
+    "awq": (configure(quantization_config={"quant_method": "awq", "bits": 4}), "(AWQ 4-bit), but no weight is"),
+    "fp8": (configure(quantization_config={"quant_method": "fp8"}), "is packed (FP8), but no weight is"),
+    "aqlm": (configure(quantization_config={"quant_method": "aqlm"}), "the checkpoint is quantised by 'aqlm'"),
     "unnamed": (configure(quantization_config={"bits": 4}), "quantised, by a method that has no name"),
     "quantisation-list": (configure(quantization_config=[4]), "quantization_config is no table"),
     "config-text": (write("config.json", "{"), "config.json is not JSON"),
@@ -190,7 +191,7 @@ def test_damaged_or_foreign_files(case: str, sound: Path, tmp_path: Path, run: C
     damage, message = FILES[case]
     shutil.copytree(sound, tmp_path / "model")
     damage(tmp_path / "model")
-    quant = [] if case in ("awq", "fp8", "unnamed") else ["--quant", "4bit"]
+    quant = [] if case in ("awq", "fp8", "aqlm", "unnamed") else ["--quant", "4bit"]
     check_refused(run(tmp_path / "model", *quant), message, tmp_path)
 
 

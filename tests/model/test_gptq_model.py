@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowmem_layers.model import ModelSpec, load_model
-from lowmem_layers.model.formats.gptq import fields
+from lowmem_layers.model.formats.scaled import fields
 from lowmem_layers.model.homes.store import Visit
 from tests.model.conftest import save_model
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-from lowmem_layers.model.formats.gptq import fields
+from lowmem_layers.model.formats.scaled import fields
 from tests.model.conftest import four_bit_exact, save_model
 from tests.model.test_load import copy_tokenizer, dense_state, logits_of
 

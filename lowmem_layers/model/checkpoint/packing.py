@@ -12,6 +12,7 @@ import torch
 
 from lowmem_layers.errors import CheckpointError, ModelError
 from lowmem_layers.model.formats import CHECKPOINT_FORMATS, DENSE, TARGETS, CheckpointFormat, OwnPacking, Packed
+from lowmem_layers.model.formats.auto_round import translated
 from lowmem_layers.model.spec import Quant
 
 # where writers put their settings before config.json had a place for them, and what method they mean
@@ -72,8 +73,9 @@ def own_packing(
     # an enumeration's member reads "QuantizationMethod.GPTQ"
     method = str(about.get("quant_method", "")).rpartition(".")[2].lower()
     formats = tuple(formats)
+    about = translated({**about, "quant_method": method})
     for each in formats:
-        if (own := each.from_config({**about, "quant_method": method})) is not None:
+        if (own := each.from_config(about)) is not None:
             return own
     by = f"quantised by {method!r}" if method else "quantised, by a method that has no name"
     known = ", ".join(each.title for each in formats)

@@ -153,7 +153,10 @@ class SafetensorsReader:
         for name, entry in self._packed.pop(layer, {}).items():
             tensors = {part: read_tensor(stored) for part, stored in entry.parts.items()}
             for part in entry.format.scales:
-                if part in tensors and tensors[part].is_floating_point() and not all_finite(tensors[part]):
+                values = tensors.get(part)
+                if values is None or not values.is_floating_point():
+                    continue
+                if not all_finite(values.float() if values.element_size() == 1 else values):
                     raise _not_finite(f"{name} ({part})", entry.parts[part].file.name)
             weight = entry.format.read(name, tensors, self._settings_for(entry.format), entry.file)
             target, is_converted = self._converter.target(name)

@@ -56,6 +56,11 @@ class SortedTensors:
         table = read_table(folder)
         for name, entry in table.items():
             self._sort_in(name, entry, part_of(name, table, formats, own.format if own else None))
+        if own is not None and not self.packed:
+            raise CheckpointError(
+                f"config.json says that {folder.name} is packed ({own.label}), but no weight is",
+                "take quantization_config out of config.json if these are the plain weights",
+            )
         self._refuse_contradictions()
         self._account()
 

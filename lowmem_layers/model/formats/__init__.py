@@ -7,22 +7,31 @@ from math import prod
 
 import torch
 
+from lowmem_layers.model.formats.awq import AWQ
+from lowmem_layers.model.formats.compressed import COMPRESSED
 from lowmem_layers.model.formats.dense import DENSE
 from lowmem_layers.model.formats.format import CheckpointFormat, OwnPacking, Packed, PackingFormat, WeightFormat
 from lowmem_layers.model.formats.four_bit import FOUR_BIT
+from lowmem_layers.model.formats.fp8 import FP8
 from lowmem_layers.model.formats.gguf_blocks import GGUF
 from lowmem_layers.model.formats.gptq import GPTQ
+from lowmem_layers.model.formats.hqq import HQQ
 from lowmem_layers.model.formats.int8 import INT8
 from lowmem_layers.model.formats.joined import Joined, stack
+from lowmem_layers.model.formats.modelopt import MODELOPT
+from lowmem_layers.model.formats.mxfp4 import MXFP4
+from lowmem_layers.model.formats.scaled import SCALED
 from lowmem_layers.model.formats.turned import Turned
 
 # The formats in which safetensors checkpoints are read. A further one is a file of its own and a name in this list.
-CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (FOUR_BIT, INT8, GPTQ)
+CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (
+    FOUR_BIT, INT8, GPTQ, AWQ, COMPRESSED, FP8, MXFP4, MODELOPT, HQQ,
+)  # fmt: skip
 
 # What dense weights can be packed into, by the name that records and plans use.
 TARGETS: Mapping[str, PackingFormat] = {"none": DENSE, "nf4": FOUR_BIT, "int8": INT8}
 
-_SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, *CHECKPOINT_FORMATS)}
+_SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, FOUR_BIT, INT8, GPTQ, SCALED)}
 _STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
 TURNED = Turned(_STACKED)
 FORMATS: Mapping[str, WeightFormat] = _STACKED | {"turned": TURNED}
@@ -54,7 +63,7 @@ def unpack_slice(packed: Packed, index: int, out: torch.Tensor) -> None:
 
 
 __all__ = [
-    "CHECKPOINT_FORMATS", "DENSE", "FORMATS", "FOUR_BIT", "GGUF", "GPTQ", "INT8", "TARGETS", "TURNED",
-    "CheckpointFormat", "OwnPacking", "Packed", "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice",
-    "unpacked",
+    "AWQ", "CHECKPOINT_FORMATS", "COMPRESSED", "DENSE", "FORMATS", "FOUR_BIT", "FP8", "GGUF", "GPTQ", "HQQ", "INT8",
+    "MODELOPT", "MXFP4", "SCALED", "TARGETS", "TURNED", "CheckpointFormat", "OwnPacking", "Packed", "PackingFormat",
+    "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
 ]  # fmt: skip

@@ -2,8 +2,8 @@
 
 A format is one frozen object that owns all that is particular to it: how its tensors are called in a checkpoint, which
 config names it, how many bytes it takes, how it is read, packed and unpacked. An object plays one role or several:
-`WeightFormat` is what every format can do, `PackingFormat` one that dense weights can be packed into,
-`CheckpointFormat` one in which safetensors checkpoints come.
+`WeightFormat` is a form that weights are kept in, `PackingFormat` one that dense weights can be packed into,
+`CheckpointFormat` one in which safetensors checkpoints come: it reads them into a weight format, its own or another.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class PackingFormat(WeightFormat, Protocol):
         ...
 
 
-class CheckpointFormat(WeightFormat, Protocol):
-    """Read weights that lie packed in a safetensors checkpoint."""
+class CheckpointFormat(Protocol):
+    """Read weights that lie packed in a safetensors checkpoint, each into a weight format."""
 
     @property
     def title(self) -> str:
@@ -121,12 +121,14 @@ class OwnPacking:
     """The packing that a checkpoint comes in.
 
     `bits` is its width, `label` names it for people, `settings` is what the format needs from the config to read it.
+    `runs_quantised` says that its makers quantise activations too while the model runs, which is not done here.
     """
 
-    format: WeightFormat
+    format: WeightFormat | CheckpointFormat
     bits: int
     label: str
     settings: Any = None
+    runs_quantised: bool = False
 
 
 @dataclass(frozen=True)

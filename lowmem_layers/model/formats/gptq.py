@@ -18,6 +18,7 @@ import torch
 
 from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model.formats.format import SAVED_WITH, OwnPacking, Packed, Stored, row_pieces
+from lowmem_layers.model.formats.scaled import fields
 
 BITS = (2, 3, 4, 8)
 
@@ -194,23 +195,6 @@ def zero_points(qzeros: torch.Tensor, config: GptqConfig) -> torch.Tensor:
         return fields(wrapped.int(), config.bits)
     zeros = fields(qzeros, config.bits)
     return (zeros + 1) & ((1 << config.bits) - 1) if config.version == 1 else zeros
-
-
-def fields(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Cut the last dimension's stream of 32-bit words into fields of `bits` bits, lowest bits first.
-
-    Shapes: (rows, n × bits / 32) int32 words give (rows, n) int32 fields.
-    """
-    if _WORD % bits == 0:
-        shifts = torch.arange(0, _WORD, bits, dtype=torch.int32, device=words.device)  # (fields a word,)
-        return ((words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)  # (rows, words, fields) -> (rows, n)
-    # `bits` words hold exactly 32 fields; a field may begin in one word and end in the next
-    start = torch.arange(0, _WORD * bits, bits, device=words.device)  # the bit at which each of 32 fields starts
-    run = words.reshape(*words.shape[:-1], -1, bits).long() & 0xFFFFFFFF  # (rows, runs, bits)
-    low = run[..., start // _WORD] >> (start % _WORD)  # (rows, runs, 32)
-    high = run[..., ((start + bits - 1) // _WORD)] << (_WORD - start % _WORD)
-    straddles = start % _WORD + bits > _WORD
-    return (torch.where(straddles, low | high, low) & ((1 << bits) - 1)).flatten(-2).int()
 
 
 def _settings_of(name: str, settings: Any) -> GptqConfig:

@@ -1,0 +1,95 @@
+"""HQQ weights as transformers saves them: groups of one row's numbers, with scales and zero points in half precision.
+
+`W_q` has a group a row. Its codes are packed several a byte, the first share of all groups in the highest bits, the
+next share below it. `nbits`, `group_size`, `shape`, `axis` and more lie beside it as tensors. Here the codes stand in
+streams along the weight's rows. Source: Badri and Shaji, HQQ (2023), and the package's `core.quantize` and
+`core.bitpack`, whose arithmetic in half precision is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowmem_layers.errors import CheckpointError
+from lowmem_layers.model.formats.format import OwnPacking, Packed, Stored
+from lowmem_layers.model.formats.scaled import SCALED, needed, words_of
+
+_BITS = (8, 4, 2, 1)
+_FIELDS = 32  # at most so many codes lie in a word
+_ALONG_ROWS = 1  # HQQ's axis of groups within a row
+_ROWS_AT_ONCE = 64
+_ARITHMETIC = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+
+@dataclass(frozen=True)
+class Hqq:
+    """Codes of one to eight bits, a scale and a zero point for each group."""
+
+    name: str = "hqq"
+    title: str = "HQQ"
+    parts: tuple[str, ...] = (
+        "W_q", "scale", "zero", "nbits", "group_size", "shape", "axis", "packing", "unpack_view_dtype", "view_as_float",
+        "quant_scale", "quant_zero", "compute_dtype", "offload_meta", "encoded_state_dict", "stores_quant_config",
+        "channel_wise", "optimize", "round_zero",
+    )  # fmt: skip
+    scales: tuple[str, ...] = ("scale", "zero")
+
+    def from_config(self, about: Mapping[str, Any]) -> OwnPacking | None:
+        """Read a config of HQQ, with settings for all layers or by the layer's name."""
+        if about["quant_method"] != "hqq":
+            return None
+        settings = about.get("quant_config") or {}
+        first = settings if "weight_quant_params" in settings else next((s for s in settings.values() if s), {})
+        bits = int((first.get("weight_quant_params") or {}).get("nbits", 4))
+        return OwnPacking(self, bits, f"HQQ {bits}-bit", bits)
+
+    def home_bytes(self, name: str, parts: Mapping[str, Stored], settings: Any) -> int:
+        """Count codes, scales and zero points."""
+        return sum(part.n_bytes for key, part in parts.items() if key in ("W_q", "scale", "zero"))
+
+    def read(self, name: str, tensors: Mapping[str, torch.Tensor], settings: Any, file: str) -> Packed:
+        """Take over one linear layer.
+
+        Shapes: scale and zero (groups, 1); W_q (groups / codes a byte, numbers of a group); the weight is (out, in).
+
+        Raises:
+            CheckpointError: a part is missing, the groups do not lie along the rows, or scales are quantised too.
+        """
+        where = f"{file}: {name.removesuffix('.weight')}"
+        codes, scale, zero, nbits, size, dense, axis = needed(
+            where, tensors, "W_q", "scale", "zero", "nbits", "group_size", "shape", "axis"
+        )
+        bits, group, (rows, columns) = int(nbits), int(size), dense.tolist()
+        if int(axis) != _ALONG_ROWS or bits not in _BITS or columns % group:
+            raise CheckpointError(
+                f"{where}: {bits} bits in groups of {group} along axis {int(axis)} of {rows} × {columns}",
+                "HQQ is read in 1, 2, 4 and 8 bits, with groups along axis 1",
+            )
+        if any(bool(tensors[part]) for part in ("quant_scale", "quant_zero") if part in tensors):
+            raise CheckpointError(
+                f"{where} has quantised scales or zero points", "save it without quant_scale and quant_zero"
+            )
+        numbers = _codes(codes, bits, rows * columns // group).view(rows, columns)
+        pieces = [
+            words_of(torch.nn.functional.pad(piece, (0, -columns % _FIELDS)), bits)  # a row fills whole words
+            for piece in numbers.split(_ROWS_AT_ONCE)
+        ]
+        words = torch.cat(pieces)[:, : -(-columns * bits // _FIELDS)]
+        packed = SCALED.pack(
+            where, words, scale, (rows, columns), kind="stream", bits=bits, block=(1, group), zero=zero
+        )
+        return Packed(SCALED, packed.shape, packed.parts, {**packed.settings, "arithmetic": _ARITHMETIC[scale.dtype]})
+
+
+HQQ = Hqq()
+
+
+def _codes(packed: torch.Tensor, bits: int, n_groups: int) -> torch.Tensor:
+    """Unpack the codes. Shapes: (bytes, numbers of a group) to (groups, numbers of a group) in uint8."""
+    per, whole = 8 // bits, packed.view(torch.uint8)
+    shares = [(whole >> (bits * (per - 1 - share))) & ((1 << bits) - 1) for share in range(per)]
+    return torch.cat(shares)[:n_groups]
