@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from benchmarks.families_build import LAYERS, VOCABULARY, causal_types, tiny_model
+from benchmarks.families_build import LAYERS, VOCABULARY, causal_types, multimodal_types, tiny_model
 from lowmem_layers.engine import ready_engine
 from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -40,7 +40,8 @@ SECONDS, BYTES = 60, 8 << 30
 def branches_by_name(module: Any, players: Any) -> list[list[Any]]:
     """List the modules of each player's branch, by their usual names; in layers with one branch, all of them."""
     found: dict[tuple[int, bool], list[Any]] = {}
-    for path, child in module.named_modules():
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
+    for path, child in decoder.named_modules():
         parent, _, name = path.rpartition(".")
         layer = parent.rpartition(".")[2]
         if not layer.isdigit() or not re.search(r"(layers|h|blocks|block)\.\d+$", parent):
@@ -164,10 +165,11 @@ def main() -> None:
     """Judge all types, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*")
+    parser.add_argument("--multimodal", action="store_true", help="the multimodal types in place of the causal ones")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    for model_type in options.types or causal_types():
+    for model_type in options.types or (multimodal_types() if options.multimodal else causal_types()):
         rows.append(in_a_fork(model_type))
         row = rows[-1]
         numbers = f"{row.get('layout', ''):5} {row.get('gap', 0):.1e}"

@@ -91,7 +91,8 @@ def dissect(model: nn.Module) -> Anatomy:
     """
     # 1) the list of decoder layers
     wanted = getattr(text_config(model), "num_hidden_layers", None)
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted}
+    decoder = text_decoder(model)
+    lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted}
     found = {
         name: m for name, m in lists.items() if all(isinstance(item, GradientCheckpointingLayer) for item in m)
     } or {name: m for name, m in lists.items() if all(_has_sublayers(item) for item in m)}
@@ -119,6 +120,16 @@ def text_config(model: nn.Module) -> Any:
     """Return the config of the language model, inside a multimodal one too."""
     config: Any = model.config
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """Return the decoder of the language model inside a multimodal one; without any, the model itself."""
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        return model
+    get: Any = getattr(model, "get_decoder", None)
+    found = get() if get is not None else None
+    return found if isinstance(found, nn.Module) else model
 
 
 def _has_sublayers(layer: nn.Module) -> bool:
