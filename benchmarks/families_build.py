@@ -66,7 +66,9 @@ def _rotating(section: list[int], share: float = 1.0) -> dict[str, Any]:
 
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl"), _rotating([2, 3, 3])),
+    **dict.fromkeys(
+        ("glm4v", "glm46v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl"), _rotating([2, 3, 3])
+    ),
     "glm4v_moe": _rotating([1, 1, 2], 0.5),
     "lfm2": {"layer_types": _LFM},
     "lfm2_moe": {"layer_types": _LFM},
@@ -77,7 +79,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4": {"text_config": {"hidden_size_per_layer_input": 0}},
     "gemma4_text": {"hidden_size_per_layer_input": 0},
     "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 96}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 96},
+    },
 }
 """What single types need beside the rules: sizes that hang together in a way of their own."""
 
@@ -145,7 +150,8 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
             changed[name] = _sample(value)
     if "kv_lora_rank" in fields:  # latent attention: every head has its own keys, and rotates a part of them
         changed |= {"num_key_value_heads": 4, "head_dim": 8}
-    return config_class(**{**changed, **given})
+    whole = {name: value for name, value in given.items() if name not in subs}
+    return config_class(**{**changed, **whole})
 
 
 def _sample(values: list[Any]) -> list[Any]:

@@ -229,6 +229,7 @@ def test_a_window_that_counts_rows_inside_attention_makes_rows_plain():
     ("lfm2", "mixer.0 ffn.0 attn.1 ffn.1 mixer.2 ffn.2"),
     ("granitemoehybrid", "mixer.0 moe.0 attn.1 moe.1 mixer.2 moe.2"),
     ("jetmoe", "attn.0 moe.0 attn.1 moe.1 attn.2 moe.2"),
+    ("dbrx", "attn.0 moe.0 attn.1 moe.1 attn.2 moe.2"),
 ])  # fmt: skip
 def test_mixers_and_odd_answers_are_players_like_the_others(family, players):
     module = families.tiny_model(family)
@@ -237,7 +238,7 @@ def test_mixers_and_odd_answers_are_players_like_the_others(family, players):
     modules = []
     for player in engine.model.players:
         layer = engine.model.anatomy.layers[player.layer]
-        modules.append([getattr(layer.layer, name) for name in layer.children_of(player.kind)])
+        modules.append([layer.layer.get_submodule(name) for name in layer.children_of(player.kind)])
     items = routes.random_items(3)
     coalitions = [(), (0,), (1,), (2,), (0, 2), tuple(range(len(modules)))]
     expected = routes.hooked_loglikelihoods(module, modules, items, coalitions)

@@ -83,7 +83,7 @@ def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerA
         seen[name] = Answer(len(output) if isinstance(output, tuple) else 0, flat)
 
     names = (*layer.attention, *layer.feed_forward)
-    parts = {"": layer.layer} | {name: getattr(layer.layer, name) for name in names}
+    parts = {"": layer.layer} | {name: layer.layer.get_submodule(name) for name in names}
     handles = [
         part.register_forward_hook(lambda _m, _i, out, name=name: see(name, out)) for name, part in parts.items()
     ]
@@ -161,8 +161,8 @@ def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
 
         with layer_without(layer, "attn"), torch.inference_mode(False), torch.enable_grad():
             for name in layer.attention:  # the hooks go with the stubs
-                getattr(layer.layer, name).register_forward_hook(mark)
-            handle = getattr(layer.layer, layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
+                layer.layer.get_submodule(name).register_forward_hook(mark)
+            handle = layer.layer.get_submodule(layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
             tensors = [*layer.layer.named_parameters(), *layer.layer.named_buffers()]
             weightless = {name: torch.empty_like(value, device="meta") for name, value in tensors}
             # Masks, positions and the like go to attention alone, and the stub does not look at them.
@@ -173,7 +173,7 @@ def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
                 functional_call(layer.layer, weightless, (x,), nothing)
             except _FeedForwardReached:
                 pass
-            except (TypeError, ValueError, AttributeError, RuntimeError):
+            except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, StopIteration):
                 # A layer that needs more than its hidden states to get this far is taken for a parallel one: its
                 # states take twice the memory, and what is foreseen must never be less than what is taken.
                 reached.clear()
