@@ -198,6 +198,16 @@ def test_a_model_that_does_something_between_its_layers_is_refused():
         Engine(DecoderModel(module)).examine()
 
 
+def test_a_model_with_several_residual_streams_is_refused_with_that_reason():
+    module = families.tiny_model("llama")
+    module.model.layers[0].register_forward_pre_hook(lambda _m, args: (args[0].expand(4, *args[0].shape), *args[1:]))
+    first = module.model.layers[0]
+    first.forward = lambda hidden, *args, **kwargs: hidden
+    with pytest.raises(RemovalError, match="given states of shape") as caught:
+        Engine(DecoderModel(module)).examine()
+    assert "several residual streams" in caught.value.hint
+
+
 def test_a_layer_that_scales_the_residual_stream_is_taken_with_its_scale():
     module = families.tiny_model("llama")
     weights = torch.linspace(0.5, 1.5, 32)

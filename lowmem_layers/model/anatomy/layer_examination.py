@@ -62,7 +62,14 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
         layer = anatomy.layers[visit.layer]
         if not programs:
             # The first layer's weights are needed to see in what form layers answer, and that to reach the others.
-            layer = _with_forms(layer, *first_call(module, anatomy.layers, inputs))
+            hidden, call = first_call(module, anatomy.layers, inputs)
+            if hidden.shape != (_ROWS, _TOKENS, width):
+                raise RemovalError(
+                    f"{type(module).__name__}: its layers are given states of shape {tuple(hidden.shape)} for "
+                    f"{_ROWS} rows of {_TOKENS} tokens and a width of {width}",
+                    "it has several residual streams, or another form of them; only a single stream can be taken apart",
+                )
+            layer = _with_forms(layer, hidden, call)
             form = {"layer_returns_tuple": layer.layer_returns_tuple}
             calls = prologue(module, [replace(each, **form) for each in anatomy.layers], inputs).calls
         generator = torch.Generator().manual_seed(visit.layer)
