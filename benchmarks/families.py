@@ -22,29 +22,35 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from benchmarks.families_build import LAYERS, VOCABULARY, causal_types, tiny_model
+from benchmarks.families_build import LAYERS, VOCABULARY, causal_types, multimodal_types, tiny_model
 from lowmem_layers.engine import ready_engine
 from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 MIXING = re.compile(
-    r"self_attn|attn|attention|self_attention|norm_attn_norm|linear_attn|mamba|conv|short_conv|temporal_block|mixer|"
-    r"mlstm_layer|mlstm|kda|recurrent"
+    r"self_attn|attn|attention|self_attention|self_att|multi_head_attention|linear_attn|"
+    r"mamba|conv|short_conv|temporal_block|mixer|mlstm_layer|mlstm|kda|recurrent"
 )
 FEED_FORWARD = re.compile(r"mlp|mlps|shared_mlp|block_sparse_moe|feed_forward|ffn|moe|mlp_block|channel_block|fc2")
 TOLERANCE = 1e-5  # nats a scored token, float32
-SECONDS, BYTES = 60, 8 << 30
+SECONDS, BYTES = 240, 10 << 30
 
 
 def branches_by_name(module: Any, players: Any) -> list[list[Any]]:
     """List the modules of each player's branch, by their usual names; in layers with one branch, all of them."""
     found: dict[tuple[int, bool], list[Any]] = {}
-    for path, child in module.named_modules():
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
+    if not any(isinstance(part, torch.nn.ModuleList) for part in decoder.modules()):
+        decoder = module
+    for path, child in decoder.named_modules():
         parent, _, name = path.rpartition(".")
-        layer = parent.rpartition(".")[2]
-        if not layer.isdigit() or not re.search(r"(layers|h|blocks|block)\.\d+$", parent):
+        found_in = re.search(
+            r"(?:layers|h|blocks|block)\.(\d+)(?:\.(?:norm_attn_norm|shared_transf|mamba_decoder))?$", parent
+        )
+        if not found_in:
             continue
+        layer = found_in[1]
         if MIXING.fullmatch(name) or FEED_FORWARD.fullmatch(name):
             found.setdefault((int(layer), MIXING.fullmatch(name) is not None), []).append(child)
     alone = Counter(player.layer for player in players)
@@ -64,9 +70,6 @@ def zeroed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: A
         blank = (args[1] if len(args) > 1 else kwargs["residual"]).clone()
     if name == "GPTNeoXJapaneseAttention":  # hands its bias to the layer, which adds it to the output
         return blank, output[1], None
-    if name == "DbrxNormAttentionNorm":  # hands back the residual stream and its norm
-        stream = args[0] if args else kwargs["hidden_states"]
-        return stream, module.norm_2(stream)
     return (blank, *output[1:]) if isinstance(output, tuple) else blank
 
 
@@ -164,10 +167,11 @@ def main() -> None:
     """Judge all types, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*")
+    parser.add_argument("--multimodal", action="store_true", help="the multimodal types in place of the causal ones")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    for model_type in options.types or causal_types():
+    for model_type in options.types or (multimodal_types() if options.multimodal else causal_types()):
         rows.append(in_a_fork(model_type))
         row = rows[-1]
         numbers = f"{row.get('layout', ''):5} {row.get('gap', 0):.1e}"

@@ -11,8 +11,10 @@ import re
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto as auto
+
+from lowmem_layers.model.checkpoint.skeleton import build_skeleton, set_tensor
 
 VOCABULARY = 128
 LAYERS = 4
@@ -53,7 +55,35 @@ _RULES: tuple[tuple[str, int], ...] = (
     (r"num_kv_shared_layers", 0),
 )  # fmt: skip
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+_NEEDED = re.compile(r"head_dim|num_key_value_heads|num_experts_per_tok|n_routed_experts|n_shared_experts")
+_LFM = ["conv", "full_attention", "conv", "full_attention"]
+
+
+def _rotating(section: list[int], share: float = 1.0) -> dict[str, Any]:
+    """Give a text config's rotary settings for time, height and width, whose halves of a head's width must add up."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section, "partial_rotary_factor": share}
+    return {"text_config": {"rope_parameters": rope}}
+
+
+OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("glm4v", "glm46v", "glm_ocr", "glmga", "qwen2_vl", "qwen2_5_vl", "paddleocr_vl"), _rotating([2, 3, 3])
+    ),
+    "glm4v_moe": _rotating([1, 1, 2], 0.5),
+    "lfm2": {"layer_types": _LFM},
+    "lfm2_moe": {"layer_types": _LFM},
+    "mamba2": {"head_dim": 32, "num_heads": 4},
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zaya": {"num_experts_per_tok": 1},
+    "gemma4": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_text": {"hidden_size_per_layer_input": 0},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 96},
+    },
+}
 """What single types need beside the rules: sizes that hang together in a way of their own."""
 
 
@@ -67,6 +97,20 @@ def causal_types() -> list[str]:
             found.append(name)
             continue
         if not config.is_encoder_decoder and name not in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            found.append(name)
+    return found
+
+
+def multimodal_types() -> list[str]:
+    """List the multimodal types that have a decoder for text of their own, and are no encoder-decoders."""
+    found = []
+    for name in auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
+        try:
+            config = CONFIG_MAPPING[name]()
+        except Exception:  # noqa: BLE001 (counted, and reported as not built)
+            found.append(name)
+            continue
+        if not config.is_encoder_decoder:
             found.append(name)
     return found
 
@@ -86,7 +130,9 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
     subs = dict(getattr(config_class, "sub_configs", None) or {})
     for name, value in fields.items():
         own = given.get(name)
-        if name in subs and hasattr(subs[name], "model_type"):
+        if isinstance(value, dict) and "mrope_section" in value:  # halves of the heads' widths for time, height, width
+            changed[name] = {**value, "mrope_section": [2, 3, 3]}
+        if name in subs:
             kind = value.get("model_type") if isinstance(value, dict) else None
             inner = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else subs[name]
             if hasattr(inner, "to_dict"):
@@ -98,13 +144,14 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
             size = next((size for pattern, size in _RULES if re.fullmatch(pattern, name)), None)
             if size is not None and not (size > value >= 0 and value != 0 and "window" in name):
                 changed[name] = size if value else value
-        elif value is None and re.fullmatch(r"sliding_window|num_key_value_heads", name):
-            continue
+        elif value is None and _NEEDED.fullmatch(name):
+            changed[name] = next(size for pattern, size in _RULES if re.fullmatch(pattern, name))
         elif isinstance(value, list) and value and re.search(r"layer|block|pattern|types|hybrid|kinds", name):
             changed[name] = _sample(value)
     if "kv_lora_rank" in fields:  # latent attention: every head has its own keys, and rotates a part of them
         changed |= {"num_key_value_heads": 4, "head_dim": 8}
-    return config_class(**{**changed, **given})
+    whole = {name: value for name, value in given.items() if name not in subs}
+    return config_class(**{**changed, **whole})
 
 
 def _sample(values: list[Any]) -> list[Any]:
@@ -117,9 +164,14 @@ def _sample(values: list[Any]) -> list[Any]:
 
 def tiny_model(model_type: str) -> Any:
     """Build a type's causal language model, its weights scaled so that every sublayer changes the logits visibly."""
-    config = tiny_config(model_type)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    model = build_skeleton(tiny_config(model_type), torch.float32)
+    for name, parameter in list(model.named_parameters()):
+        set_tensor(model, name, torch.empty(parameter.shape, dtype=parameter.dtype).normal_(0, 0.02))
+    for module in model.modules():  # norms start at what their class starts with, before noise is added
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 1 and "Norm" in type(module).__name__ and name == "weight":
+                parameter.fill_(1.0)
+    model.tie_weights()
     rescale(model)
     return model
 

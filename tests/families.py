@@ -138,9 +138,21 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["mamba", "attention", "mamba"],
         },
     ),
+    "dbrx": (
+        "DbrxConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 32,
+            "n_layers": LAYERS,
+            "n_heads": 4,
+            "max_seq_len": 64,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
     "jetmoe": ("JetMoeConfig", {**_BASE, "kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-"""Families whose decoder layers have mixers, one sublayer, several modules a branch or answers in threes."""
+"""Families whose decoder layers have mixers, one sublayer, several modules a branch, answers in threes or wrappers."""
 
 
 def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:

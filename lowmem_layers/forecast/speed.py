@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from lowmem_layers.engine import ready_engine
 from lowmem_layers.engine.budget import sizes_for
 from lowmem_layers.forecast.machine import wait_and_read_clock
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-from lowmem_layers.model.checkpoint.skeleton import quiet_transformers
+from lowmem_layers.model.anatomy.dissection import dissect, text_config
+from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers, set_tensor
 from lowmem_layers.model.formats import FOUR_BIT, TARGETS, unpack
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
@@ -57,7 +57,7 @@ def measure_speed(
     engine = ready_engine(DecoderModel(module.to(device)), layout="rows")
     n_states = max(2, 2 * engine.sizes.chunk_tokens // n_tokens)
     items = [scored_everywhere(n_tokens, number) for number in range(max(1, n_states // 4))]
-    coalitions = [(), (0,), (1,), (0, 1)]
+    coalitions = [(), (0,), (1,), (0, 1)] if len(engine.model.players) == 2 else [(), (0,)]
     engine.time_layers(items, coalitions, time.perf_counter)
     rates: list[float] = []
     end = time.perf_counter() + seconds
@@ -87,16 +87,22 @@ def single_layer(config: Any, dtype: torch.dtype) -> Any:
     small = copy.deepcopy(config)
     small.__dict__.pop("quantization_config", None)
     text = small.get_text_config(decoder=True)
-    text.num_hidden_layers, text.vocab_size = 1, _VOCABULARY
+    text.vocab_size = _VOCABULARY
     text.pad_token_id = text.bos_token_id = text.eos_token_id = None
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
     with quiet_transformers():
-        with torch.device("meta"):
-            shape = AutoModelForCausalLM.from_config(small, dtype=dtype)
-        if sum(weight.numel() * weight.element_size() for weight in shape.parameters()) > _LARGEST_LAYER_BYTES:
-            return None
-        return AutoModelForCausalLM.from_config(small, dtype=dtype)
+        # cut from the whole model without weights: a config of one layer is not one that every family takes
+        module = build_skeleton(small, dtype)
+    first = dissect(module).layers[0].layer
+    layers = module.get_submodule(layers_prefix(module, first))
+    del layers[1:]
+    text_config(module).num_hidden_layers = 1
+    weights = dict(module.named_parameters())
+    if sum(weight.numel() * weight.element_size() for weight in weights.values()) > _LARGEST_LAYER_BYTES:
+        return None
+    for name, weight in weights.items():
+        set_tensor(module, name, torch.randn(weight.shape).to(weight.dtype) * weight.shape[-1] ** -0.5)
+    module.tie_weights()
+    return module
 
 
 def scored_everywhere(n_tokens: int, number: int) -> EncodedItem:

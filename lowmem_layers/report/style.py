@@ -76,7 +76,7 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
 
 
 def colour(player: Player | Group) -> str:
-    """Colour attention red, feed-forward blue and groups green, whatever a group is called."""
+    """Colour attention and mixers red, feed-forward blue and groups green, whatever a group is called."""
     if isinstance(player, Group):
         return GROUP
     return ATTENTION if player.is_attention else FEED_FORWARD
@@ -86,6 +86,7 @@ def kind_words(players: Sequence[Player | Group]) -> dict[str, str]:
     """Name the kinds that play, by their colour."""
     kinds = {player.kind for player in players if isinstance(player, Player)}
     feed_forward = " / ".join(word for kind, word in (("ffn", "FFN"), ("moe", "MoE")) if kind in kinds)
-    words = {ATTENTION: "attention", FEED_FORWARD: feed_forward, GROUP: "groups of sublayers"}
+    mixing = " / ".join(word for kind, word in (("attn", "attention"), ("mixer", "mixers")) if kind in kinds)
+    words = {ATTENTION: mixing, FEED_FORWARD: feed_forward, GROUP: "groups of sublayers"}
     found = {colour(player) for player in players}
     return {kind: word for kind, word in words.items() if kind in found}

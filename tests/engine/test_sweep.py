@@ -198,6 +198,16 @@ def test_a_model_that_does_something_between_its_layers_is_refused():
         Engine(DecoderModel(module)).examine()
 
 
+def test_a_model_with_several_residual_streams_is_refused_with_that_reason():
+    module = families.tiny_model("llama")
+    module.model.layers[0].register_forward_pre_hook(lambda _m, args: (args[0].expand(4, *args[0].shape), *args[1:]))
+    first = module.model.layers[0]
+    first.forward = lambda hidden, *args, **kwargs: hidden
+    with pytest.raises(RemovalError, match="given states of shape") as caught:
+        Engine(DecoderModel(module)).examine()
+    assert "several residual streams" in caught.value.hint
+
+
 def test_a_layer_that_scales_the_residual_stream_is_taken_with_its_scale():
     module = families.tiny_model("llama")
     weights = torch.linspace(0.5, 1.5, 32)
@@ -229,6 +239,7 @@ def test_a_window_that_counts_rows_inside_attention_makes_rows_plain():
     ("lfm2", "mixer.0 ffn.0 attn.1 ffn.1 mixer.2 ffn.2"),
     ("granitemoehybrid", "mixer.0 moe.0 attn.1 moe.1 mixer.2 moe.2"),
     ("jetmoe", "attn.0 moe.0 attn.1 moe.1 attn.2 moe.2"),
+    ("dbrx", "attn.0 moe.0 attn.1 moe.1 attn.2 moe.2"),
 ])  # fmt: skip
 def test_mixers_and_odd_answers_are_players_like_the_others(family, players):
     module = families.tiny_model(family)
@@ -237,7 +248,7 @@ def test_mixers_and_odd_answers_are_players_like_the_others(family, players):
     modules = []
     for player in engine.model.players:
         layer = engine.model.anatomy.layers[player.layer]
-        modules.append([getattr(layer.layer, name) for name in layer.children_of(player.kind)])
+        modules.append([layer.layer.get_submodule(name) for name in layer.children_of(player.kind)])
     items = routes.random_items(3)
     coalitions = [(), (0,), (1,), (2,), (0, 2), tuple(range(len(modules)))]
     expected = routes.hooked_loglikelihoods(module, modules, items, coalitions)

@@ -49,3 +49,11 @@ def test_speeds_are_measured_in_moments():
     found = speed.measure_speed(config, "nf4", CPU, torch.float32, 16, seconds=0.02)
     assert found is not None
     assert min(found.layer_macs_s, found.head_macs_s, found.unpacked_s) > 1e5
+
+
+@pytest.mark.parametrize("family", ["jamba", "mamba"])
+def test_a_layer_of_a_hybrid_is_timed_too(family):
+    config = families.tiny_model(family).config
+    found = speed.measure_speed(config, "none", CPU, torch.float32, 8, seconds=0.01)
+    assert found is not None
+    assert found.layer_macs_s > 0

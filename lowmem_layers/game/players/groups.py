@@ -61,7 +61,7 @@ class Grouping:
 
 
 def group_players(players: Sequence[Player], by: PlayersOption) -> Grouping:
-    """Group a model's sublayers: each on its own, only the attention or FFN/MoE ones, or decoder layer by layer.
+    """Group a model's sublayers: each on its own, only attention and mixers, only FFN/MoE, or by decoder layer.
 
     Raises:
         UsageError: an unknown option.

@@ -55,7 +55,7 @@ def branch_output(
             kwargs[name] = constant
         else:
             kwargs[name] = call.args[source] if isinstance(source, int) else call.kwargs[source]
-    sublayer = getattr(module, form.sublayer)
+    sublayer = module.get_submodule(form.sublayer)
     if form.hidden_name == 0:
         output = sublayer(hidden, **kwargs)
     else:
@@ -101,7 +101,7 @@ def find_form(
     # 1) what the layer calls its sublayer with
     name = layer.children_of(kind)[0]
     seen: list[LayerCall] = []
-    handle = getattr(layer.layer, name).register_forward_pre_hook(
+    handle = layer.layer.get_submodule(name).register_forward_pre_hook(
         lambda _m, args, kwargs: seen.append(LayerCall(args, kwargs)), with_kwargs=True
     )
     try:

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.players.player import Kind, Player, Role
 
-_ATTENTION = re.compile(r"self_attn|attn|attention|self_attention|norm_attn_norm")
+_ATTENTION = re.compile(r"self_attn|attn|attention|self_attention|self_att|multi_head_attention")
 _MIXER = re.compile(r"linear_attn|mamba|conv|short_conv|temporal_block|recurrent|mixer|mlstm_layer|mlstm|kda|rwkv|ssm")
 _FEED_FORWARD = re.compile(r"mlp|mlps|shared_mlp|block_sparse_moe|experts|feed_forward|ffn|moe|mlp_block|channel_block")
 _EXPERTS = re.compile(r"experts|.*moe.*|.*sparse.*", re.IGNORECASE)
@@ -91,10 +91,13 @@ def dissect(model: nn.Module) -> Anatomy:
     """
     # 1) the list of decoder layers
     wanted = getattr(text_config(model), "num_hidden_layers", None)
-    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted}
+    decoder = text_decoder(model)
+    lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted}
     found = {
         name: m for name, m in lists.items() if all(isinstance(item, GradientCheckpointingLayer) for item in m)
     } or {name: m for name, m in lists.items() if all(_has_sublayers(item) for item in m)}
+    nearest = {name: m for name, m in found.items() if "." not in name}  # not those of a tower inside the decoder
+    found = nearest if len(nearest) == 1 and decoder is not model else found
     if len(found) != 1:
         names = ", ".join(found) or "none"
         raise RemovalError(
@@ -121,22 +124,47 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
+def text_decoder(model: nn.Module) -> nn.Module:
+    """Return the decoder of the language model inside a multimodal one; without any, the model itself."""
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        return model
+    get: Any = getattr(model, "get_decoder", None)
+    found = get() if get is not None else None
+    if not isinstance(found, nn.Module) or not any(isinstance(part, nn.ModuleList) for part in found.modules()):
+        return model  # ModernBERT calls its output matrix the decoder
+    return found
+
+
 def _has_sublayers(layer: nn.Module) -> bool:
     """Tell a decoder layer of a model's own code by the names of its parts."""
-    names = [name for name, _ in layer.named_children()]
-    return any(_ATTENTION.fullmatch(name) or _MIXER.fullmatch(name) for name in names)
+    return any(_is_mixing(name) for name, _ in layer.named_children())
+
+
+def _is_mixing(name: str) -> bool:
+    return bool(_ATTENTION.fullmatch(name) or _MIXER.fullmatch(name))
+
+
+def _is_named(name: str) -> bool:
+    return _is_mixing(name) or bool(_FEED_FORWARD.fullmatch(name))
 
 
 def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> LayerAnatomy:
     """Name the children of one decoder layer that make up its branches, and say of which kind these are."""
     children = dict(layer.named_children())
+    for name, child in list(children.items()):
+        inner = {f"{name}.{part}": m for part, m in child.named_children() if _ATTENTION.fullmatch(part)}
+        inner |= {f"{name}.{part}": m for part, m in child.named_children() if _MIXER.fullmatch(part)}
+        if inner and not _is_named(name) and not isinstance(child, attention_classes):
+            children.pop(name)  # a wrapper (DBRX's norm_attn_norm): what it wraps is the sublayer
+            children |= inner
     feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(name)]
     if not feed_forward and {"fc1", "fc2"} <= children.keys():  # OPT holds the two matrices in the layer itself
         feed_forward = ["fc1", "fc2"]
     mixing = [
         name for name, child in children.items()
         if name not in feed_forward
-        and (isinstance(child, attention_classes) or _ATTENTION.fullmatch(name) or _MIXER.fullmatch(name))
+        and (isinstance(child, attention_classes) or _is_mixing(name.rpartition(".")[2]))
     ]  # fmt: skip
     # One module of one name for all kinds of layers (Nemotron-H's `mixer`): its class says of which kind it is.
     only = children[mixing[0]] if len(mixing) == 1 and not feed_forward else None
@@ -166,4 +194,4 @@ def _is_mixer(name: str, module: nn.Module, attention_classes: tuple[type, ...])
     """Tell a mixer from attention: by its class, whatever it is called, else by its name."""
     if _MIXER_CLASS.search(type(module).__name__):
         return True
-    return not isinstance(module, attention_classes) and _ATTENTION.fullmatch(name) is None
+    return not isinstance(module, attention_classes) and _ATTENTION.fullmatch(name.rpartition(".")[2]) is None

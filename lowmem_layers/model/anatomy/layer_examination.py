@@ -62,7 +62,14 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
         layer = anatomy.layers[visit.layer]
         if not programs:
             # The first layer's weights are needed to see in what form layers answer, and that to reach the others.
-            layer = _with_forms(layer, *first_call(module, anatomy.layers, inputs))
+            hidden, call = first_call(module, anatomy.layers, inputs)
+            if hidden.shape != (_ROWS, _TOKENS, width):
+                raise RemovalError(
+                    f"{type(module).__name__}: its layers are given states of shape {tuple(hidden.shape)} for "
+                    f"{_ROWS} rows of {_TOKENS} tokens and a width of {width}",
+                    "it has several residual streams, or another form of them; only a single stream can be taken apart",
+                )
+            layer = _with_forms(layer, hidden, call)
             form = {"layer_returns_tuple": layer.layer_returns_tuple}
             calls = prologue(module, [replace(each, **form) for each in anatomy.layers], inputs).calls
         generator = torch.Generator().manual_seed(visit.layer)
@@ -83,7 +90,7 @@ def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerA
         seen[name] = Answer(len(output) if isinstance(output, tuple) else 0, flat)
 
     names = (*layer.attention, *layer.feed_forward)
-    parts = {"": layer.layer} | {name: getattr(layer.layer, name) for name in names}
+    parts = {"": layer.layer} | {name: layer.layer.get_submodule(name) for name in names}
     handles = [
         part.register_forward_hook(lambda _m, _i, out, name=name: see(name, out)) for name, part in parts.items()
     ]
@@ -161,8 +168,8 @@ def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
 
         with layer_without(layer, "attn"), torch.inference_mode(False), torch.enable_grad():
             for name in layer.attention:  # the hooks go with the stubs
-                getattr(layer.layer, name).register_forward_hook(mark)
-            handle = getattr(layer.layer, layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
+                layer.layer.get_submodule(name).register_forward_hook(mark)
+            handle = layer.layer.get_submodule(layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
             tensors = [*layer.layer.named_parameters(), *layer.layer.named_buffers()]
             weightless = {name: torch.empty_like(value, device="meta") for name, value in tensors}
             # Masks, positions and the like go to attention alone, and the stub does not look at them.
@@ -173,7 +180,7 @@ def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
                 functional_call(layer.layer, weightless, (x,), nothing)
             except _FeedForwardReached:
                 pass
-            except (TypeError, ValueError, AttributeError, RuntimeError):
+            except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, StopIteration):
                 # A layer that needs more than its hidden states to get this far is taken for a parallel one: its
                 # states take twice the memory, and what is foreseen must never be less than what is taken.
                 reached.clear()

@@ -83,7 +83,7 @@ def _swapped(targets: list[tuple[LayerAnatomy, str]]) -> Iterator[None]:
     try:
         for layer, kind in targets:
             names = layer.children_of(kind)
-            modules: list[Any] = [getattr(layer.layer, name) for name in names]
+            modules: list[Any] = [layer.layer.get_submodule(name) for name in names]
             usual = Answer(2) if kind == "attn" and "attn" in layer.kinds else Answer()  # where none was seen yet
             answers = [layer.answers.get(name, usual) for name in names]
             if names == ("fc1", "fc2"):
@@ -93,8 +93,10 @@ def _swapped(targets: list[tuple[LayerAnatomy, str]]) -> Iterator[None]:
             else:
                 stubs = [Stub(m, answer) for m, answer in zip(modules, answers, strict=True)]
             for name, module, stub in zip(names, modules, stubs, strict=True):
-                kept.append((layer.layer, name, module))
-                setattr(layer.layer, name, stub)
+                path, _, leaf = name.rpartition(".")
+                parent = layer.layer.get_submodule(path)
+                kept.append((parent, leaf, module))
+                setattr(parent, leaf, stub)
         yield
     finally:
         for parent, name, module in reversed(kept):

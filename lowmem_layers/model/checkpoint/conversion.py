@@ -76,7 +76,7 @@ class Converter:
 
     def ignores(self, name: str) -> bool:
         """Tell the tensors that the model's own code leaves out on loading, such as further layers for drafting."""
-        return bool(self._ignored.search(name))
+        return bool(self._ignored.search(name) or self._ignored.search(self.target(name)[0]))
 
     def has_place(self, target: str) -> bool:
         """Tell whether the model has a tensor of this name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from lowmem_layers.errors import ModelError
+from lowmem_layers.model.anatomy.dissection import text_config, text_decoder
 
 
 @contextmanager
@@ -38,19 +40,24 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     whatever is asked for (some mixtures' routers). Source: `PreTrainedModel._get_dtype_plan` and
     `transformers.core_model_loading`.
 
+    Of a multimodal model, only what its text needs is kept: see `drop_towers`.
+
     Raises:
         ModelError: transformers has no causal language model for this config.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.core_model_loading import build_glob_alternation
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     plain = deepcopy(config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
+            is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(config, "auto_map")
+            auto = AutoModelForCausalLM if is_causal else AutoModelForMultimodalLM
+            model = auto.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
     # A config's numbers go into the family's own code unchecked, so any of these may come of a damaged one.
     except (ValueError, ImportError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
         first_line = str(error).strip().split("\n")[0]
@@ -60,12 +67,53 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             f"no causal language model can be built from this config: {first_line}",
             "the numbers in config.json make no model; download or save it again",
         ) from error
+    drop_towers(model)
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
     if plan:
         in_float32 = build_glob_alternation(list(plan))[0]
         for name in [name for name, _ in model.named_parameters() if in_float32.search(name)]:
             set_tensor(model, name, model.get_parameter(name).data.to(torch.float32))
     return model.eval().requires_grad_(False)
+
+
+class Absent(nn.Module):
+    """Stands where a multimodal model has a module that its text does not go through; whoever calls it is refused."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> None:
+        """Refuse.
+
+        Raises:
+            ModelError: always; text must not get here.
+        """
+        raise ModelError(
+            f"text goes through {self._name}, which is not a part of the model's text decoder",
+            "lowmem-layers takes the decoder of a multimodal model; this one needs more than that",
+        )
+
+
+def drop_towers(model: Any) -> None:
+    """Take out of a multimodal model what pictures, films and sounds go through.
+
+    A module goes if it stands beside the path from the model to its text decoder and holds no output embedding. Its
+    tensors in a checkpoint count as ones that the model's own code leaves out on loading.
+    """
+    decoder, head = text_decoder(model), model.get_output_embeddings()
+    if text_config(model) is model.config or head is None:
+        return
+    parts = next(name for name, module in model.named_modules() if module is decoder).split(".")
+    dropped: list[str] = []
+    for depth, part in enumerate(parts if decoder is not model else ()):
+        parent = model.get_submodule(".".join(parts[:depth]))
+        for name, child in list(parent.named_children()):
+            if name != part and head not in set(child.modules()) and any(True for _ in child.parameters()):
+                dropped.append(".".join([*parts[:depth], name]))
+                setattr(parent, name, Absent(dropped[-1]))
+    ignored = list(model._keys_to_ignore_on_load_unexpected or ())
+    model._keys_to_ignore_on_load_unexpected = [*ignored, *(rf"^{re.escape(name)}\." for name in dropped)]
 
 
 def layers_prefix(model: nn.Module, layer: nn.Module) -> str:

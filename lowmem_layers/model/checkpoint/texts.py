@@ -125,6 +125,7 @@ def _refuse_encoders(name: str, config: Any) -> None:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     )
 
     if getattr(config, "is_encoder_decoder", False):
@@ -133,7 +134,8 @@ def _refuse_encoders(name: str, config: Any) -> None:
     if is_masked and not getattr(config, "is_decoder", False):
         raise ModelError(f"{name} is an encoder model ({config.model_type})", _DECODERS)
     has_own_code = bool(getattr(config, "auto_map", None))
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not has_own_code:
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
+    if config.model_type not in known and not has_own_code:
         raise ModelError(f"{name} is no causal language model ({config.model_type})", _DECODERS)
 
 

@@ -1,0 +1,36 @@
+"""A sample of all the types that the benchmark of families builds, by the benchmark's own route."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.families import in_a_fork
+from lowmem_layers.engine.examination import windows
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [
+    "qwen3_next", "qwen3_5_moe_text", "falcon_h1", "nemotron_h", "recurrent_gemma", "mamba2", "llama4_text", "gpt_neo",
+    "gemma4_text", "deepseek_v32", "qwen2_5_vl", "internvl", "mistral3", "llava", "kimi_k25",
+])  # fmt: skip
+def test_coalitions_of_a_type_equal_whole_passes(model_type):
+    found = in_a_fork(model_type)
+    assert found["verdict"] == "right", found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["minimax", "trocr", "deepseek_v4"])
+def test_a_type_whose_residual_stream_is_more_than_a_sum_is_refused(model_type):
+    assert in_a_fork(model_type)["verdict"] == "refused"
+
+
+def test_every_window_that_a_config_names_is_known_but_no_number_of_experts():
+    config = SimpleNamespace(
+        window_size=256, attention_chunk_size=64, index_topk=8, sliding_window=None, num_experts_per_tok=2,
+        moe_topk=2, max_window_layers=3, sliding_window_pattern="LLG", use_sliding_window=True,
+    )  # fmt: skip
+    assert windows(config) == {"window_size": 256, "attention_chunk_size": 64, "index_topk": 8}
