@@ -125,7 +125,7 @@ def of_games(options: argparse.Namespace) -> list[dict[str, object]]:
     for game, statement in ASKED:
         if game not in wanted:
             continue
-        for kind in KINDS:
+        for kind in options.kinds.split(","):
             if kind == "one skewed" and "duel" not in game:
                 continue
             asked = "ci=0.24" if statement.startswith("ci") and kind != "accuracy" else statement
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--step", type=int, default=5)
     parser.add_argument("--games", help=f"only these, joined by commas: {', '.join(EFFECTS)}")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="only these kinds of values, joined by commas")
     parser.add_argument("--single", action="store_true", help="one comparison without a gap, many item distributions")
     parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
     parser.add_argument("--statements", default="top=1,top=2,top=3", help="of --record")

@@ -12,6 +12,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.importance import ESTIMATORS, N_TOP, EstimatorName
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison, Walks, compare
+from lowmem_layers.game.players.coalitions import coalition_name
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.multiplicity import Correction
 from lowmem_layers.game.values.table import ValueTable
@@ -41,9 +42,11 @@ def compare_runs(
     choices.
 
     Raises:
-        UsageError: no task in common, other sublayers, or a value or estimator that one of the runs does not allow.
+        UsageError: no task in common, other sublayers, the same data but for a few items, or a value or estimator that
+            one of the runs does not allow.
     """
     # 1) what is compared, by which estimator
+    _refuse_namesakes(a, b)
     name = _estimator(a, b, estimator)
     corrected = one_of("--correction", correction, _CORRECTIONS)
     pairs = _pairs(a, b, value)
@@ -169,15 +172,26 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
         changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
         lines.append(
             f"{task} ({items}): "
-            f"Spearman {_bounded(same.spearman, same.spearman_ci)}, "
-            f"Kendall {_bounded(same.kendall, same.kendall_ci)}; "
+            f"{correlation_words('Spearman', same.spearman, same.spearman_ci)}, "
+            f"{correlation_words('Kendall', same.kendall, same.kendall_ci)}; "
             f"{certain}; "
-            f"{same.overlap} of the top {same.top_k} are the same "
-            f"[{same.overlap_ci.low:.0f}, {same.overlap_ci.high:.0f}]; "
+            f"{same.overlap} of the top {same.top_k} are the same{bounds(same.overlap_ci, 0)}; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
             f"({CORRECTIONS[one.correction]}, {100 * one.level:g}%){': ' + changed if changed else ''}"
         )
     return lines
+
+
+def correlation_words(name: str, value: float, ci: Interval[float]) -> str:
+    """Say a rank correlation with its interval, or why there is none."""
+    if np.isnan(value):
+        return f"no {name} (all values of a run are tied, or one is unknown)"
+    return f"{name} {value:.2f}{bounds(ci, 2)}"
+
+
+def bounds(ci: Interval[float], decimals: int) -> str:
+    """Write an interval in brackets behind a number; nothing where it is unknown."""
+    return "" if np.isnan([ci.low, ci.high]).any() else f" [{ci.low:.{decimals}f}, {ci.high:.{decimals}f}]"
 
 
 def _estimator(a: Run, b: Run, asked: str | None) -> EstimatorName:
@@ -196,6 +210,31 @@ def _estimator(a: Run, b: Run, asked: str | None) -> EstimatorName:
     return name
 
 
+def _refuse_namesakes(a: Run, b: Run) -> None:
+    """Refuse players of one name that remove other sublayers.
+
+    Raises:
+        UsageError: a player is one thing in A and another in B.
+    """
+    sides = []
+    for run in (a, b):
+        design = run.manifest.design
+        alone = [(place,) for place in range(len(design.players))]
+        removed = alone if design.grouping is None else design.grouping.expand_all(alone)
+        sides.append(
+            {
+                name: coalition_name(each, run.manifest.sublayers)
+                for name, each in zip(design.names, removed, strict=True)
+            }
+        )
+    for name in sides[0].keys() & sides[1].keys():
+        if sides[0][name] != sides[1][name]:
+            raise UsageError(
+                f"{name} stands for {sides[0][name]} in A and for {sides[1][name]} in B",
+                "compare runs with the same --players",
+            )
+
+
 def _pairs(a: Run, b: Run, value: str | None) -> dict[str, tuple[ValueTable, ValueTable]]:
     """Pair the tables of tasks that both runs have; items keep their names only where the same items bear them."""
     first = {table.task: table for table in a.value_tables(value)}
@@ -209,18 +248,23 @@ def _pairs(a: Run, b: Run, value: str | None) -> dict[str, tuple[ValueTable, Val
             f"the runs have no task in common: {', '.join(first)} and {', '.join(second)}",
             "compare runs of the same tasks, or two runs of one task each",
         )
-    # Items of the same name are the same where gold answer and choices are, whatever the tokenizer.
+    # Items of the same name are the same where gold answer and choices are, whatever the tokenizer. A task that is the
+    # same but for a few items is a data file that was edited; one whose items are other ones altogether is not paired.
     rows = {(row.task, row.id): (row.gold, row.chars, row.sizes) for row in a.item_rows}
     others = {(row.task, row.id): (row.gold, row.chars, row.sizes) for row in b.item_rows}
-    unlike = {key[0] for key in rows.keys() & others.keys() if rows[key] != others[key]}
-    return {
-        task: (first[task], replace(second[task], items=None) if task in unlike else second[task]) for task in common
-    }
+    pairs = {}
+    for task in common:
+        named = [key for key in rows if key[0] == task and key in others]
+        unlike = [key[1] for key in named if rows[key] != others[key]]
+        if 0 < len(unlike) <= len(named) / 2:
+            raise UsageError(
+                f"{len(unlike)} of {len(named)} items of {task} have other choices or another gold answer in B: "
+                f"{', '.join(unlike[:5])}{', …' if len(unlike) > 5 else ''}",
+                "measure both runs on the same data",
+            )
+        pairs[task] = first[task], replace(second[task], items=None) if unlike else second[task]
+    return pairs
 
 
 def _said(option: object) -> str:
     return "none" if option is None else str(option)
-
-
-def _bounded(value: float, ci: Interval[float]) -> str:
-    return f"{value:.2f} [{ci.low:.2f}, {ci.high:.2f}]"

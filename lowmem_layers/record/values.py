@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from lowmem_layers.errors import RecordError
 from lowmem_layers.game.players.coalitions import coalition_name
 from lowmem_layers.game.players.groups import grouped_table
-from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.game.values.table import FloatArray, Planned, ValueTable
 from lowmem_layers.record.items import ItemRow
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import read_tile, tile_file
@@ -138,6 +139,7 @@ class CollectedValues:
                 "run the same command again: it goes on where it stopped",
             )
         rows = [self.rows[index] for index in items[done]]
+        largest = max(Counter(self.rows[index].cluster for index in items).values())
         values = self._arrays[key]  # (items of the task, coalitions)
         return ValueTable(
             players=self.manifest.sublayers,
@@ -146,4 +148,6 @@ class CollectedValues:
             clusters=np.unique([row.cluster for row in rows], return_inverse=True)[1],
             items=tuple(row.id for row in rows),
             task=key[0],
+            in_unit_interval=metric_named(key[1]).in_unit_interval,
+            planned=Planned(len(items), largest),
         )

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.comparing import CORRECTIONS, packing_of
+from lowmem_layers.findings.comparing import CORRECTIONS, correlation_words, packing_of
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
 from lowmem_layers.game.players.groups import Group
@@ -93,7 +93,7 @@ def _difference(axes: Axes, players: Sequence[Player | Group], one: Comparison, 
     axes.set_ylabel(f"A − B\n({unit}{'; ' + note if note else ''})")
     same = one.agreement
     axes.set_title(
-        f"Spearman {same.spearman:.2f} [{same.spearman_ci.low:.2f}, {same.spearman_ci.high:.2f}], "
+        f"{correlation_words('Spearman', same.spearman, same.spearman_ci)}, "
         f"{same.overlap} of the top {same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed "
         f"(filled: {CORRECTIONS[one.correction]}, {one.level:.0%})",
         fontsize=8,

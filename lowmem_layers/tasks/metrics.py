@@ -58,6 +58,11 @@ class Metric:
     compute: Callable[[Scored], Floats]
 
     @property
+    def in_unit_interval(self) -> bool:
+        """Tell whether values lie between 0 and 1: those that are shown in points."""
+        return self.unit == "points"
+
+    @property
     def level_unit(self) -> str:
         """Name the unit of a value itself, where `unit` is that of a difference: 84.5 %, but 3.1 points more."""
         return "%" if self.unit == "points" else self.unit

@@ -178,3 +178,31 @@ def test_the_study_tables_need_windows_of_sublayers(tmp_path, bench):
     grouped = make(tmp_path, bench, "g", tasks=("one",), players="decoder-layer")
     with pytest.raises(UsageError, match="no run of windows of sublayers"):
         tables_of([grouped])
+
+
+def test_data_that_was_edited_is_refused_by_name(tmp_path, bench, monkeypatch):
+    one, two = (make(tmp_path, bench, name, tasks=("one",)) for name in "ab")
+    first, *rest = two.item_rows
+    edited = (dataclasses.replace(first, chars=tuple(n + 1 for n in first.chars)), *rest)
+    monkeypatch.setattr(
+        type(two), "item_rows", property(lambda run: edited if run.folder == two.folder else one.values.rows)
+    )
+    with pytest.raises(UsageError, match="1 of 12 items of one have other choices or another gold answer in B: q0"):
+        compare_runs(one, two, "loglikelihood")
+
+
+def test_a_group_is_not_compared_with_a_sublayer_of_its_name(tmp_path, bench):
+    group = make(tmp_path, bench, "a", tasks=("one",), players="attn.0=attn.0+ffn.0,ffn.1=ffn.1")
+    alone = make(tmp_path, bench, "b", tasks=("one",), players="attn.0=attn.0,ffn.1=ffn.1")
+    with pytest.raises(UsageError, match=r"attn.0 stands for attn.0\+ffn.0 in A and for attn.0 in B"):
+        compare_runs(group, alone, "loglikelihood")
+    assert compare_runs(group, group, "loglikelihood")
+
+
+def test_no_sentence_says_nan(tmp_path, bench):
+    run = make(tmp_path, bench, "a", tasks=("one",))
+    for block in run.value_tables("loglikelihood"):
+        block.values[:] = 1.0  # nothing differs: every ranking is all ties
+    (line,) = agreement_lines(compare_runs(run, run, "loglikelihood"))
+    assert "nan" not in line
+    assert "no Spearman (all values of a run are tied, or one is unknown), no Kendall" in line

@@ -39,7 +39,11 @@ def test_the_run_stops_when_the_statement_holds(tmp_path, clear):
     assert run.manifest.status == "done"
     assert "ffn.0" in run.manifest.stopped
     assert 30 <= run.n_items_done < 200
-    assert run.manifest.stopped == f"the top 1 is ffn.0 (95 % at any time of looking, {run.n_items_done} of 200 items)"
+    said = (
+        f"the top 1 is ffn.0 (95 % at any time of looking, {run.n_items_done} of 200 items; if no rare items lose far"
+    )
+    assert run.manifest.stopped.startswith(said)
+    assert run.manifest.stopped.endswith("the largest 1 % of the items carry 3% of ffn.0's size)")
     assert verdict(run) == f"stopped early: {run.manifest.stopped}"
     assert not run.is_unfinished
     tiles = run.manifest.plan.tiles
@@ -80,3 +84,12 @@ def test_statements_that_cannot_be_decided(tmp_path, clear, until, max_removed):
     with pytest.raises(UsageError):
         run_study(replace(SPEC, until=until, max_removed=max_removed), tmp_path / "r", prepare=clear().prepare)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_runs_tables_say_what_bounds_their_values(tmp_path, clear):
+    run = run_study(replace(SPEC, value="probability"), tmp_path / "r", prepare=clear(fail_at=None).prepare)
+    table = run.value_tables("probability")[0]
+    assert table.is_bounded
+    assert not run.value_tables("loglikelihood")[0].is_bounded
+    assert (table.planned.n_items, table.planned.largest_cluster) == (200, 1), "those of the run, not those scored"
+    assert "rare items" not in run.manifest.stopped

@@ -22,6 +22,7 @@ from lowmem_layers.game import (
     windows,
 )
 from lowmem_layers.game.answers.compare import Walks
+from lowmem_layers.game.answers.matching import joined_clusters
 from lowmem_layers.game.uncertainty.rank_correlation import top_overlap
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
@@ -219,3 +220,23 @@ def test_noise_makes_the_interval_wide_not_wrong():
         assert found.kendall_ci.high > 0.99
         assert found.spearman_ci.high > 0.99
         assert found.resolved < 0.1
+
+
+def test_other_cluster_labels_neither_crash_nor_misalign():
+    """One run names its clusters, the other does not, or in another order: the answer is that of the joint clusters."""
+    a, b = runs(120, 0, change=0.5)
+    codes = np.repeat(np.arange(40), 3)
+    both = compare(replace(a, clusters=codes), replace(b, clusters=codes))
+    for one, two in ((codes, None), (None, codes), (codes, codes[::-1])):
+        found = compare(replace(a, clusters=one), replace(b, clusters=two))
+        assert found.paired
+        np.testing.assert_allclose(found.ci.low, both.ci.low)
+        np.testing.assert_allclose(found.ci.high, both.ci.high)
+
+
+def test_clusterings_are_joined():
+    a, b = np.array([0, 0, 1, 2, 3, 4]), np.array([0, 1, 1, 2, 3, 2])
+    joined = joined_clusters(a, b)  # {0, 1, 2} by a chain; {3, 5} by B; {4}
+    assert len(np.unique(joined)) == 3
+    assert joined[0] == joined[1] == joined[2] != joined[3] == joined[5] != joined[4]
+    assert joined_clusters(a, a) is a

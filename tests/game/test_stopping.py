@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import Statement, ValueTable, decide, item_order, parse_statement, single_removals
-from lowmem_layers.game.uncertainty.errors import influence_of
+from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.uncertainty.betting import log_capital, stream_of
+from lowmem_layers.game.uncertainty.errors import contributions, influence_of
 from lowmem_layers.game.uncertainty.skewness import cautious_t, corrected_t, incautious_t, uncorrected_t
 from lowmem_layers.game.uncertainty.stopping import EFFECT_VARIANCE, anytime_radius, log_evidence
+from lowmem_layers.game.values.table import Planned
 
 
 def drops_table(drops, clusters=None):
@@ -222,3 +227,73 @@ def test_large_clusters_that_prefer_another_sublayer_do_not_decide_alone():
                 wrong += "p1" in decision.text
                 break
     assert wrong <= 3
+
+
+def rare_against_steady(seed, n_items=300, rate=0.02, **options):
+    """Make two sublayers of the same drop: one loses a little on every item, the other 0.9 on a few."""
+    rng = np.random.default_rng(seed)
+    losses = np.stack([0.9 * rate * rng.uniform(0.7, 1.3, n_items), 0.9 * (rng.random(n_items) < rate)], axis=1)
+    values = 0.95 - np.concatenate([np.zeros((n_items, 1)), losses], axis=1)
+    return ValueTable(("steady", "rare"), tuple(single_removals(2)), values, **options)
+
+
+def stated(table):
+    return any(decide(table.take_items(range(n)), "top=1").holds for n in range(30, table.n_items + 1, 30))
+
+
+def test_rare_large_losses_of_bounded_values_do_not_mislead():
+    wrong = [stated(rare_against_steady(seed, in_unit_interval=True)) for seed in range(60)]
+    blind = [stated(rare_against_steady(seed)) for seed in range(60)]
+    assert np.mean(wrong) <= 0.05
+    assert np.mean(blind) > 0.3, "the rule for unbounded values cannot know: its statements say what they assume"
+
+
+def test_a_statement_about_nats_says_what_it_assumes():
+    said = decide(gaussian([2.0, 0.0], 300, 0), "top=1").text
+    assert "if no rare items lose far more than these" in said
+    assert "p0" in said.split("carry")[1]
+    bounded = rare_against_steady(0, rate=0.5, n_items=300, in_unit_interval=True)
+    bounded = ValueTable(bounded.players, bounded.coalitions, bounded.values - [0, 0.4, 0], in_unit_interval=True)
+    assert "rare items" not in decide(bounded, "top=1").text
+    assert decide(bounded, "top=1").holds
+
+
+def test_bets_never_gain_on_average_without_a_difference():
+    """The capital of every share, averaged over a fair two-point gamble, stays 1: the expectation is exact."""
+    for p, loss in ((0.5, 1.0), (0.02, 1.0), (0.2, 0.5)):  # x = −loss with probability p, else what makes the mean 0
+        gain = p * loss / (1.0 - p)
+        mean = p * np.exp(log_capital(np.array([[-loss]]))) + (1 - p) * np.exp(log_capital(np.array([[gain]])))
+        assert mean[0] == pytest.approx(1.0)
+
+
+def test_the_bound_of_a_cluster_is_that_of_the_largest_one_to_come():
+    table = rare_against_steady(0, rate=0.5, n_items=200, in_unit_interval=True)
+    weights = estimator_weights("ablation", table.coalitions, table.players)
+    plain = stream_of([table], [weights]).evidence_above(0, [1])
+    planned = replace(table, planned=Planned(400, 5))
+    np.testing.assert_array_less(np.abs(stream_of([planned], [weights]).evidence_above(0, [1])), np.abs(plain) + 5)
+    assert stream_of([planned], [weights]).largest == pytest.approx([5.0])
+
+
+def test_tasks_of_unequal_sizes_are_one_stream_of_their_mean():
+    tables = [
+        replace(rare_against_steady(seed, n, rate=0.5), in_unit_interval=True, planned=Planned(2 * n, 1))
+        for seed, n in ((0, 100), (1, 300))
+    ]
+    weights = [estimator_weights("ablation", t.coalitions, t.players) for t in tables]
+    stream = stream_of(tables, weights)
+    mean = np.mean(
+        [influence_of(contributions(t, w), t.cluster_codes).value for t, w in zip(tables, weights, strict=True)], axis=0
+    )
+    np.testing.assert_allclose(stream.sums.sum(axis=0) / stream.sizes.sum(), mean)
+
+
+def test_the_radius_of_bets_is_where_the_evidence_suffices():
+    table = rare_against_steady(0, rate=0.3, n_items=500, in_unit_interval=True)
+    weights = estimator_weights("ablation", table.coalitions, table.players)
+    stream, value = stream_of([table], [weights]), influence_of(contributions(table, weights), np.arange(500)).value
+    radius = stream.radius(1, float(value[1]), np.log(40.0))
+    for factor, enough in ((1.01, True), (0.98, False)):
+        evidence = stream.evidence_within(value - factor * radius, value + factor * radius)[1]
+        assert bool(evidence > np.log(40.0)) is enough
+    assert 0.03 < radius < 0.2

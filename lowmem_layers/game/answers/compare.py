@@ -3,6 +3,7 @@
 With the same items (by name, of one task) on both sides the differences are paired item by item, which removes the
 items' own difficulty; otherwise the two errors are independent. Where only some items are the same, those alone are
 compared if they are at least half of the smaller run; else all of both, as if none were the same (on the wide side).
+Where the runs cluster the same items differently, clusters of either that share items are joined.
 Signs: A minus B.
 """
 
@@ -15,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.answers.matching import matching_rows, refuse_different_players, refuse_different_windows
+from lowmem_layers.game.answers.matching import (
+    joined_clusters,
+    matching_rows,
+    refuse_different_players,
+    refuse_different_windows,
+)
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import Order
@@ -163,6 +169,8 @@ def _sides(
     rows, given = matching_rows(a, b), (a.n_items, b.n_items)
     if rows is not None:
         a, b = a.take_items(rows[0]), b.take_items(rows[1])
+        clusters = joined_clusters(a.cluster_codes, b.cluster_codes)  # pieces stand side by side, cluster by cluster
+        a, b = replace(a, clusters=clusters), replace(b, clusters=clusters)
     paired = rows is not None
     # 2) Both estimates. Their pieces are those of the items, of the coin-flip item, and of the removal orders.
     if walks is None:

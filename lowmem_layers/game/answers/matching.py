@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.estimators.weights import Estimator, largest_window
-from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.game.values.table import IntArray, ValueTable
 
 
 def refuse_different_players(a: ValueTable, b: ValueTable) -> None:
@@ -51,3 +55,15 @@ def matching_rows(a: ValueTable, b: ValueTable) -> tuple[list[int], list[int]] |
     if 2 * len(common) < min(a.n_items, b.n_items):
         return None
     return [first for first, _ in common], [second for _, second in common]
+
+
+def joined_clusters(a: IntArray, b: IntArray) -> IntArray:
+    """Join two clusterings of the same items: what either of them holds together stays together.
+
+    Items that share a cluster by a chain of clusters of A and B get one, so that clusters are independent by both
+    runs' labels. Where both partitions are the same, A's codes are given back. Shapes: (items,) each.
+    """
+    n_a, n_b = int(a.max()) + 1, int(b.max()) + 1
+    edges = coo_array((np.ones(len(a)), (a, n_a + b)), shape=(n_a + n_b, n_a + n_b))
+    n_joined, label = connected_components(edges, directed=False)  # a node for each cluster of A and of B
+    return a if n_joined == n_a else np.unique(label[a], return_inverse=True)[1].astype(np.int64)

@@ -7,7 +7,7 @@ becomes a table of groups, and every estimator applies to it unchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -112,4 +112,4 @@ def grouped_table(table: ValueTable, grouping: Grouping) -> ValueTable:
     if not columns:
         raise UsageError("no coalition of the table is made of whole groups", "measure the groups' own coalitions")
     values = np.ascontiguousarray(table.values[:, columns])  # (items, coalitions of groups)
-    return ValueTable(grouping.names, tuple(coalitions), values, table.clusters, table.items, table.task)
+    return replace(table, players=grouping.names, coalitions=tuple(coalitions), values=values)

@@ -1,11 +1,14 @@
 """Stopping early: a statement about the importance, and whether the items so far prove it at any time of looking.
 
-Evidence against "the difference is 0" is a t-test e-process: the likelihood ratio of a Gaussian spread of effect sizes
-against none, scale-free. Its probability of *ever* exceeding 1/α is at most α when there is no difference, so a run may
-look after every tile, or every item, and stop at any of them. A statement needs several comparisons to hold at once;
-their number divides α (Bonferroni over every comparison that could be wrongly decided). Skewed items would break the
-Gaussian bound: where the skewness makes a difference look surer than it is, the t statistic is first corrected for it
-(`skewness.cautious_t`), never the other way.
+Evidence against "the difference is 0" is an e-process. Its probability of *ever* exceeding 1/α is at most α when there
+is no difference, so a run may look after every tile, or every item, and stop at any of them. A statement needs several
+comparisons to hold at once; their number divides α (Bonferroni over every comparison that could be wrongly decided).
+
+Values within 0 and 1 (accuracy, probability): bets (`betting.py`), valid whatever the distribution. Log-likelihoods:
+a t-test e-process, the likelihood ratio of a Gaussian spread of effect sizes against none, scale-free. Skewed items
+would break its Gaussian bound: where the skewness makes a difference look surer than it is, the t statistic is first
+corrected for it (`skewness.cautious_t`), never the other way. No rule can know of rare large losses that no item has
+shown yet, so such a statement says what it assumes, and how much of the estimate the largest 1 % of the items carry.
 """
 
 from __future__ import annotations
@@ -20,7 +23,14 @@ import numpy as np
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
-from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks, skewness_of
+from lowmem_layers.game.uncertainty.betting import Stream, stream_of
+from lowmem_layers.game.uncertainty.errors import (
+    Influence,
+    contributions,
+    estimate_influence,
+    mean_over_tasks,
+    skewness_of,
+)
 from lowmem_layers.game.uncertainty.skewness import cautious_t, incautious_t
 from lowmem_layers.game.values.table import FloatArray, ValueTable, as_tables
 
@@ -95,16 +105,17 @@ def decide(
 
     `n_total` is how many items there are, for the text.
     The clusters must come in an order that has nothing to do with their content or size (`item_order`).
-    The guarantee: over all looks together, a wrong statement is made with probability at most 1 − `level`; exact for
-    Gaussian contributions, measured for accuracies and log-likelihoods in benchmarks/stopping.py.
+    The guarantee: over all looks together, a wrong statement is made with probability at most 1 − `level`; for
+    accuracies and probabilities whatever their distribution, for log-likelihoods exact where contributions are
+    Gaussian and measured for others in benchmarks/stopping.py.
 
     Raises:
         UsageError: no such statement, or more sublayers on top than there are.
     """
     parsed = parse_statement(statement) if isinstance(statement, str) else statement
     listed = as_tables(tables)
-    parts = [estimate_influence(t, estimator_weights(estimator, t.coalitions, t.players, max_removed)) for t in listed]
-    estimate = mean_over_tasks(parts)
+    weights = [estimator_weights(estimator, t.coalitions, t.players, max_removed) for t in listed]
+    estimate = mean_over_tasks([estimate_influence(t, each) for t, each in zip(listed, weights, strict=True)])
     players, n_items = listed[0].players, sum(t.n_items for t in listed)
     if parsed.kind == "top" and parsed.top_k >= len(players):
         raise UsageError(f"a top {parsed.top_k} of {len(players)} sublayers", "ask for fewer than there are")
@@ -113,17 +124,54 @@ def decide(
         return StopDecision(False, "nothing is certain", f"the value of {bad} is not finite", n_items)
     if min(t.n_clusters for t in listed) < MIN_CLUSTERS:
         return StopDecision(False, "nothing is certain yet", f"fewer than {MIN_CLUSTERS} items a task", n_items)
+    stream = stream_of(listed, weights) if all(t.is_bounded for t in listed) else None
     if parsed.kind == "ci":
-        radius = anytime_radius(estimate, (1.0 - level) / len(players))
-        widest = int(np.argmax(radius))
-        holds = bool(radius[widest] <= parsed.half_width)
-        claim = f"all values together are known to ±{parsed.half_width:g}"
-        detail = f"±{radius[widest]:.3g} at {players[widest]}"
+        claim, about = f"all values together are known to ±{parsed.half_width:g}", range(len(players))
+        holds, detail = _decide_width(estimate, stream, players, parsed.half_width, level)
     else:
-        holds, claim, detail = _decide_order(estimate, players, parsed, level)
+        holds, claim, detail, about = _decide_order(estimate, stream, players, parsed, level)
+    if not holds:
+        return StopDecision(False, "not certain yet", detail, n_items)
     items = f"{n_items:,} items" if n_total is None else f"{n_items:,} of {n_total:,} items"
-    text = f"{claim} ({100 * level:g} % at any time of looking, {items})" if holds else "not certain yet"
-    return StopDecision(holds, text, detail, n_items)
+    assumed = "" if stream is not None else f"; {_assumption(listed, weights, players, about)}"
+    return StopDecision(True, f"{claim} ({100 * level:g} % at any time of looking, {items}{assumed})", detail, n_items)
+
+
+def _decide_width(
+    estimate: Influence, stream: Stream | None, players: tuple[str, ...], half_width: float, level: float
+) -> tuple[bool, str]:
+    """Decide whether all values together are known to a half-width, and name the least known one."""
+    alpha = (1.0 - level) / len(players)
+    if stream is None:
+        radius = anytime_radius(estimate, alpha)
+        widest = int(np.argmax(radius))
+        return bool(radius[widest] <= half_width), f"±{radius[widest]:.3g} at {players[widest]}"
+    needed = float(np.log(2.0 / alpha))  # each of the two sides may be wrong with probability α/2
+    evidence = stream.evidence_within(estimate.value - half_width, estimate.value + half_width)
+    widest = int(np.argmin(evidence))
+    known = stream.radius(widest, float(estimate.value[widest]), needed)
+    return bool(evidence[widest] > needed), f"±{known:.3g} at {players[widest]}"
+
+
+def _assumption(
+    tables: Sequence[ValueTable], weights: Sequence[FloatArray], players: tuple[str, ...], about: Sequence[int]
+) -> str:
+    """Say what a statement about unbounded values takes for granted, with the share that its largest items carry."""
+    shares = np.max([largest_items_share(contributions(t, w)) for t, w in zip(tables, weights, strict=True)], axis=0)
+    most = max(about, key=lambda player: shares[player])
+    carried = f"the largest 1 % of the items carry {shares[most]:.0%} of {players[most]}'s size"
+    return f"if no rare items lose far more than these: {carried}"
+
+
+def largest_items_share(per_item: FloatArray) -> FloatArray:
+    """Give the share of Σ|contribution| that the largest 1 % of the items carry, one item at least.
+
+    Shapes: (items, players) → (players,); 0 where nothing contributes.
+    """
+    size = np.sort(np.abs(per_item), axis=0)  # (items, players)
+    total = size.sum(axis=0)
+    largest = size[-max(1, round(0.01 * len(size))) :].sum(axis=0)
+    return np.divide(largest, total, out=np.zeros(total.shape), where=total > 0)
 
 
 def log_evidence(t_statistic: FloatArray, dof: FloatArray) -> FloatArray:
@@ -154,9 +202,9 @@ def anytime_radius(estimate: Influence, alpha: float) -> FloatArray:
 
 
 def _decide_order(
-    estimate: Influence, players: tuple[str, ...], statement: Statement, level: float
-) -> tuple[bool, str, str]:
-    """Decide about the top K or the whole order: whether it holds, what then holds, and the weakest comparison.
+    estimate: Influence, stream: Stream | None, players: tuple[str, ...], statement: Statement, level: float
+) -> tuple[bool, str, str, Sequence[int]]:
+    """Decide about the top K or the whole order: whether it holds, what then holds, the weakest comparison, about whom.
 
     The top K holds where each of its members is above each other player; the order where each is above the next.
     """
@@ -171,14 +219,19 @@ def _decide_order(
         n_questions = len(order) * (len(order) - 1) // 2  # any two might have come out as neighbours
         claim = f"the order is {', '.join(players[p] for p in order)}"
     if not compared:
-        return True, claim, f"{players[0]} is the only player"
-    evidence = np.concatenate([_log_evidence_above(estimate, above, below) for above, below in compared])
+        return True, claim, f"{players[0]} is the only player", order
+    evidence = np.concatenate(
+        [
+            _log_evidence_above(estimate, above, below) if stream is None else stream.evidence_above(above, below)
+            for above, below in compared
+        ]
+    )
     needed = float(np.log(n_questions / (1.0 - level)))
     weakest = int(np.argmin(evidence))
     above, below = [(above, each) for above, others in compared for each in others][weakest]
     pair = f"{players[above]} over {players[below]}"
     detail = f"weakest comparison: {pair}, log evidence {evidence[weakest]:.2f} of {needed:.2f}"
-    return bool(evidence[weakest] > needed), claim, detail
+    return bool(evidence[weakest] > needed), claim, detail, [above for above, _ in compared]
 
 
 def _log_evidence_above(estimate: Influence, player: int, others: list[int]) -> FloatArray:

@@ -16,12 +16,22 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Planned:
+    """All items of a task that a run may draw: how many, and how many of them the largest cluster has."""
+
+    n_items: int
+    largest_cluster: int
+
+
 @dataclass(frozen=True, eq=False)
 class ValueTable:
     """Values of one metric on one task, v_i(S) of item i under coalition S; the game's v(S) is their mean over items.
 
     Shapes: `values` (items, coalitions), `clusters` (items,) or None (every item its own cluster), `items` (items,) the
     data set's ids or None.
+    `in_unit_interval` says that the metric knows only values from 0 to 1; `planned` tells of a run's items that are not
+    in the table yet.
     Units: the metric's own (accuracy: 0 or 1; log-likelihood: nats). Non-finite values are kept as they are.
 
     Raises:
@@ -34,6 +44,8 @@ class ValueTable:
     clusters: IntArray | None = None
     items: tuple[str, ...] | None = None
     task: str = ""
+    in_unit_interval: bool = False
+    planned: Planned | None = None
     _index: dict[Removed, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +95,11 @@ class ValueTable:
     def is_binary(self) -> bool:
         """Tell whether every value is 0 or 1, as with accuracy."""
         return bool(((self.values == 0.0) | (self.values == 1.0)).all())
+
+    @property
+    def is_bounded(self) -> bool:
+        """Tell whether no value can lie outside 0 and 1."""
+        return self.in_unit_interval or self.is_binary
 
     def __contains__(self, removed: Removed) -> bool:
         return removed in self._index
