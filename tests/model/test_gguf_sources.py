@@ -45,7 +45,7 @@ def test_a_folder_of_parts_is_one_model(split: Path) -> None:
 def test_parts_that_do_not_make_one_model(split: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(split, tmp_path / "x")
     (folder / PARTS[1]).unlink()
-    with pytest.raises(CheckpointError, match=rf"{PARTS[2]} is one of 3 parts, of which {PARTS[1]} is missing"):
+    with pytest.raises(CheckpointError, match=rf"the model has 3 parts, and .* lacks {PARTS[1]}$"):
         read_gguf_header(folder / PARTS[2])
     shutil.copy(split / PARTS[2], folder / PARTS[1])
     with pytest.raises(CheckpointError, match=rf"{PARTS[2]} is no part of the model that {PARTS[0]} begins"):
@@ -101,3 +101,14 @@ def test_a_hub_id_that_holds_several(hub: list[str], tmp_path: Path) -> None:
     assert source == Source("some/model-GGUF/big/model-Q8_0.gguf", tmp_path / "big", "model-Q8_0.gguf")
     with pytest.raises(ModelError, match=r"some/model-GGUF holds no none\.gguf"):
         find_source(ModelSpec("some/model-GGUF/none.gguf"))
+
+
+@pytest.mark.parametrize("name", ["nowhere.gguf", "model.safetensors", "model.BIN", "here/nowhere.gguf"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(ModelError, match=f"^{name} does not exist$"):
+        find_source(ModelSpec(name))

@@ -82,7 +82,8 @@ def read_gguf_header(file: Path) -> GgufHeader:
     missing = [part.name for part in parts if not part.exists()]
     if len(parts) > 1 and missing:
         raise CheckpointError(
-            f"{file.name} is one of {len(parts)} parts, of which {missing[0]} is missing", "download the missing part"
+            f"the model has {len(parts)} parts, and {file.parent} lacks {', '.join(missing)}",
+            "download what is missing",
         )
     headers = [_read_part(part) for part in parts]
     first, count = headers[0], headers[0].metadata.get("split.count", 0)

@@ -68,7 +68,9 @@ def find_source(spec: ModelSpec) -> Source:
         raise ModelError(f"{path} is not a model", "name a folder, a .gguf file or a hub id")
     if not path.is_dir():
         name = spec.model  # an id is NAME or OWNER/NAME; anything else that is not here is a path
-        if name.startswith((".", "~", "/")) or (os.sep != "/" and os.sep in name):
+        is_file_name = path.suffix.lower() in (".gguf", ".safetensors", *PICKLE_SUFFIXES)
+        is_path = is_file_name and ("/" not in name or path.parent.is_dir())  # a file of the hub: OWNER/NAME/FILE.gguf
+        if is_path or name.startswith((".", "~", "/")) or (os.sep != "/" and os.sep in name):
             raise ModelError(f"{spec.model} does not exist", "name a folder with config.json and *.safetensors")
         if name.count("/") > 1:  # a file of a hub's repository: OWNER/NAME/FILE.gguf
             owner, repository, file = name.split("/", 2)
