@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,12 +22,24 @@ _DOMINANT = 25.0
 def player_places(players: Sequence[Player | Group], apart: float = 0.25) -> np.ndarray:
     """Place sublayers along x by decoder layer, attention left and feed-forward right of it; groups one by one.
 
+    The only sublayer of a layer stands in its middle.
+
     Shapes: (players,), ascending for players in execution order.
     """
     sublayers = [player for player in players if isinstance(player, Player)]
     if len(sublayers) < len(players):  # a group belongs to no decoder layer
         return np.arange(len(players), dtype=float)
-    return np.array([player.layer + (-apart if player.is_attention else apart) for player in sublayers])
+    of_layer = Counter(player.layer for player in sublayers)
+    sides = [0.0 if of_layer[p.layer] == 1 else -apart if p.is_attention else apart for p in sublayers]
+    return np.array([player.layer + side for player, side in zip(sublayers, sides, strict=True)])
+
+
+def cell_edges(places: np.ndarray) -> np.ndarray:
+    """Put the edges of a map's cells halfway between its players. Shapes: (players,) → (players + 1,)."""
+    if len(places) == 1:
+        return places[0] + np.array([-0.5, 0.5])
+    middles = (places[1:] + places[:-1]) / 2
+    return np.concatenate([[2 * places[0] - middles[0]], middles, [2 * places[-1] - middles[-1]]])
 
 
 def player_axis(axes: Axes, players: Sequence[Player | Group]) -> None:

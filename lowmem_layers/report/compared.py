@@ -76,7 +76,7 @@ def _both(
     axes: Axes, players: Sequence[Player | Group], one: Comparison, scale: float, unit: str, names: tuple[str, str]
 ) -> None:
     places = player_places(players)
-    apart = 0.11 * (places[1] - places[0] if len(places) > 1 else 1.0) / 0.5
+    apart = 0.22 * float(np.diff(places).min(initial=1.0))  # of two points of one player
     for value, ci, shift, filled in ((one.value_a, one.ci_a, -apart, True), (one.value_b, one.ci_b, apart, False)):
         _points(axes, players, places + shift, scale * value, ci.times(scale), np.full(len(value), filled))
     axes.axhline(0, color=QUIET, linewidth=0.6)

@@ -16,7 +16,7 @@ from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
-from lowmem_layers.report.axes import kind_legend, player_axis, player_places, tame
+from lowmem_layers.report.axes import cell_edges, kind_legend, player_axis, player_places, tame
 from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure
 
 _CAPTIONED = 4
@@ -125,10 +125,8 @@ def window_map(players: Sequence[Player | Group], table: ValueTable, scale: floa
             drops[len(removed) - 1, removed[0]] = scale * (full - table.values[:, column].mean())
     figure = new_figure(1.1 + 0.22 * sizes)
     axes = figure.subplots()
-    places = player_places(players)
-    step = places[1] - places[0] if len(places) > 1 else 1.0
     mesh = axes.pcolormesh(
-        np.append(places, places[-1] + step) - step / 2,
+        cell_edges(player_places(players)),
         np.arange(sizes + 1) + 0.5,
         drops,
         cmap="cividis",

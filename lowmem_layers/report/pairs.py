@@ -12,7 +12,7 @@ from lowmem_layers.findings.rows import Rows, interval, number, p_value
 from lowmem_layers.game.answers.interactions import Interactions
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
-from lowmem_layers.report.axes import player_axis, player_places
+from lowmem_layers.report.axes import cell_edges, player_axis, player_places
 from lowmem_layers.report.style import new_figure
 
 N_STRONGEST = 12  # rows of the table on the page; the files have all
@@ -35,9 +35,8 @@ def interaction_map(
     figure = new_figure(1.1 + 0.24 * len(band))
     axes = figure.subplots()
     places = player_places(players)
-    step = places[1] - places[0] if len(places) > 1 else 1.0
     mesh = axes.pcolormesh(
-        np.append(places, places[-1] + step) - step / 2,
+        cell_edges(places),
         np.arange(len(band) + 1) + 0.5,
         band,
         cmap="RdBu_r",
