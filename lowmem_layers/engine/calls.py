@@ -45,7 +45,8 @@ class Stretcher:
         """Repeat what grows with the batch for `n_states` states, state by state."""
         args_grow, kwargs_grow = self.growths[layer]
         return LayerCall(
-            self._stretch(call.args, args_grow, n_states), self._stretch(call.kwargs, kwargs_grow, n_states)
+            tuple(self._stretch(v, grows, n_states) for v, grows in zip(call.args, args_grow, strict=True)),
+            {key: self._stretch(v, kwargs_grow[key], n_states) for key, v in call.kwargs.items()},
         )
 
     def forget(self) -> None:
