@@ -11,7 +11,7 @@ import torch
 from lowmem_layers.cli.display.progress import Progress, advance
 from lowmem_layers.engine import Engine, ready_engine
 from lowmem_layers.engine.engine import examine_engine
-from lowmem_layers.errors import EngineError
+from lowmem_layers.errors import EngineError, RemovalError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.record.spec import StudySpec
 from lowmem_layers.study.events import ModelExamined, StageStarted
@@ -49,6 +49,29 @@ def test_a_family_that_cannot_unpack_a_tree_mask_gets_plain_rows_and_says_why():
 def test_what_nobody_expects_is_not_taken_for_a_family_without_tries(error):
     with pytest.raises(type(error)):
         Engine(refusing(error)).examine()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), OSError("the disk is gone"), MemoryError()])
+def test_a_lack_of_memory_or_disk_is_no_fault_of_the_model(error):
+    module = tiny_model("llama")
+
+    def forward(*_args, **_kwargs):
+        raise error
+
+    module.model.layers[1].mlp.forward = forward
+    with pytest.raises(type(error)):
+        Engine(DecoderModel(module)).examine()
+
+
+def test_what_a_familys_own_code_raises_is_a_refusal_with_the_reason():
+    module = tiny_model("llama")
+
+    def forward(*_args, **_kwargs):
+        raise IndexError("no such thing")
+
+    module.model.layers[1].mlp.forward = forward
+    with pytest.raises(RemovalError, match="its own code raised IndexError: no such thing"):
+        Engine(DecoderModel(module)).examine()
 
 
 def test_an_error_of_the_sweep_itself_is_not_taken_for_a_family_without_tries():

@@ -92,6 +92,8 @@ def find_form(
     def is_it(form: BranchForm) -> bool:
         try:
             output = branch_output(layer, kind, form, x, call)
+        except torch.OutOfMemoryError:  # says nothing about the form
+            raise
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError):
             return False  # another layer's form: its modules or arguments are not this one's
         return output.shape == x.shape and torch.equal((x + output) * layer.scale, expected)

@@ -45,11 +45,12 @@ def refusing(model: nn.Module, when: str) -> Iterator[None]:
     """Turn whatever a model's own code raises while it is tested into a refusal of the model.
 
     Raises:
-        RemovalError: an exception came out of the `with` block. Refusals and a lack of memory are raised as they are.
+        RemovalError: an exception came out of the `with` block. Refusals, a lack of memory and a disk that cannot be
+            read are raised as they are.
     """
     try:
         yield
-    except (LowmemLayersError, MemoryError, torch.OutOfMemoryError):
+    except (LowmemLayersError, MemoryError, OSError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         first_line = (str(error).strip() or "no message").splitlines()[0]
