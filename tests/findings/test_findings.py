@@ -162,8 +162,8 @@ def test_a_run_that_has_nothing_to_show_says_why(tmp_path, bench, engine):
 def cut_run(tmp_path, bench, engine):
     """Give an unfinished run of two tasks; every third item of one lost tokens on the left."""
 
-    def prepare(spec, announce):
-        prepared = bench(engine=engine(tile_items=4, fail_at=3)).prepare(spec, announce)
+    def prepare(*arguments):
+        prepared = bench(engine=engine(tile_items=4, fail_at=3)).prepare(*arguments)
         items = [
             replace(item, choices=tuple(replace(choice, n_cut=number) for number, choice in enumerate(item.choices)))
             if (item.task, int(item.id[1:]) % 3) == ("three", 0)
