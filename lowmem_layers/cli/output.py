@@ -27,12 +27,29 @@ _SUFFIXES = {
 _SHOWN_ROWS = 200
 SUMMARY_ROWS = 10  # sublayers in the table at the end of a run
 _BATCH_ROWS = 50_000  # as Python objects at a time
+_PLAIN_SIGNS = dict(zip("█▓▒░✓■━╸╺─–−·×…±", "#=-.+*-------x.~", strict=True))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def visible(text: str) -> str:
     """Spell control characters out, so that a terminal shows them and does not obey them: names come from data."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def spelled_for(encoding: str, text: str) -> str:
+    """Replace signs that a terminal's encoding lacks, each by one that it has, so that no column moves."""
+    if encoding.lower().startswith("utf"):
+        return text
+    signs = (sign if _has(encoding, sign) else _PLAIN_SIGNS.get(sign, "?") for sign in text)
+    return "".join(signs)
+
+
+def _has(encoding: str, sign: str) -> bool:
+    try:
+        sign.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return sign.isascii()
+    return True
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:

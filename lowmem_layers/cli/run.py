@@ -18,6 +18,7 @@ from lowmem_layers.cli.entry import Interrupted
 from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options
 from lowmem_layers.cli.output import SUMMARY_ROWS
 from lowmem_layers.record.spec import default_folder
+from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced
 
 
 @click.command(cls=GroupedCommand)
@@ -59,7 +60,7 @@ def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
         with _terminated_as_interrupted(), shown as announce:
             from lowmem_layers import run_study
 
-            finished = run_study(spec, folder, announce=announce)
+            finished = run_study(spec, folder, announce=announce if display == "none" else _with_ceiling(announce))
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["lowmem-layers", *sys.argv[1:]])
         kept = f"finished tiles are kept in {folder}; to go on: {command}"
@@ -80,15 +81,39 @@ def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
     summarise(finished, findings, page, n_rows=None if all_rows else SUMMARY_ROWS)
 
 
+def _with_ceiling(announce: Announce) -> Announce:
+    """Time bare matrix products once, before scoring, for the display to say which share of them the run reaches."""
+    placed: list[ModelPlaced] = []
+
+    def announced(event: Event) -> None:
+        announce(event)
+        if isinstance(event, ModelPlaced):
+            placed.append(event)
+        elif isinstance(event, ModelExamined) and placed:
+            import torch
+
+            from lowmem_layers.forecast.machine import measure_products
+
+            device, dtype = torch.device(placed[-1].device), getattr(torch, placed[-1].dtype)
+            announce(MachineMeasured(measure_products(device, dtype, seconds=0.3)))
+
+    return announced
+
+
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that a run stopped by a job scheduler leaves a consistent record too."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that a run stopped by others leaves a consistent record too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):  # a job scheduler's; a closed window's, which Windows does not have
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it: so do we
+            before[number] = signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

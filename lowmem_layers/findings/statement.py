@@ -27,19 +27,13 @@ def check_statement(statement: str | None, n_players: int, max_removed: int) -> 
         raise UsageError("--until decides about removals, and none are asked for", "use --max-removed 1 or more")
 
 
-def proven(values: CollectedValues, statement: str | None, value: str | None) -> str:
-    """State what the finished items prove; empty where they do not prove the statement yet."""
-    decision = _decision(values, statement, value)
-    return decision.text if decision is not None and decision.holds else ""
-
-
 def verdict(run: Run) -> str:
     """Say what a run with a statement to stop at has proven, or has not; empty without a statement."""
     manifest, until = run.manifest, run.manifest.resolved.until
     if manifest.stopped:
         early = run.n_items_done < manifest.n_items
         return f"{'stopped early' if early else 'certain with the last items'}: {manifest.stopped}"
-    decision = None if until is None else _decision(run.values, until, manifest.resolved.value)
+    decision = None if until is None else judge(run.values, until, manifest.resolved.value)
     if decision is None:
         return ""
     if decision.holds:
@@ -47,8 +41,11 @@ def verdict(run: Run) -> str:
     return f"{until} is not certain after {decision.n_items:,} of {manifest.n_items:,} items: {decision.detail}"
 
 
-def _decision(values: CollectedValues, statement: str | None, value: str | None) -> StopDecision | None:
-    """Decide about a statement; None where there is none, where a task has no finished item, and for removal orders."""
+def judge(values: CollectedValues, statement: str | None, value: str | None) -> StopDecision | None:
+    """Decide whether the finished items prove a statement.
+
+    None where there is no statement, where a task has no finished item, and for removal orders.
+    """
     estimator = values.manifest.design.estimator
     if statement is None or estimator == "permutation" or not values.every_task_begun:
         return None

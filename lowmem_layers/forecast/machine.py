@@ -99,25 +99,11 @@ def named_card(name: str) -> Machine:
 def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> Machine:
     """Time a matrix product, a copy and a read of a fresh file for about `seconds` each."""
     is_gpu = device.type == "cuda"
-
-    def rate(step: Callable[[], object], seconds: float) -> float:
-        """Count how often a step runs a second, after one run to warm up."""
-        step()
-        start = wait_and_read_clock(device)
-        done = 0
-        while (now := wait_and_read_clock(device)) - start < seconds or not done:
-            for _ in range(4):
-                step()
-            done += 4
-        return done / (now - start)
-
     # 1) products and copies; a copy brings packed weights from memory to the computing device
-    a = torch.randn(1024, 2048, dtype=dtype, device=device)
-    b = torch.randn(2048, 2048, dtype=dtype, device=device)
-    macs_s = rate(lambda: torch.mm(a, b), seconds) * a.shape[0] * b.shape[0] * b.shape[1]
+    macs_s = measure_products(device, dtype, seconds=seconds)
     source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=is_gpu)
     target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
-    copied_s = rate(lambda: target.copy_(source, non_blocking=True), seconds / 2) * _COPY_BYTES
+    copied_s = _rate(lambda: target.copy_(source, non_blocking=True), device, seconds / 2) * _COPY_BYTES
     # 2) a file that the system is asked to forget (where it does not, this is an upper bound)
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
         path = Path(folder) / "probe"
@@ -134,6 +120,25 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float 
     memory = torch.cuda.mem_get_info(device)[1] if is_gpu else host_bytes()
     name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
     return Machine(name, macs_s, copied_s, disk_s, memory, True, is_gpu)
+
+
+def measure_products(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
+    """Time bare matrix products for about `seconds`. Units: multiply-adds a second."""
+    a = torch.randn(1024, 2048, dtype=dtype, device=device)
+    b = torch.randn(2048, 2048, dtype=dtype, device=device)
+    return _rate(lambda: torch.mm(a, b), device, seconds) * a.shape[0] * b.shape[0] * b.shape[1]
+
+
+def _rate(step: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Count how often a step runs a second, after one run to warm up."""
+    step()
+    start = wait_and_read_clock(device)
+    done = 0
+    while (now := wait_and_read_clock(device)) - start < seconds or not done:
+        for _ in range(4):
+            step()
+        done += 4
+    return done / (now - start)
 
 
 def wait_and_read_clock(device: torch.device) -> float:

@@ -26,13 +26,13 @@ from lowmem_layers.model.checkpoint.texts import keep_texts, read_config, read_t
 from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
 from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking
 from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
-from lowmem_layers.model.homes.filling import Filling, fill_home
+from lowmem_layers.model.homes.filling import Filling, OnLayer, fill_home, uncounted
 from lowmem_layers.model.homes.home import MemoryHome, largest_layer_bytes
 from lowmem_layers.model.homes.places import Place, streamed_places
 from lowmem_layers.model.homes.staging import StagedFeed, lane_to
 from lowmem_layers.model.homes.store import Feed, StreamingStore
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
-from lowmem_layers.model.placement import Placement, limits_now, place_with_states
+from lowmem_layers.model.placement import MemoryLimits, Placement, limits_now, place_with_states
 from lowmem_layers.model.shape import ModelShape, shape_from
 from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.model.spec import ModelSpec
@@ -163,19 +163,28 @@ def choose_place(inspection: Inspection, room_bytes: int = 0) -> Placement:
     Raises:
         BudgetError: no home that was allowed leaves that much.
     """
-    request, sizes, on_gpu = inspection.request, inspection.shape.n_bytes, inspection.device.type == "cuda"
-    limits = limits_now(
+    sizes = inspection.shape.n_bytes
+    return place_with_states(sizes, inspection.request.offload, memory_limits(inspection), room=room_bytes)
+
+
+def memory_limits(inspection: Inspection) -> MemoryLimits:
+    """Say what memory the model and its states may take: what was given, or what is free now."""
+    request, on_gpu = inspection.request, inspection.device.type == "cuda"
+    return limits_now(
         on_gpu=on_gpu,
         gpu=request.max_gpu_memory,
         cpu=request.max_cpu_memory,
         free_gpu=available_device_bytes(inspection.device) if on_gpu else 0,
-        free_cpu=sizes.process + available_host_bytes(),
+        free_cpu=inspection.shape.n_bytes.process + available_host_bytes(),
     )
-    return place_with_states(sizes, request.offload, limits, room=room_bytes)
 
 
-def fill_model(inspection: Inspection, placement: Placement, announce: Announce = silent) -> DecoderModel:
+def fill_model(
+    inspection: Inspection, placement: Placement, announce: Announce = silent, on_layer: OnLayer = uncounted
+) -> DecoderModel:
     """Read an inspected model's weights into the place that was chosen. An inspection can be filled once.
+
+    `on_layer` is told after each decoder layer how many of how many are read.
 
     Raises:
         CheckpointError: the weight files are damaged, incomplete or contradict the config.
@@ -196,7 +205,7 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
         about = {"model": found.source.name, "packing": packing, "dtype": dtype}
         n_layers = len(found.anatomy.layers)
         task = Filling(found.module, found.places, n_layers, home_device, path, about)
-        home = fill_home(task, found.open_reader, announce)
+        home = fill_home(task, found.open_reader, announce, on_layer)
         # 2) from there to the slots: a home in the computing device's own memory is read in place
         if placement.one_expert:
             announce("a slot for all of a layer's experts does not fit: they are brought in one at a time")

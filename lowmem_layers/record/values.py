@@ -96,6 +96,16 @@ class CollectedValues:
         kept = [self._arrays[task, metric][self._done[items]] for task, items in self._items.items()]
         return np.concatenate(kept).mean(axis=0)
 
+    def pooled(self, metric: str) -> ValueTable:
+        """Give one table of a collected metric: the finished items of all tasks together."""
+        manifest = self.manifest
+        done = [(task, np.array(items)[self._done[items]]) for task, items in self._items.items()]
+        clusters = [f"{task}/{self.rows[index].cluster}" for task, items in done for index in items]
+        values = np.concatenate([self._arrays[task, metric][self._done[items]] for task, items in self._items.items()])
+        codes = np.unique(clusters, return_inverse=True)[1]
+        table = ValueTable(manifest.sublayers, manifest.plan.coalitions, values, codes)
+        return table if manifest.design.grouping is None else grouped_table(table, manifest.design.grouping)
+
     def tables(self, value: str | None) -> list[ValueTable]:
         """Give one table for each task: the finished items, in the order of the task, and the coalitions of players.
 

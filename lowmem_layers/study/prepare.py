@@ -13,7 +13,7 @@ from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
-from lowmem_layers.study.events import Announce, ModelExamined, StageStarted
+from lowmem_layers.study.events import Announce, LayerRead, ModelExamined, ModelPlaced, StageStarted, TasksRead
 from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ def prepare_study(
         LowmemLayersError: the tasks, the model or the memory given are unusable.
     """
     # 1) the tasks
-    announce(StageStarted("reading the tasks"))
+    announce(StageStarted("reading the tasks", "tasks"))
     tasks = read_tasks(spec)
-    announce(StageStarted("importing torch"))
+    announce(TasksRead(tuple(task.name for task in tasks), tuple(len(task.items) for task in tasks)))
+    announce(StageStarted("importing torch", "libraries"))
     from lowmem_layers.engine import Engine
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
@@ -48,23 +49,44 @@ def prepare_study(
 
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
-    announce(StageStarted("looking at the model"))
+    announce(StageStarted("looking at the model", "headers"))
     found = inspect_model(model_spec(spec))
-    announce(StageStarted("encoding the items"))
+    announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
     # 3) decide: where the weights live, and what that leaves for the states
     sizes = Sizes.of(earlier.sizes) if earlier is not None else None
     placement = place_weights(spec, found, encoded, sizes)
     # 4) do: read the weights, and see whether the model can be believed
-    model = fill_model(found, placement, lambda line: announce(StageStarted(line)))
-    announce(StageStarted("examining the model"))
+    announce(_placed(found, placement))
+    announce(StageStarted("reading the weights", "weights"))
+    model = fill_model(
+        found, placement, lambda line: announce(StageStarted(line)), lambda *layers: announce(LayerRead(*layers))
+    )
+    announce(StageStarted("examining the model", "examination"))
     start = clock()
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes)
     verdict = engine.examine()
     announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
+
+
+def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
+    """Say what runs, where, and within which memory."""
+    from lowmem_layers.model.devices import dtype_name
+    from lowmem_layers.model.load import memory_limits
+
+    limits, device = memory_limits(found), found.device.type
+    return ModelPlaced(
+        found.source.name,
+        found.packing.label,
+        placement.home,
+        device,
+        dtype_name(found.dtype),
+        limits.cpu,
+        limits.gpu if device == "cuda" else None,
+    )
 
 
 def place_weights(

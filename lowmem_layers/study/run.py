@@ -88,7 +88,7 @@ def _settled(
 ) -> Manifest:
     """Settle what is run, and hold the folder's lock for it; an earlier call's plan is taken over."""
     # 1) who plays and what is removed; how far removal orders are walked is settled once, and kept by the record
-    announce(StageStarted("planning"))
+    announce(StageStarted("planning", "plan"))
     design = plan_design(specification, prepared.players)
     check_statement(specification.until, len(design.players), max(map(len, design.of_players)))
     if design.orders and known is not None and known.design.orders == design.orders:

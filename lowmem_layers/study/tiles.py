@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from lowmem_layers.findings.statement import proven
+from lowmem_layers.findings.statement import judge
+from lowmem_layers.game.estimators.permutation import permutation_influence
+from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.uncertainty.errors import estimate_influence
+from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.record.folder import finished_tiles
 from lowmem_layers.record.items import rows_of
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Prepared
-from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.events import (
+    Announce,
+    RunPlanned,
+    StageStarted,
+    Standing,
+    StatementJudged,
+    TaskPlanned,
+    TileCommitted,
+    TileStarted,
+    WorkDone,
+)
+from lowmem_layers.tasks.items import EncodedItem
 
 _N_LEADERS = 5
 
@@ -45,9 +63,8 @@ def score_tiles(
         EngineError: the engine's scores have the wrong shape.
     """
     folder, manifest, plan = values.folder, values.manifest, values.manifest.plan
-    until, value = manifest.resolved.until, manifest.resolved.value
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
-    work = [prepared.engine.work(items, plan.coalitions) for items in encoded]
+    work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
 
     # 1) the work is announced: what there is, and what earlier calls left finished
     announce(
@@ -61,25 +78,87 @@ def score_tiles(
             work_total=manifest.work,
             items_done=values.n_items,
             tiles_done=len(values.tiles),
-            work_done=sum(work[tile] for tile in values.tiles),
+            work_done=sum(map(sum, (work[tile] for tile in values.tiles))),
+            tasks=tuple(
+                TaskPlanned(
+                    entry.task, entry.items, sum(each[k] for each in work), sum(work[tile][k] for tile in values.tiles)
+                )
+                for k, entry in enumerate(manifest.data)
+            ),
+            players=tuple(manifest.design.names),
         )
     )
-    stopped = proven(values, until, value)
+    stopped = _proven(values, announce)
     left = [] if stopped else sorted(set(range(len(plan.tiles))) - set(values.tiles))
     if left:
-        announce(StageStarted("scoring"))
+        announce(StageStarted("scoring", "scoring"))
 
     # 2) tile by tile: score, commit, announce, and see whether the statement is proven
     for tile in left:
         start = clock()
+        announce(TileStarted(tile, len(encoded[tile]), work[tile]))
         scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda amount: announce(WorkDone(amount)))
-        write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
+        with uninterrupted():
+            write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
-        announce(TileCommitted(tile, len(encoded[tile]), work[tile], *done, clock() - start, ahead))
-        if stopped := proven(values, until, value):
+        spent = clock() - start
+        announce(TileCommitted(tile, len(encoded[tile]), sum(work[tile]), *done, spent, ahead, standing(values)))
+        if stopped := _proven(values, announce):
             break
     return stopped
+
+
+def work_by_task(prepared: Prepared, manifest: Manifest, items: Sequence[EncodedItem]) -> tuple[int, ...]:
+    """Count the work of a tile's items (multiply-adds), task by task."""
+    coalitions = manifest.plan.coalitions
+    parts = [[item for item in items if item.task == entry.task] for entry in manifest.data]
+    return tuple(prepared.engine.work(part, coalitions) if part else 0 for part in parts)
+
+
+def _proven(values: CollectedValues, announce: Announce) -> str:
+    """Announce how near the statement to stop at is; state it where the finished items prove it, else nothing."""
+    resolved = values.manifest.resolved
+    decision = judge(values, resolved.until, resolved.value)
+    if decision is None or resolved.until is None:
+        return ""
+    announce(StatementJudged(resolved.until, decision.holds, decision.detail))
+    return decision.text if decision.holds else ""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let an interrupt wait until what is being written is written."""
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    waiting: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(handler := signal.getsignal(number)):
+            before[number] = handler
+            signal.signal(number, lambda received, _frame: waiting.append(received))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in waiting[:1]:
+        signal.raise_signal(number)
+
+
+def standing(values: CollectedValues) -> Standing | None:
+    """Estimate every player's importance from all finished items together; None where that needs other coalitions."""
+    design = values.manifest.design
+    table = values.pooled("loglikelihood")
+    if design.estimator == "permutation":
+        influence = permutation_influence(table, design.orders, cuts=design.cuts)
+    elif len(table.coalitions) > 1:
+        influence = estimate_influence(table, estimator_weights(design.estimator, table.coalitions, table.players))
+    else:
+        return None
+    ci = mean_interval(influence, 0.95)
+    return Standing(*(tuple(map(float, each)) for each in (influence.value, ci.low, ci.high)))
 
 
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from lowmem_layers.cli.display.choose import choose_display
 from lowmem_layers.cli.display.lines import JsonDisplay, PlainDisplay
 from lowmem_layers.cli.display.live import LiveDisplay
+from lowmem_layers.cli.display.memory import Memory
 from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
-from lowmem_layers.study.events import ModelExamined, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.cli.display.shape import layer_strip, leading_bars
+from lowmem_layers.study.events import (
+    LayerRead,
+    MachineMeasured,
+    ModelExamined,
+    ModelPlaced,
+    RunFinished,
+    RunPlanned,
+    StageStarted,
+    Standing,
+    StatementJudged,
+    TaskPlanned,
+    TasksRead,
+    TileCommitted,
+    TileStarted,
+    WorkDone,
+)
 
 PLAN = RunPlanned("r", "tiny", 60, 235, 128, 4, 4_000, 32, 1, 1_000)
 
@@ -32,7 +51,7 @@ class Clock:
 
 def test_the_time_left_is_that_of_the_whole_job_and_only_this_calls_rate_counts():
     at = Progress(started=0.0)
-    for now, event in [(5, PLAN), (10, StageStarted("scoring")), (20, WorkDone(500))]:
+    for now, event in [(5, PLAN), (10, StageStarted("scoring", "scoring")), (20, WorkDone(500))]:
         at = advance(at, event, now)
     assert at.fraction == pytest.approx(0.375)
     assert at.left_s(20) == pytest.approx(2_500 / 50)
@@ -62,7 +81,7 @@ def test_rates():
 def test_plain_lines_come_now_and_then():
     clock, stream = Clock(), io.StringIO()
     display = PlainDisplay(stream, clock, every_s=10)
-    for now, event in [(0, StageStarted("loading")), (8, PLAN), (9, StageStarted("scoring"))]:
+    for now, event in [(0, StageStarted("loading")), (8, PLAN), (9, StageStarted("scoring", "scoring"))]:
         clock.now = now
         display(event)
     for now in range(10, 40):
@@ -91,13 +110,13 @@ def test_the_live_picture_fits_and_tells(width):
     display(StageStarted("loading the model"))
     assert "loading" in shown()
     clock.now = 20.0
-    for event in (PLAN, StageStarted("scoring")):
+    for event in (PLAN, StageStarted("scoring", "scoring")):
         display(event)
     clock.now = 30.0
     display(commit(1, 64))
     picture = shown()
     assert all(len(line) <= width for line in picture.splitlines())
-    for words in ("50%", "20 s left", "64/128", "ffn.0 34.6", "235"):
+    for words in ("50%", "20 s left", "64/128", "saved: 2 of 4 tiles", "235"):
         assert words in picture
     display(RunFinished("r", "done", 30.0))
     assert "✓" in shown()
@@ -129,11 +148,12 @@ def test_the_examination_is_one_line(takes_tries, words):
 
 
 def test_markup_and_control_characters_in_names_are_shown_not_obeyed():
-    named = TileCommitted(0, 32, 1_000, 32, 1, 5.0, (("[red]x[/red]", 3.0), ("a\x1b[31mb", 2.0)))
+    named = TileCommitted(0, 32, 1_000, 32, 1, 5.0, (), Standing((3.0, 2.0), (2.0, 1.0), (4.0, 3.0)))
+    plan = replace(PLAN, players=("[red]x[/red]", "a\x1b[31mb"))
     stream = io.StringIO()
     console = Console(file=stream, width=120, force_terminal=True, color_system=None)
     display = LiveDisplay(console, Clock(), "[bold]m[/bold] :smile: · \x1b[2J")
-    for event in (PLAN, StageStarted("reading [i]t[/i]\x07"), named):
+    for event in (plan, StageStarted("reading [i]t[/i]\x07", "tasks"), named):
         display(event)
     console.print(display.picture())
     shown = stream.getvalue()
@@ -143,3 +163,147 @@ def test_markup_and_control_characters_in_names_are_shown_not_obeyed():
     stream = io.StringIO()
     PlainDisplay(stream, Clock())(StageStarted("reading a\x1b[31mb\nc"))
     assert stream.getvalue() == "[0 s] reading a\\x1b[31mb\\x0ac\n"
+
+
+PLAYERS = tuple(f"{kind}.{layer}" for layer in range(30) for kind in ("attn", "ffn"))
+VALUES = tuple(7.0 / (1 + place) for place in range(60))
+STANDING = Standing(VALUES, tuple(0.8 * value for value in VALUES), tuple(1.2 * value for value in VALUES))
+GIB = 1 << 30
+EVENTS = (
+    (0.0, StageStarted("reading the tasks", "tasks")),
+    (1.0, TasksRead(("arc_easy", "piqa"), (64, 64))),
+    (1.0, StageStarted("importing torch", "libraries")),
+    (7.0, ModelPlaced("tiny", "NF4", "cpu", "cpu", "float32", 8 * GIB, None)),
+    (7.0, StageStarted("reading the weights", "weights")),
+    (9.0, LayerRead(12, 30)),
+    (12.0, StageStarted("planning", "plan")),
+    (13.0, MachineMeasured(200.0)),
+    (
+        13.0,
+        replace(
+            PLAN, tasks=(TaskPlanned("arc_easy", 64, 2_000, 1_000), TaskPlanned("piqa", 64, 2_000, 0)), players=PLAYERS
+        ),
+    ),
+    (14.0, StageStarted("scoring", "scoring")),
+    (14.0, TileStarted(1, 32, (1_000, 0))),
+    (24.0, TileCommitted(1, 32, 1_000, 64, 2, 10.0, (), STANDING)),
+    (24.0, StatementJudged("top3", False, "weakest comparison: attn.1 over ffn.1")),
+    (24.0, TileStarted(2, 32, (0, 1_000))),
+    (29.0, WorkDone(500)),
+)
+
+
+def drawn(width: int, height: int, until: float = 29.0, encoding: str = "utf-8", **options) -> str:
+    """Draw the picture after the events up to a time, on a terminal of this size and encoding."""
+    clock, stream = Clock(), io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    console = Console(file=stream, width=width, height=height, force_terminal=True, **options)
+    display = LiveDisplay(console, clock, "tiny · 4bit · arc_easy,piqa", lambda: Memory(GIB, 2 * GIB))
+    for clock.now, event in EVENTS:
+        if clock.now <= until:
+            display(event)
+    console.print(display.picture())
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50), (40, 10)])
+def test_the_whole_picture_fits_and_tells(width, height):
+    lines = drawn(width, height, color_system=None).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) < height
+    text = "\n".join(lines)
+    for words in ("tiny", "62%", "all"):
+        assert words in text
+    if height < 24:
+        return
+    for words in (
+        "weights NF4 in RAM · cpu float32 · 2 tasks, 128 items · 235 coalitions",
+        "15 s left", "arc_easy", "100%", "piqa", "25%", "saved: 2 of 4 tiles, items 64/128",
+        "speed 100 MAC/s, 50% of bare matrix products", "RAM 1.0 GiB now, 2.0 GiB at most, of 8.0 GiB",
+        "top3 is not certain yet: weakest comparison: attn.1 over ffn.1", "attention ", "attn.0", "7.00 [5.60, 8.40]",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_stages_are_a_checklist_with_times():
+    text = drawn(80, 24, until=9.0, color_system=None)
+    for words in ("✓ tasks read", "✓ libraries imported", "6 s", "reading the weights, layer 12 of 30", "planning"):
+        assert words in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_our_signs_gets_others(encoding):
+    text = drawn(80, 24, encoding=encoding, color_system=None)
+    assert "?" not in text
+    assert [len(line) for line in text.splitlines()] == [
+        len(line) for line in drawn(80, 24, color_system=None).splitlines()
+    ], "no column moves"
+
+
+def test_no_color_has_no_colour(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[31" not in drawn(80, 24, color_system="standard")
+    monkeypatch.delenv("NO_COLOR")
+    assert "\x1b[31" in drawn(80, 24, color_system="standard")
+
+
+def test_bars_hold_their_intervals_and_the_strip_all_layers():
+    console = Console(width=80, color_system=None, file=io.StringIO())
+    table = leading_bars(PLAYERS, STANDING, 2, 80)
+    first = next(iter(table.columns[1].cells)).plain
+    assert (first.count("█"), first.count("▓"), first.count("░")) == pytest.approx(
+        (round(47 * 5.6 / 8.4), round(47 * 1.4 / 8.4), round(47 * 1.4 / 8.4)), abs=1
+    )
+    rows = layer_strip(PLAYERS, STANDING, 80)
+    assert [len(row) for row in rows] == [10 + 2 * 30] * 3
+    many = [f"ffn.{layer}" for layer in range(160)]
+    wide = layer_strip(many, Standing((0.0,) * 159 + (5.0,), (0.0,) * 160, (9.0,) * 160), 80)
+    assert wide[1].plain.endswith("█")
+    assert max(map(len, wide)) <= 80
+    assert layer_strip(["a", "b"], Standing((1.0, 2.0), (0.0,) * 2, (3.0,) * 2), 80) == [], "groups have no layer"
+    unknown = Standing((float("nan"), 1.0), (float("nan"),) * 2, (float("nan"),) * 2)
+    console.print(leading_bars(["attn.0", "ffn.0"], unknown, 5, 80))
+    assert "nan" not in console.file.getvalue()
+
+
+class Gone(io.StringIO):
+    """A terminal whose window was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+def test_a_closed_window_ends_the_display_and_not_the_run(monkeypatch):
+    with LiveDisplay(Console(file=Gone(), force_terminal=True), Clock(), "t") as display:
+        display(PLAN)
+    for name in ("plain", "json"):
+        monkeypatch.setattr("sys.stderr", Gone())
+        with choose_display(name, "t") as announce:
+            announce(PLAN)
+            announce(StageStarted("scoring", "scoring"))
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    with choose_display("auto", "t") as announce:
+        announce(StageStarted("reading the tasks", "tasks"))
+    assert terminal.getvalue() == "[0 s] reading the tasks\n"
+
+
+def test_json_lines_hold_no_nan():
+    stream = io.StringIO()
+    nan = Standing((float("nan"), 1.0), (float("-inf"), 0.0), (float("inf"), 2.0))
+    JsonDisplay(stream, Clock())(TileCommitted(0, 1, 1, 1, 1, 1.0, (), nan))
+    found = json.loads(stream.getvalue(), parse_constant=lambda name: pytest.fail(name))
+    assert found["standing"] == {"value": [None, 1.0], "low": [None, 0.0], "high": [None, 2.0]}
+
+
+def test_the_time_left_follows_a_change_of_pace():
+    """Other programs that slow the machine down halfway must not leave the estimate at what it was before."""
+    at = advance(advance(Progress(started=0.0), replace(PLAN, work_done=0, work_total=10_000), 0), EVENTS[9][1], 0.0)
+    for second in range(1, 101):
+        at = advance(at, WorkDone(100 if second <= 20 else 20), float(second))
+    assert at.left_s(100.0) == pytest.approx((10_000 - 3_600) / 20, rel=0.05)

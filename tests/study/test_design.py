@@ -9,7 +9,7 @@ import pytest
 
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import RecordError, UsageError
-from lowmem_layers.findings.statement import proven
+from lowmem_layers.findings.statement import judge
 from lowmem_layers.game import all_coalitions, chain_coalitions, estimate, estimate_permutations, windows
 from lowmem_layers.game.players.player import players_of
 from lowmem_layers.study.design import plan_design
@@ -114,7 +114,9 @@ def test_exact_values_from_all_coalitions(tmp_path, bench):
     assert set(found["estimator"]) == {"shapley"}
     np.testing.assert_allclose(found["value"], estimate(run.value_tables("loglikelihood")[0], "shapley").value)
     assert set(run.importance(estimator="neighbourhood").column("estimator").to_pylist()) == {"neighbourhood"}
-    assert proven(run.values, "top=1", None) == ""
+    decision = judge(run.values, "top=1", None)
+    assert decision is not None
+    assert not decision.holds
 
 
 def test_removal_orders_are_estimated_with_the_recorded_cuts(tmp_path, bench):

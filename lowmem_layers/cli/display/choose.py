@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from lowmem_layers.study.events import Announce, ignore
+from lowmem_layers.study.events import Announce, Event, ignore
 
 DISPLAYS = ("auto", "rich", "plain", "json", "none")
 
@@ -17,7 +18,7 @@ def choose_display(
 ) -> AbstractContextManager[Announce]:
     """Make the display that was asked for: entered, it gives the function that shows events, on stderr.
 
-    `auto` is `rich` on a terminal and `plain` elsewhere.
+    `auto` is `rich` on a terminal that can move its cursor, and `plain` elsewhere.
 
     Raises:
         UsageError: there is no such display.
@@ -26,7 +27,8 @@ def choose_display(
 
     one_of("--display", name, DISPLAYS)
     if name == "auto":
-        name = "rich" if sys.stderr.isatty() else "plain"
+        is_plain = not sys.stderr.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+        name = "plain" if is_plain else "rich"
     # rich is imported only where it is used: it takes longer than all the rest.
     if name == "rich":
         from rich.console import Console
@@ -36,6 +38,20 @@ def choose_display(
         return LiveDisplay(Console(stderr=True), clock, title)
     from lowmem_layers.cli.display.lines import JsonDisplay, PlainDisplay
 
-    if name == "plain":
-        return nullcontext(PlainDisplay(sys.stderr, clock))
-    return nullcontext(JsonDisplay(sys.stderr, clock) if name == "json" else ignore)
+    if name == "none":
+        return nullcontext(ignore)
+    lines = PlainDisplay(sys.stderr, clock) if name == "plain" else JsonDisplay(sys.stderr, clock)
+    return nullcontext(_WhileRead(lines))
+
+
+class _WhileRead:
+    """Show events until whoever reads the lines is gone (a closed window, `| head`); the run goes on."""
+
+    def __init__(self, shown: Announce) -> None:
+        self._shown = shown
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self._shown(event)
+        except OSError:
+            self._shown = ignore

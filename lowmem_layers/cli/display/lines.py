@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TextIO
+from typing import Any, TextIO
 
 from lowmem_layers.cli.display.progress import Progress, advance, spell_time
-from lowmem_layers.cli.output import visible
-from lowmem_layers.study.events import Event, ModelExamined, RunFinished, RunPlanned, StageStarted
+from lowmem_layers.cli.output import spelled_for, visible
+from lowmem_layers.study.events import (
+    Event,
+    ModelExamined,
+    ModelPlaced,
+    RunFinished,
+    RunPlanned,
+    StageStarted,
+    TasksRead,
+)
 
 
 class PlainDisplay:
@@ -29,6 +38,11 @@ class PlainDisplay:
         match event:
             case StageStarted(stage):
                 line = stage
+            case TasksRead(tasks, n_items):
+                line = ", ".join(f"{task}: {n} items" for task, n in zip(tasks, n_items, strict=True))
+            case ModelPlaced():
+                where = f"home {event.home}, computed on {event.device} in {event.dtype}"
+                line = f"{event.model}, weights {event.packing}, {where}"
             case ModelExamined():
                 layout = "rows share their prefixes" if event.takes_tries else "rows are computed one by one"
                 line = (
@@ -45,17 +59,37 @@ class PlainDisplay:
             case _:
                 if now - self._last < self._every_s:
                     return
-                items = f"items {at.items_done}/{at.plan.n_items}, " if at.plan is not None else ""
-                done, total = at.evaluations
-                left = spell_time(at.left_s(now))
-                line = f"{at.fraction:6.1%}, {items}evaluations {done:,}/{total:,}, {left} left"
+                line = _how_far(at, now)
         self._last = now
-        self._stream.write(f"[{spell_time(now - at.started)}] {visible(line)}\n")
+        text = f"[{spell_time(now - at.started)}] {visible(line)}\n"
+        self._stream.write(spelled_for(self._stream.encoding or "utf-8", text))
         self._stream.flush()
 
 
+def _how_far(at: Progress, now: float) -> str:
+    """Say how far the run is: layers while the weights are read, else the share of the work."""
+    if at.plan is None:
+        return f"layer {at.layers.done} of {at.layers.n_layers} read" if at.layers is not None else at.stage
+    done, total = at.evaluations
+    items, left = f"items {at.items_done}/{at.plan.n_items}", spell_time(at.left_s(now))
+    line = f"{at.fraction:6.1%}, {items}, evaluations {done:,}/{total:,}, {left} left"
+    return line if at.judged is None else f"{line}; {at.judged.statement}: {at.judged.detail}"
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not know by None, at any depth."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class JsonDisplay:
-    """Write each event as one line, with the time since the start, the share done and the seconds left."""
+    """Write each event as one line, with the time since the start, the share done and the seconds left.
+
+    The events and their fields are those of `lowmem_layers.study.events`; a number that is not finite is null.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         self._stream = stream
@@ -74,5 +108,9 @@ class JsonDisplay:
             "left_s": None if left is None else round(left, 1),
             **asdict(event),
         }
-        self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        try:
+            text = json.dumps(line, allow_nan=False)
+        except ValueError:
+            text = json.dumps(_finite(line))
+        self._stream.write(text + "\n")
         self._stream.flush()

@@ -2,38 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lowmem_layers.study.events import (
     Event,
+    LayerRead,
+    MachineMeasured,
     ModelExamined,
+    ModelPlaced,
     RunFinished,
     RunPlanned,
     StageStarted,
+    Standing,
+    StatementJudged,
+    Step,
+    TasksRead,
     TileCommitted,
+    TileStarted,
     WorkDone,
 )
+
+_APART_S = 1.0  # between two points of the pace
+_MOST_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How much work was done by when in this call, for the time left.
+
+    Other programs come and go, so the rate is that of the second half of the time so far.
+    Shapes: `points` (clock, work) in order. Units: multiply-adds; the clock's seconds.
+    """
+
+    points: tuple[tuple[float, int], ...] = ()
+
+    def add(self, now: float, work: int) -> Pace:
+        """Note how much is done by now; points that are too close or too many are thinned out."""
+        if self.points and now - self.points[-1][0] < _APART_S:
+            return self
+        points = self.points if len(self.points) < _MOST_POINTS else self.points[::2]
+        return Pace((*points, (now, work)))
+
+    def rate(self, now: float, work: int) -> float | None:
+        """Give the work per second over the second half of the time so far; None before any was done."""
+        if not self.points or work <= self.points[0][1] or now <= self.points[0][0]:
+            return None
+        middle = (self.points[0][0] + now) / 2
+        since, before = max((point for point in self.points if point[0] <= middle), default=self.points[0])
+        return (work - before) / (now - since) if work > before else None
 
 
 @dataclass(frozen=True)
 class Progress:
     """What is known of a run so far.
 
-    `work_done` is the planned work of the tiles that this call finished, `work_in_tile` what the engine reported since
-    the last of them. The two may differ slightly for the same tile.
+    `steps` are the stages that have begun and when, `remark` what was last said about the one that goes on.
+    `work_done` is the planned work of the tiles that this call finished, of each task in `task_work`; `work_in_tile` is
+    what the engine reported since the last of them. The two may differ slightly for the same tile.
 
     Units: work in the engine's multiply-adds; times in the clock's seconds.
     """
 
     started: float
     stage: str = "starting"
+    steps: tuple[tuple[Step, float], ...] = ()
+    remark: str = ""
+    tasks: TasksRead | None = None
+    placed: ModelPlaced | None = None
+    layers: LayerRead | None = None
+    macs_s: float | None = None
     plan: RunPlanned | None = None
-    scoring_since: float | None = None
+    tile: TileStarted | None = None
+    pace: Pace = field(default_factory=Pace)
     work_done: int = 0
     work_in_tile: int = 0
+    task_work: tuple[int, ...] = ()
     items_done: int = 0
     tiles_done: int = 0
     leaders: tuple[tuple[str, float], ...] = ()
+    standing: Standing | None = None
+    judged: StatementJudged | None = None
     status: str | None = None
 
     @property
@@ -44,6 +92,20 @@ class Progress:
         return min(1.0, (self.plan.work_done + self._work) / self.plan.work_total)
 
     @property
+    def task_fractions(self) -> tuple[float, ...]:
+        """Give the share of each task that is done; the tile that goes on counts for its tasks by its planned work."""
+        if self.plan is None:
+            return ()
+        planned = self.tile.work if self.tile is not None else ()
+        share = min(1.0, self.work_in_tile / sum(planned)) if sum(planned) else 0.0
+        running = [share * part for part in planned] or [0.0] * len(self.plan.tasks)
+        finished = self.task_work or (0,) * len(self.plan.tasks)
+        return tuple(
+            min(1.0, (task.work_done + done + now) / task.work_total) if task.work_total else 1.0
+            for task, done, now in zip(self.plan.tasks, finished, running, strict=True)
+        )
+
+    @property
     def evaluations(self) -> tuple[int, int]:
         """Count evaluations of an item with a coalition: those done (by the share of work), and all."""
         if self.plan is None:
@@ -52,10 +114,8 @@ class Progress:
         return round(self.fraction * total), total
 
     def throughput(self, now: float) -> float | None:
-        """Give the work per second of this call; None before any work was reported."""
-        if self.scoring_since is None or self._work == 0 or now <= self.scoring_since:
-            return None
-        return self._work / (now - self.scoring_since)
+        """Give the work per second of this call, of late; None before any work was reported."""
+        return self.pace.rate(now, self._work)
 
     def left_s(self, now: float) -> float | None:
         """Estimate the seconds left for the whole job; None before the rate is known."""
@@ -69,24 +129,42 @@ class Progress:
         return self.work_done + self.work_in_tile
 
 
-def advance(progress: Progress, event: Event, now: float) -> Progress:
+def advance(at: Progress, event: Event, now: float) -> Progress:
     """Give the state after one more event."""
     match event:
-        case StageStarted(stage):
-            since = now if stage == "scoring" else progress.scoring_since
-            return replace(progress, stage=stage, scoring_since=since)
+        case StageStarted(stage, None):
+            return replace(at, remark=stage)
+        case StageStarted(stage, step):
+            begun = at.steps if any(each == step for each, _ in at.steps) else (*at.steps, (step, now))
+            pace = at.pace.add(now, at.work_done) if step == "scoring" else at.pace
+            return replace(at, stage=stage, steps=begun, remark="", pace=pace)
+        case TasksRead():
+            return replace(at, tasks=event)
+        case ModelPlaced():
+            return replace(at, placed=event)
+        case LayerRead():
+            return replace(at, layers=event)
+        case MachineMeasured(macs_s):
+            return replace(at, macs_s=macs_s)
         case ModelExamined():
-            return progress
+            return at
         case RunPlanned():
-            return replace(progress, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
+            return replace(at, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
+        case TileStarted():
+            return replace(at, tile=event)
         case WorkDone(work):
-            return replace(progress, work_in_tile=progress.work_in_tile + work)
+            within = at.work_in_tile + work
+            return replace(at, work_in_tile=within, pace=at.pace.add(now, at.work_done + within))
         case TileCommitted():
-            done = progress.work_done + event.work
-            at = replace(progress, work_done=done, work_in_tile=0, leaders=event.leaders)
+            ended = at.tile.work if at.tile is not None else ()
+            by_task = tuple(map(sum, zip(at.task_work or (0,) * len(ended), ended, strict=True)))
+            at = replace(at, work_done=at.work_done + event.work, work_in_tile=0, task_work=by_task, tile=None)
+            at = replace(at, leaders=event.leaders, standing=event.standing)
             return replace(at, items_done=event.items_done, tiles_done=event.tiles_done)
+        case StatementJudged():
+            return replace(at, judged=event)
         case RunFinished():
-            return replace(progress, status=event.status)
+            return replace(at, status=event.status)
 
 
 def spell_time(seconds: float | None) -> str:
@@ -107,7 +185,7 @@ def spell_rate(rate: float | None) -> str:
     """Write a rate with the prefix of its unit: `2.3 M`; a dash where it is None."""
     if rate is None:
         return "–"
-    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rate >= limit:
             return f"{rate / limit:.1f} {prefix}"
     return f"{rate:.0f} "

@@ -29,6 +29,11 @@ from lowmem_layers.model.homes.store import SLOT_KINDS, GroupKey, Place
 from lowmem_layers.model.memory import only_new_objects_collected, release_freed_memory
 
 Announce = Callable[[str], None]
+OnLayer = Callable[[int, int], None]  # how many decoder layers are read, and of how many
+
+
+def uncounted(_done: int, _n_layers: int) -> None:
+    """Take no notice of a layer."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Filling:
     about: Mapping[str, str]
 
 
-def fill_home(filling: Filling, open_reader: Callable[[], LayerReader], announce: Announce) -> Home:
+def fill_home(
+    filling: Filling, open_reader: Callable[[], LayerReader], announce: Announce, on_layer: OnLayer = uncounted
+) -> Home:
     """Fill the model's resident tensors and return the home of all others.
 
     Raises:
@@ -76,7 +83,7 @@ def fill_home(filling: Filling, open_reader: Callable[[], LayerReader], announce
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             path = folder / "weights.packed"
         with write_packed_file(path, filling.about) as writer:
-            _read_all(filling, reader, None, writer, announce)
+            _read_all(filling, reader, None, writer, announce, on_layer)
         return DiskHome(PackedFile(path))
     # 3) into memory, and into the cache where that can be written to
     memory = MemoryHome(filling.home_device)
@@ -86,7 +93,7 @@ def fill_home(filling: Filling, open_reader: Callable[[], LayerReader], announce
             writer = stack.enter_context(write_packed_file(path, filling.about)) if path is not None else None
         except UnwritableError as error:
             announce(f"{error.message}; going on without the cache")
-        _read_all(filling, reader, memory, writer, announce)
+        _read_all(filling, reader, memory, writer, announce, on_layer)
     return memory
 
 
@@ -113,7 +120,7 @@ def _from_cache(filling: Filling, path: Path) -> Home:
 
 def _read_all(
     filling: Filling, reader: LayerReader, memory: MemoryHome | None, writer: PackedFileWriter | None,
-    announce: Announce,
+    announce: Announce, on_layer: OnLayer,
 ) -> None:  # fmt: skip
     """Read a checkpoint layer by layer, into a packed file, into memory, or into both."""
     # 1) embedding, final norm and head
@@ -134,6 +141,7 @@ def _read_all(
                             home.add((layer, kind), group)
                     del group  # not to be held while the next layer is read
             release_freed_memory()
+            on_layer(layer + 1, filling.n_layers)
     for line in reader.notes():
         announce(line)
     # 3) a file also holds what stays in the model, each tensor once; one by one, since each is copied on its way
