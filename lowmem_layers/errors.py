@@ -14,7 +14,7 @@ LowmemLayersError            any error that this package raises on purpose; it c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 _LIKENESS = 0.5  # difflib's ratio from which a name is worth naming: "arc-easy" for "arc_easy", not "zzz"
 
@@ -70,8 +70,13 @@ class EngineError(LowmemLayersError):
 def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
     """Write "did you mean X or Y? " with at most `n` known names that resemble `name`, or "" if none does.
 
+    Names that resemble it as much as the last of these are named too: 5bit is as near to 4bit as to 8bit.
     The text is meant to begin a hint, so it ends with a space. Upper and lower case count as equal.
     """
     spelled = {one.lower(): one for one in known}
-    near = get_close_matches(name.lower(), spelled, n=n, cutoff=_LIKENESS)
-    return f"did you mean {' or '.join(spelled[one] for one in near)}? " if near else ""
+    near = get_close_matches(name.lower(), spelled, n=max(1, len(spelled)), cutoff=_LIKENESS)
+    likeness = [SequenceMatcher(None, one, name.lower()).ratio() for one in near]
+    chosen = [one for one, like in zip(near, likeness, strict=True) if like >= likeness[:n][-1]]
+    # Equally near ones in the order in which they are known
+    chosen.sort(key=lambda one: (-likeness[near.index(one)], list(spelled).index(one)))
+    return f"did you mean {' or '.join(spelled[one] for one in chosen)}? " if chosen else ""

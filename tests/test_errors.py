@@ -18,12 +18,17 @@ TASKS = ("quick", "boolq", "arc_easy", "arc_challenge", "piqa")
         ("arc-easy", 1, "did you mean arc_easy? "),
         ("arc", 3, "did you mean arc_easy? "),
         ("arc_eas_challenge", 2, "did you mean arc_challenge or arc_easy? "),
+        ("arc_", 1, "did you mean arc_easy? "),
         ("zzz", 3, ""),
         ("", 1, ""),
     ],
 )
 def test_an_unknown_name_is_answered_by_the_names_that_resemble_it(name, n, answer):
     assert did_you_mean(name, TASKS, n) == answer
+
+
+def test_names_that_are_equally_near_are_all_named():
+    assert did_you_mean("5bit", ("none", "4bit", "8bit")) == "did you mean 4bit or 8bit? "
 
 
 def test_the_answer_spells_a_name_as_it_is_known():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import click
 
 from lowmem_layers._version import __version__
+from lowmem_layers.cli.examples import COMPLETION, epilog
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
 from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
@@ -44,9 +45,17 @@ class _InOrder(click.Group):
         return super().resolve_command(ctx, args)
 
 
+for _name, _command in (*_COMMANDS.items(), *tasks.commands.items()):
+    _command.epilog = epilog(_name)
+
+
 @click.group(
-    cls=_InOrder, commands=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_InOrder,
+    commands=_COMMANDS,
+    epilog=COMPLETION,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option("--debug", is_flag=True, expose_value=False, help="Show where an error comes from, for any command.")
 @click.version_option(__version__, message="lowmem-layers %(version)s")
 def app() -> None:
     """Measure which sublayers of a language model matter.

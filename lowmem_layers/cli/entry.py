@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
-from lowmem_layers.cli.output import visible
+from lowmem_layers.cli.output import visible, visible_lines
 from lowmem_layers.errors import LowmemLayersError
 
 INTERRUPTED = 130
+DEBUG = "--debug"
 
 
 class Interrupted(Exception):
@@ -27,9 +30,15 @@ def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command; give its exit status: 0 done, 2 bad usage or input, 1 failed, 130 interrupted."""
     from lowmem_layers.cli.app import app
 
+    # A terminal or a file whose encoding lacks a sign (cp1252, ASCII) shows another one: no result is lost for that.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+    debug = DEBUG in arguments
     try:
-        status = app.main(list(arguments), prog_name="lowmem-layers", standalone_mode=False)
-        sys.stdout.flush()
+        with _traceback_shown() if debug else contextlib.nullcontext():
+            words = [word for word in arguments if word != DEBUG]
+            status = app.main(words, prog_name="lowmem-layers", standalone_mode=False)
+            sys.stdout.flush()
     except LowmemLayersError as error:
         return complain(error.message, error.hint, error.exit_status)
     except click.UsageError as error:
@@ -52,6 +61,18 @@ def run_command_line(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return status if isinstance(status, int) else 0
+
+
+@contextlib.contextmanager
+def _traceback_shown() -> Iterator[None]:
+    """Write where an error comes from, before it becomes two lines."""
+    try:
+        yield
+    except Exception:
+        import traceback
+
+        click.echo(visible_lines(traceback.format_exc()), err=True)
+        raise
 
 
 def complain(message: str, hint: str, status: int, word: str = "error") -> int:

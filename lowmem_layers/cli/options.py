@@ -73,6 +73,9 @@ def _option(heading: str, flag: str, words: str, metavar: str | None = None, **s
     default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"), None)
     if default is not None and not isinstance(default, bool) and "[default:" not in words:
         words = f"{words} [default: {','.join(default) if isinstance(default, tuple) else default}]"
+    if metavar and "|" in metavar:  # what a shell completes
+        choices = [each for each in metavar.split("|") if not each.isupper() and "=" not in each]
+        settings["shell_complete"] = lambda ctx, param, begun: [each for each in choices if each.startswith(begun)]
     return click.option(flag, cls=GroupedOption, heading=heading, metavar=metavar, help=words, **settings)
 
 

@@ -36,6 +36,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def visible_lines(text: str) -> str:
+    """Do the same for a text of several lines."""
+    return "\n".join(map(visible, text.splitlines()))
+
+
 def spelled_for(encoding: str, text: str) -> str:
     """Replace signs that a terminal's encoding lacks, each by one that it has, so that no column moves."""
     if encoding.lower().startswith("utf"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lowmem_layers.cli.config import config_option
 from lowmem_layers.cli.options import MEMORY, GroupedCommand, GroupedOption, spec_from, study_options
 from lowmem_layers.cli.output import chosen_format, data_options, write_data
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=GroupedCommand)
 @study_options
+@config_option
 @click.option(
     "--for",
     "card",

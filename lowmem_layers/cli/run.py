@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from lowmem_layers.cli.config import config_option
 from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
 from lowmem_layers.cli.entry import Interrupted
 from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options
@@ -23,6 +24,7 @@ from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelEx
 
 @click.command(cls=GroupedCommand)
 @study_options
+@config_option
 @click.option(
     "--out",
     cls=GroupedOption,

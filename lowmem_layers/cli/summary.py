@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowmem_layers.cli.output import SUMMARY_ROWS, visible
+from lowmem_layers.cli.spelled import Spelled
 from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.rows import interval, level_rows, minus, number
 from lowmem_layers.findings.run import Run
@@ -33,12 +34,13 @@ def summarise(
     folder = shlex.quote(str(run.folder))
 
     def say(line: str, *, whole: bool = True) -> None:
-        console.print(Text(visible(line)), soft_wrap=whole)  # whole lines can be copied out of the terminal
+        console.print(Spelled(Text(visible(line))), soft_wrap=whole)  # whole lines can be copied out of the terminal
 
     # 1) importance; no number is cut short, whatever the terminal's width
     if findings.sides:
         width, console.width = console.width, max(console.width, _WIDEST)
-        console.print(importance_table(run.manifest.design.players, findings.sides, n_rows), crop=False)
+        table = importance_table(run.manifest.design.players, findings.sides, n_rows)
+        console.print(Spelled(table), crop=False)
         console.width = width
         hidden = 0 if n_rows is None else len(findings.sides[-1].overall.players) - n_rows
         if hidden > 0:
@@ -52,7 +54,7 @@ def summarise(
         levels.add_column(name, justify="left" if name in ("task", "metric") else "right")
     for row in rows:
         levels.add_row(*(Text(visible(cell)) for cell in row))
-    console.print(levels)
+    console.print(Spelled(levels))
     # 3) what this says, and where to read on
     for line in (*filter(None, (findings.cut, findings.verdict)), *findings.lines, ""):
         say(line, whole=False)

@@ -75,6 +75,17 @@ def test_ten_rows_and_what_is_certain_about_them(tmp_path, bench):
     assert "more rows" not in stream.getvalue()
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_results_reach_a_terminal_without_our_signs(finished, encoding):
+    """Windows' consoles and many logs know no minus sign: the table must not end in a UnicodeEncodeError."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    summarise(finished, find(finished), Path("p"), Console(file=stream, width=80))
+    stream.flush()
+    shown = stream.buffer.getvalue()
+    assert b"?" not in shown
+    assert b"[-" in shown
+
+
 def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
     spec = StudySpec(tasks=("one",), players="attn.0=attn.0+ffn.0,rest=attn.1+ffn.1", max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.segment import Segment
 from rich.spinner import Spinner
 
 from lowmem_layers.cli.display.memory import Memory, read_memory
 from lowmem_layers.cli.display.picture import draw
 from lowmem_layers.cli.display.progress import Progress, advance
-from lowmem_layers.cli.output import spelled_for
+from lowmem_layers.cli.spelled import Spelled
 from lowmem_layers.study.events import Event
 
 
@@ -72,14 +71,3 @@ class _UntilClosed(Live):
     def refresh(self) -> None:
         with contextlib.suppress(OSError):
             super().refresh()
-
-
-class Spelled:
-    """Show what another renderable shows, with signs that the terminal's encoding has."""
-
-    def __init__(self, renderable: RenderableType) -> None:
-        self._renderable = renderable
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for segment in console.render(self._renderable, options):
-            yield Segment(spelled_for(options.encoding, segment.text), segment.style, segment.control)

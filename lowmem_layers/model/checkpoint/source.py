@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowmem_layers.errors import ModelError
+from lowmem_layers.errors import ModelError, did_you_mean
 from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 from lowmem_layers.model.checkpoint.gguf_file import gguf_parts
 from lowmem_layers.model.checkpoint.safetensors_files import weight_files
@@ -185,7 +185,9 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    local_hint = f"name a local folder, or leave --model out for the embedded {EMBEDDED_MODEL}"
+    known = dict.fromkeys([EMBEDDED_MODEL, *(model for model, _ in list_hub_models())])
+    meant = did_you_mean(name, known)
+    local_hint = f"{meant}name a local folder, or leave --model out for the embedded {EMBEDDED_MODEL}"
     try:
         yield
     except HFValidationError as error:
