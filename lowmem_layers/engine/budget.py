@@ -15,6 +15,7 @@ from lowmem_layers.engine.sweep import Sizes
 from lowmem_layers.engine.trie import Row, lay_out
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.players.tree import PrefixTree
+from lowmem_layers.model.anatomy.forward import WIDE_ROWS
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.tasks.items import EncodedItem
 
@@ -86,8 +87,10 @@ class Widths:
         About four intermediates of a sublayer's widest product are alive at once, and six of the hidden width.
         """
         layer = sizes.chunk_tokens * (4 * self.widest + 6 * self.hidden) * self.itemsize
-        logits = self.vocabulary * (sizes.head_rows * self.itemsize + min(sizes.head_rows, sizes.softmax_rows) * 4)
-        return max(layer, logits)
+        wide = max(4, self.itemsize)  # logits of a model that computes in 16 bits are float32
+        logits = self.vocabulary * (sizes.head_rows * wide + min(sizes.head_rows, sizes.softmax_rows) * 4)
+        embedding = (WIDE_ROWS + sizes.head_rows) * self.hidden * 4 if self.itemsize < 4 else 0
+        return max(layer, logits + embedding)
 
     def room_beside(self, sizes: Sizes, budget_bytes: int) -> int:
         """Count the bytes that a budget leaves for states beside one chunk.

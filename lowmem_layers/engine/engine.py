@@ -26,6 +26,7 @@ from lowmem_layers.engine.trie import Row, lay_out, plain_rows
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.anatomy.forward import has_wide_head
 from lowmem_layers.model.memory import available_device_bytes
 from lowmem_layers.model.placement import usual_states_bytes
 from lowmem_layers.tasks.items import EncodedItem
@@ -174,7 +175,8 @@ class Engine:
         """
         found = asdict(self.verdict) if self.verdict is not None else {}
         sizes = {**asdict(self.sizes), "budget_bytes": self.budget_bytes, "tile_work": self.tile_work}
-        return {"layout": self.layout, "sizes": sizes, "self_test": found}
+        head = {"head": "float32"} if has_wide_head(self.model.module) else {}
+        return {"layout": self.layout, "sizes": sizes, "self_test": found, **head}
 
     def _tree(self, coalitions: Sequence[Removed]) -> PrefixTree:
         key = tuple(coalitions)
