@@ -116,10 +116,8 @@ def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
 
 def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_bytes: int) -> Sizes:
     """Halve chunks until one takes at most a quarter of the memory given, or is as small as is sensible."""
-    least = least_sizes(sizes, device)
-    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != least:
-        tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
-        sizes = replace(sizes, chunk_tokens=tokens, head_rows=rows)
+    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != (smaller := halved(sizes, device)):
+        sizes = smaller
     return sizes
 
 
@@ -127,6 +125,13 @@ def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
     """Give the smallest chunks that are computed; their logits have as few rows as a product may have."""
     tokens = min(sizes.chunk_tokens, _LEAST_CHUNK_TOKENS[device.type])
     return replace(sizes, chunk_tokens=tokens, head_rows=min(sizes.head_rows, LEAST_ROWS))
+
+
+def halved(sizes: Sizes, device: torch.device) -> Sizes:
+    """Halve chunks that were too large after all; the smallest that are computed stay as they are."""
+    least = least_sizes(sizes, device)
+    tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
+    return replace(sizes, chunk_tokens=tokens, head_rows=rows)
 
 
 def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: int) -> int:

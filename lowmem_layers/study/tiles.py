@@ -69,10 +69,14 @@ def score_tiles(
     if left:
         announce(StageStarted("scoring"))
 
+    n_shortages = 0
     # 2) tile by tile: score, commit, announce, and see whether the statement is proven
     for tile in left:
         start = clock()
         scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda amount: announce(WorkDone(amount)))
+        for line in shortages(prepared)[n_shortages:]:
+            announce(StageStarted(f"note: {line}"))
+        n_shortages = len(shortages(prepared))
         write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
@@ -80,6 +84,15 @@ def score_tiles(
         if stopped := proven(values, until, value):
             break
     return stopped
+
+
+def shortages(prepared: Prepared) -> list[str]:
+    """Say where memory ran out, and what that changed."""
+    return [
+        f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
+        f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
+        for each in prepared.engine.describe().get("narrowed", ())
+    ]
 
 
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:
