@@ -98,8 +98,10 @@ class EngineRecord:
     def to_json(self) -> dict[str, Json]:
         """Give everything that is known of the engine, as JSON takes it."""
         known = {} if self.layout is None else {"layout": self.layout}
-        narrowed = {"narrowed": [dict(each) for each in self.narrowed]} if self.narrowed else {}
-        return {**known, "sizes": dict(self.sizes), "self_test": dict(self.self_test), **narrowed, **self.more}
+        found: dict[str, Json] = {**known, "sizes": dict(self.sizes), "self_test": dict(self.self_test)}
+        if self.narrowed:
+            found["narrowed"] = [dict(each) for each in self.narrowed]
+        return {**found, **self.more}
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,8 @@ def test_where_weights_live_and_how_many_cores_there_are_does_not_matter(tmp_pat
 def test_where_memory_ran_out_is_announced_once_and_kept_in_the_record(tmp_path, bench, engine, spec):
     short = {"task": "one", "first_item": "q0", "chunk_tokens": 512, "head_rows": 256}
     heard = []
+    failing = bench(engine=engine(fail_at=2, narrowed=[short]))
     with pytest.raises(KeyboardInterrupt):
-        failing = bench(engine=engine(fail_at=2, narrowed=[short]))
         run_study(spec, tmp_path / "r", prepare=failing.prepare, announce=heard.append)
     notes = [event.stage for event in heard if isinstance(event, StageStarted) and "out of memory" in event.stage]
     assert notes == [
