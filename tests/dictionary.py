@@ -56,7 +56,7 @@ class DictionaryEngine:
 
     def describe(self) -> dict[str, Any]:
         """Describe nothing much, and where memory is to have run out."""
-        return {"tile_items": self.tile_items, **({"narrowed": self.narrowed} if self.narrowed else {})}
+        return {"tile_items": self.tile_items, **({"narrowed": self.narrowed} if self.narrowed and self.scored else {})}
 
     def _block(self, item: EncodedItem, coalitions: Sequence[Any]) -> np.ndarray:
         rows = []
