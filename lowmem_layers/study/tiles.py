@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowmem_layers.findings.statement import judge
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.record.folder import finished_tiles
@@ -21,7 +23,7 @@ from lowmem_layers.record.items import rows_of
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.study.contracts import Engine, Prepared
 from lowmem_layers.study.events import (
     Announce,
     RunPlanned,
@@ -97,7 +99,7 @@ def score_tiles(
     for tile in left:
         start = clock()
         announce(TileStarted(tile, len(encoded[tile]), work[tile]))
-        scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda amount: announce(WorkDone(amount)))
+        scores = _scores_of(encoded[tile], plan.coalitions, prepared.engine, announce)
         with uninterrupted():
             write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
@@ -134,7 +136,7 @@ def uninterrupted() -> Iterator[None]:
         return
     waiting: list[int] = []
     before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if callable(handler := signal.getsignal(number)):
             before[number] = handler
             signal.signal(number, lambda received, _frame: waiting.append(received))
@@ -159,6 +161,21 @@ def standing(values: CollectedValues) -> Standing | None:
         return None
     ci = mean_interval(influence, 0.95)
     return Standing(*(tuple(map(float, each)) for each in (influence.value, ci.low, ci.high)))
+
+
+def _scores_of(
+    items: Sequence[Any], coalitions: Sequence[Removed], engine: Engine, announce: Announce
+) -> list[np.ndarray]:
+    """Score a tile; announce the work while it is done, and where memory ran out. Shapes: as `Engine.score` says."""
+    before = len(engine.describe().get("narrowed", ()))
+    scores = engine.score(items, coalitions, lambda amount: announce(WorkDone(amount)))
+    for each in engine.describe().get("narrowed", ())[before:]:
+        text = (
+            f"note: out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
+            f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
+        )
+        announce(StageStarted(text))
+    return scores
 
 
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:
