@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lowmem_layers._version import __version__
 
 if TYPE_CHECKING:
+    from lowmem_layers.cli.display.choose import watch
     from lowmem_layers.findings.run import Run, open_run
     from lowmem_layers.record.spec import StudySpec
     from lowmem_layers.study.run import run_study
@@ -16,9 +17,10 @@ _HOMES = {
     "StudySpec": "lowmem_layers.record.spec",
     "open_run": "lowmem_layers.findings.run",
     "run_study": "lowmem_layers.study.run",
+    "watch": "lowmem_layers.cli.display.choose",
 }
 
-__all__ = ["Run", "StudySpec", "__version__", "open_run", "run_study"]
+__all__ = ["Run", "StudySpec", "__version__", "open_run", "run_study", "watch"]
 
 
 def __getattr__(name: str) -> Any:

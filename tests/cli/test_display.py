@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from lowmem_layers.cli.display.choose import choose_display
 from lowmem_layers.cli.display.lines import JsonDisplay, PlainDisplay
 from lowmem_layers.cli.display.live import LiveDisplay
 from lowmem_layers.cli.display.memory import Memory
+from lowmem_layers.cli.display.notebook import NotebookDisplay
 from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
 from lowmem_layers.cli.display.shape import layer_strip, leading_bars
 from lowmem_layers.study.events import (
@@ -291,6 +293,50 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     with choose_display("auto", "t") as announce:
         announce(StageStarted("reading the tasks", "tasks"))
     assert terminal.getvalue() == "[0 s] reading the tasks\n"
+
+
+def test_a_notebook_gets_html_in_one_cell_that_is_updated():
+    updates = []
+
+    class Handle:
+        """Stands for IPython's display handle."""
+
+        def update(self, shown) -> None:
+            updates.append(shown._repr_html_())
+
+    clock = Clock()
+    display = NotebookDisplay(clock, "<b>m</b> · 4bit", memory=lambda: None, show=lambda _, display_id: Handle())
+    with display as announce:
+        for clock.now, event in EVENTS:
+            announce(event)
+        before = len(updates)
+        for _ in range(100):
+            announce(WorkDone(1))
+        assert len(updates) == before, "a hundred events at one moment are one picture"
+    assert "&lt;b&gt;m&lt;/b&gt;" in updates[-1], "names stay text"
+    for words in ("65%", "attn.0", "color:"):
+        assert words in updates[-1]
+    assert "attn.0" in repr(display)
+
+
+@pytest.mark.slow
+def test_a_real_notebook_shows_the_picture():
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    code = (
+        "import tempfile, pathlib\n"
+        "from lowmem_layers import StudySpec, run_study, watch\n"
+        "from tests.dictionary import Bench\n"
+        "folder = pathlib.Path(tempfile.mkdtemp()) / 'r'\n"
+        "with watch('tiny') as announce:\n"
+        "    run = run_study(StudySpec(tasks=('one',), max_removed=1), folder, prepare=Bench().prepare, "
+        "announce=announce)\n"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(Path.cwd())}}).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.output_type == "display_data"
+    assert "100%" in output.data["text/html"]
+    assert "saved: 3 of 3 tiles" in output.data["text/plain"]
 
 
 def test_json_lines_hold_no_nan():

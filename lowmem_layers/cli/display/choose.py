@@ -18,7 +18,7 @@ def choose_display(
 ) -> AbstractContextManager[Announce]:
     """Make the display that was asked for: entered, it gives the function that shows events, on stderr.
 
-    `auto` is `rich` on a terminal that can move its cursor, and `plain` elsewhere.
+    `auto` is Jupyter's own output in a notebook, `rich` on a terminal that can move its cursor, and `plain` elsewhere.
 
     Raises:
         UsageError: there is no such display.
@@ -26,6 +26,11 @@ def choose_display(
     from lowmem_layers.record.spec import one_of
 
     one_of("--display", name, DISPLAYS)
+    if name == "auto" and "IPython" in sys.modules:
+        from lowmem_layers.cli.display.notebook import NotebookDisplay, in_notebook
+
+        if in_notebook():
+            return NotebookDisplay(clock, title)
     if name == "auto":
         is_plain = not sys.stderr.isatty() or os.environ.get("TERM", "").lower() in ("dumb", "unknown")
         name = "plain" if is_plain else "rich"
@@ -42,6 +47,14 @@ def choose_display(
         return nullcontext(ignore)
     lines = PlainDisplay(sys.stderr, clock) if name == "plain" else JsonDisplay(sys.stderr, clock)
     return nullcontext(_WhileRead(lines))
+
+
+def watch(title: str = "lowmem-layers") -> AbstractContextManager[Announce]:
+    """Show a run of one's own program, in a notebook or a terminal.
+
+    `with watch() as announce: run_study(spec, announce=announce)`
+    """
+    return choose_display("auto", title)
 
 
 class _WhileRead:
