@@ -25,7 +25,7 @@ OUTSIDE = {
     "study": {"numpy", "pyarrow"},
     "forecast": {"numpy", "torch", "transformers"},
     "report": {"numpy", "pyarrow", "matplotlib", "jinja2", "plotly"},
-    "cli": {"click", "rich", "pyarrow", "numpy", "torch", "psutil", "IPython"},
+    "cli": {"click", "rich", "pyarrow", "numpy", "torch", "psutil"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 300, 50

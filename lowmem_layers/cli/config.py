@@ -40,11 +40,11 @@ def _load(ctx: click.Context, param: click.Parameter, value: str | None) -> None
     """Make the file's options the command's defaults, which click types and checks as if they had been passed."""
     if value is None or ctx.resilient_parsing:
         return
-    known = {each.name: each for each in ctx.command.params if each.name not in (None, "config")}
+    known = {each.name: each for each in ctx.command.params if each.name is not None and each.name != "config"}
     ctx.default_map = {**(ctx.default_map or {}), **read_config(Path(value), known)}
 
 
-def read_config(path: Path, known: Mapping[str | None, click.Parameter]) -> dict[str, Any]:
+def read_config(path: Path, known: Mapping[str, click.Parameter]) -> dict[str, Any]:
     """Read options from a file, by the names that a command knows them by.
 
     Raises:
@@ -59,7 +59,7 @@ def read_config(path: Path, known: Mapping[str | None, click.Parameter]) -> dict
         if name in _SHOWN_ONLY and name not in known:
             continue
         if name not in known:
-            spelled = [str(each).replace("_", "-") for each in known]
+            spelled = [each.replace("_", "-") for each in known]
             hint = f"{did_you_mean(key.replace('_', '-'), spelled)}keys are the options' names: {', '.join(spelled)}"
             raise UsageError(f"{path}: there is no option {key!r}", hint)
         is_flag = isinstance(known[name], click.Option) and getattr(known[name], "is_flag", False)

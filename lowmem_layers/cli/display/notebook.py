@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,11 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
+def _jupyters_display() -> Callable[..., Any]:
+    # IPython is there wherever a notebook runs, and is no dependency elsewhere.
+    return import_module("IPython.display").display
+
+
 class NotebookDisplay:
     """Redraw the picture at most once in `every_s` seconds, when something happens.
 
@@ -40,9 +46,7 @@ class NotebookDisplay:
         memory: Callable[[], Memory | None] = read_memory,
         show: Callable[..., Any] | None = None,
     ) -> None:
-        if show is None:
-            from IPython.display import display as show  # pyright: ignore[reportMissingImports]
-        self._show = show
+        self._show = show or _jupyters_display()
         self._clock = clock
         self._title = title
         self._every_s = every_s

@@ -114,8 +114,9 @@ def _stages(at: Progress, now: float, mark: RenderableType) -> list[RenderableTy
 
 def _stages_in_brief(at: Progress) -> str:
     """Put the stages that are over into one line, with the time of each that took a second or more."""
-    times = zip(at.steps, at.steps[1:], strict=False)
-    taken = [(step, after - before) for (step, before), (_, after) in times]
+    taken: list[tuple[Step, float]] = [
+        (step, after - before) for (step, before), (_, after) in zip(at.steps, at.steps[1:], strict=False)
+    ]
     longest = [f"{_WORDS[step][2]} {spell_time(seconds)}" for step, seconds in taken if seconds >= 1]
     return " · ".join([f"✓ ready after {spell_time(sum(seconds for _, seconds in taken))}", *longest])
 

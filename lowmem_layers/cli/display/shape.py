@@ -40,8 +40,10 @@ def leading_bars(players: Sequence[str], standing: Standing, n_rows: int, width:
     table.add_column(justify="right", no_wrap=True)
     longest = max((len(players[place]) for place in first), default=0)
     room = max(10, width - min(longest, 24) - 27)
+    # The longest value takes two thirds of the room at least: a wide interval is cut off at the end of the bar.
+    largest = max((standing.value[place] for place in first), default=0.0)
     highs = [standing.high[place] for place in first if math.isfinite(standing.high[place])]
-    most = max([*highs, *(standing.value[place] for place in first)], default=0.0)
+    most = min(max([largest, *highs]), 1.5 * largest)
     for place in first:
         value, low, high = standing.value[place], standing.low[place], standing.high[place]
         is_known = math.isfinite(low) and math.isfinite(high)
