@@ -31,11 +31,15 @@ class DictionaryEngine:
     error: type[BaseException] = KeyboardInterrupt
     scored: list[tuple[str, ...]] = field(default_factory=list)
     poison: dict[str, float] = field(default_factory=dict)
+    narrowed: list[dict[str, Any]] = field(default_factory=list)
 
     def plan_tiles(self, items: Sequence[Any], coalitions: Sequence[Any]) -> list[list[int]]:
         """Deal the items out in an order that is not theirs."""
         order = list(range(len(items)))[::2] + list(range(len(items)))[1::2]
         return [order[start : start + self.tile_items] for start in range(0, len(order), self.tile_items)]
+
+    def check_tiles(self, tiles: Sequence[Sequence[Any]], coalitions: Sequence[Any]) -> None:
+        """Find that every tile fits."""
 
     def score(self, items: Sequence[Any], coalitions: Sequence[Any], on_work: Any = None) -> list[np.ndarray]:
         """Draw numbers that depend on item and coalition only."""
@@ -51,8 +55,8 @@ class DictionaryEngine:
         return 10 * len(items) * len(coalitions)
 
     def describe(self) -> dict[str, Any]:
-        """Describe nothing much."""
-        return {"tile_items": self.tile_items}
+        """Describe nothing much, and where memory is to have run out."""
+        return {"tile_items": self.tile_items, **({"narrowed": self.narrowed} if self.narrowed and self.scored else {})}
 
     def _block(self, item: EncodedItem, coalitions: Sequence[Any]) -> np.ndarray:
         rows = []
@@ -77,7 +81,7 @@ class Bench:
     metrics: dict[str, str] = field(default_factory=dict)
     calls: int = 0
 
-    def prepare(self, spec: Specification, announce: Callable[[Any], None]) -> Prepared:
+    def prepare(self, spec: Specification, announce: Callable[[Any], None], earlier: Any = None) -> Prepared:
         """Stand in for loading a model."""
         self.calls += 1
         names = spec.tasks

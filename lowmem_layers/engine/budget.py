@@ -15,10 +15,10 @@ from lowmem_layers.engine.sweep import Sizes
 from lowmem_layers.engine.trie import Row, lay_out
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.players.tree import PrefixTree
+from lowmem_layers.model.anatomy.forward import WIDE_ROWS
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.tasks.items import EncodedItem
 
-_CPU_STATES_BYTES = 2 << 30
 _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
 _LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 _LEAST_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
@@ -87,8 +87,10 @@ class Widths:
         About four intermediates of a sublayer's widest product are alive at once, and six of the hidden width.
         """
         layer = sizes.chunk_tokens * (4 * self.widest + 6 * self.hidden) * self.itemsize
-        logits = self.vocabulary * (sizes.head_rows * self.itemsize + min(sizes.head_rows, sizes.softmax_rows) * 4)
-        return max(layer, logits)
+        wide = max(4, self.itemsize)  # logits of a model that computes in 16 bits are float32
+        logits = self.vocabulary * (sizes.head_rows * wide + min(sizes.head_rows, sizes.softmax_rows) * 4)
+        embedding = (WIDE_ROWS + sizes.head_rows) * self.hidden * 4 if self.itemsize < 4 else 0
+        return max(layer, logits + embedding)
 
     def room_beside(self, sizes: Sizes, budget_bytes: int) -> int:
         """Count the bytes that a budget leaves for states beside one chunk.
@@ -114,10 +116,8 @@ def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
 
 def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_bytes: int) -> Sizes:
     """Halve chunks until one takes at most a quarter of the memory given, or is as small as is sensible."""
-    least = least_sizes(sizes, device)
-    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != least:
-        tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
-        sizes = replace(sizes, chunk_tokens=tokens, head_rows=rows)
+    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != (smaller := halved(sizes, device)):
+        sizes = smaller
     return sizes
 
 
@@ -125,6 +125,13 @@ def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
     """Give the smallest chunks that are computed; their logits have as few rows as a product may have."""
     tokens = min(sizes.chunk_tokens, _LEAST_CHUNK_TOKENS[device.type])
     return replace(sizes, chunk_tokens=tokens, head_rows=min(sizes.head_rows, LEAST_ROWS))
+
+
+def halved(sizes: Sizes, device: torch.device) -> Sizes:
+    """Halve chunks that were too large after all; the smallest that are computed stay as they are."""
+    least = least_sizes(sizes, device)
+    tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
+    return replace(sizes, chunk_tokens=tokens, head_rows=rows)
 
 
 def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: int) -> int:
@@ -136,24 +143,32 @@ def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: i
     return max(item_bytes + chunk, -(-item_bytes * _CHUNK_SHARE // (_CHUNK_SHARE - 1)))
 
 
-def needed_room(shape: ModelShape, device: torch.device, item_bytes: int) -> int:
-    """Count the least that is needed besides the weights: the states of the largest item, and a chunk. Units: bytes."""
-    return least_room(Widths.of(shape), sizes_for(device, shape.vocabulary), device, item_bytes)
+def needed_room(shape: ModelShape, device: torch.device, item_bytes: int, sizes: Sizes | None = None) -> int:
+    """Count the least that is needed besides the weights: the states of the largest item, and a chunk.
+
+    Units: bytes; `sizes` are those of a run that goes on (None: they may be chosen).
+    """
+    widths = Widths.of(shape)
+    if sizes is not None:
+        return item_bytes + widths.chunk_bytes(sizes)
+    return least_room(widths, sizes_for(device, shape.vocabulary), device, item_bytes)
 
 
-def check_largest(shape: ModelShape, device: torch.device, item_bytes: int, budget_bytes: int) -> None:
+def check_largest(
+    shape: ModelShape, device: torch.device, item_bytes: int, budget_bytes: int, sizes: Sizes | None = None
+) -> None:
     """Refuse before a weight is read what the engine would refuse afterwards: an item that its budget does not hold.
 
-    Units: bytes.
+    Units: bytes; `sizes` are those of a run that goes on (None: they are chosen).
 
     Raises:
         BudgetError: the states of the largest item, or one chunk, do not fit.
     """
     widths = Widths.of(shape)
-    sizes = sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget_bytes)
+    sizes = sizes or sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget_bytes)
     given = widths.room_beside(sizes, budget_bytes)
     if item_bytes > given:
-        raise _too_large("the longest item", item_bytes, given)
+        raise too_large("the longest item", item_bytes, given)
 
 
 def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: PrefixTree, deepest: int) -> int:
@@ -179,18 +194,6 @@ def tile_work_for(device: torch.device) -> int:
     return _TILE_WORK[device.type]
 
 
-def states_bytes(limit: int | None, used: int, free: int | None) -> int:
-    """Decide how much memory the states of a tile may take.
-
-    With a limit, what the model leaves of it. Without a limit, 2 GiB of RAM or 60 % of a GPU's free memory.
-
-    Units: bytes; `used` by the model, `free` of the GPU beside the model (None on a CPU).
-    """
-    if limit is not None:
-        return max(1, limit - used)
-    return _CPU_STATES_BYTES if free is None else int(0.6 * free)
-
-
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:
     """Cut items, in the given order, into tiles that keep within the memory and the work of a tile.
 
@@ -202,7 +205,7 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
     for index in order:
         cost = costs[index]
         if cost.n_bytes > budget_bytes:
-            raise _too_large(f"item {index}", cost.n_bytes, budget_bytes)
+            raise too_large(f"item {index}", cost.n_bytes, budget_bytes)
         if not tiles or n_bytes + cost.n_bytes > budget_bytes or work + cost.work > tile_work:
             tiles.append([])
             n_bytes = work = 0
@@ -212,7 +215,8 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
     return tiles
 
 
-def _too_large(whose: str, n_bytes: int, given: int) -> BudgetError:
+def too_large(whose: str, n_bytes: int, given: int) -> BudgetError:
+    """Say that states do not fit. Units: bytes."""
     return BudgetError(
         f"the states of {whose} take {n_bytes / 2**20:,.0f} MiB; {given / 2**20:,.0f} MiB are given",
         "give more memory, remove fewer sublayers at once (--max-removed), or leave very long items out",
