@@ -26,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command; give its exit status: 0 done, 2 bad usage or input, 1 failed, 130 interrupted."""
     from lowmem_layers.cli.app import app
+    from lowmem_layers.record.spec import check_text
 
     try:
+        for argument in arguments:
+            check_text("an argument", argument)
         status = app.main(list(arguments), prog_name="lowmem-layers", standalone_mode=False)
         sys.stdout.flush()
     except LowmemLayersError as error:
@@ -51,6 +54,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
         # and Python must not complain at exit either, when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:  # of a file: its name is too long, the disk is full or broken; of a network: no file
+        what = error.strerror or str(error) or type(error).__name__
+        if error.filename is None:
+            return complain(what, "", 1)
+        return complain(f"{what}: {error.filename}", "name another file or folder", 2)
     return status if isinstance(status, int) else 0
 
 

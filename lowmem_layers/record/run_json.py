@@ -29,7 +29,7 @@ from lowmem_layers.record.manifest import (
     TaskRecord,
     gathered,
 )
-from lowmem_layers.record.spec import Specification, StudySpec
+from lowmem_layers.record.spec import Specification, StudySpec, is_text
 from lowmem_layers.record.tile_plan import TilePlan, parse_tile, spell_tile
 
 SCHEMA = 1
@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         for where, text in _texts(stored, ""):
-            if any("\ud800" <= sign <= "\udfff" for sign in text):
+            if not is_text(text):
                 raise _Damage(f"{where} is no text: {text!a}")
         schema = stored.get("schema") if isinstance(stored, dict) else None
         if schema != SCHEMA:
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RecordError(
             f"{folder} is not a run folder: it holds no {RUN_FILE}", "lowmem-layers run writes one; its end says where"
         ) from error
-    except (NotADirectoryError, PermissionError) as error:
+    except OSError as error:  # a name that is too long, a closed folder, a broken disk
         raise RecordError(f"cannot read {path}: {error.strerror}", "give the folder of a run") from error
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")  # msgspec's own words: the place comes last

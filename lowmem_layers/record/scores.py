@@ -63,12 +63,12 @@ def write_table(path: Path, table: pa.Table) -> None:
     Raises:
         RecordError: the file cannot be written.
     """
-    write_whole(
-        path,
-        lambda partial: pq.write_table(
-            table, partial, compression="zstd", compression_level=3, write_page_checksum=True
-        ),
-    )
+
+    def fill(partial: Path) -> None:
+        with pa.OSFile(str(partial), "wb") as file:  # pyarrow would take a path such as hf://x for an address
+            pq.write_table(table, file, compression="zstd", compression_level=3, write_page_checksum=True)
+
+    write_whole(path, fill)
 
 
 def read_table(path: Path, hint: str = _HINT) -> pa.Table:
@@ -78,9 +78,12 @@ def read_table(path: Path, hint: str = _HINT) -> pa.Table:
         RecordError: the file is missing or damaged.
     """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
+        with pa.OSFile(str(path)) as file:
+            return pq.ParquetFile(file, page_checksum_verification=True).read()
     except PermissionError as error:
         raise RecordError(f"cannot read {path}: permission denied", "change its permissions") from error
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
     except FileNotFoundError as error:
         raise RecordError(f"cannot read {path}: {error.strerror or error}", hint) from error
     except (pa.ArrowException, OSError, EOFError) as error:

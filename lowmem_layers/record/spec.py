@@ -86,6 +86,10 @@ class StudySpec:
         Raises:
             UsageError: an option has a value that it does not take, or two options contradict each other.
         """
+        for field in fields(self):
+            given = getattr(self, field.name)
+            for text in given if isinstance(given, tuple) else (given,):
+                check_text("--" + field.name.replace("_", "-"), text)
         # 1) the preset fills in what was not given
         preset = PRESETS[one_of("--preset", self.preset, tuple(PRESETS))] if self.preset else StudySpec()
         missing = [field.name for field in fields(self) if getattr(self, field.name) is None]
@@ -208,6 +212,24 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     document = json.dumps({**meant.identity(), "data_dir": meant.data_dir, "device": meant.device}, sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:6]
     return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written to any file: no zero byte, and no half of a surrogate pair.
+
+    Python makes such halves of bytes that are no UTF-8, in a command line or in a file's name.
+    """
+    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def check_text(what: str, text: Any) -> None:
+    """Refuse a text that cannot be written to a file.
+
+    Raises:
+        UsageError: it holds a zero byte, or bytes that are no UTF-8.
+    """
+    if isinstance(text, str) and not is_text(text):
+        raise UsageError(f"{what} is no text: {text[:40]!a}", "name files and options in UTF-8, without zero bytes")
 
 
 @overload

@@ -180,6 +180,25 @@ def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):
         run_study(spec, tmp_path / "r", prepare=bench().prepare)
 
 
+@pytest.mark.parametrize("name", ["hf://x", "file:y", "with a space", "ü\n'\"#%?", "~", "-o", "C:\\runs", "x" * 200])
+def test_a_run_may_lie_on_an_odd_path(tmp_path, bench, spec, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_study(spec, name, prepare=bench().prepare)
+    assert run.folder == Path(name)
+    assert open_run(name).scores().equals(run.scores())
+    (tmp_path / "elsewhere").mkdir()
+    moved = Path(name).rename(tmp_path / "elsewhere" / "moved")
+    assert run_study(spec, moved, prepare=bench().prepare).scores().equals(run.scores()), "a run may be moved"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["d" * 200] * 30)])
+def test_a_path_that_is_too_long_is_refused(tmp_path, bench, spec, name):
+    with pytest.raises(RecordError, match=r"cannot use .*: File name too long"):
+        run_study(spec, tmp_path / name, prepare=bench().prepare)
+    with pytest.raises(RecordError, match=r"cannot read .*: File name too long"):
+        open_run(tmp_path / name)
+
+
 def test_foreign_folders_files_and_unwritable_places_are_refused(tmp_path, bench, spec):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("\\section{Introduction}")
@@ -192,15 +211,15 @@ def test_foreign_folders_files_and_unwritable_places_are_refused(tmp_path, bench
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_the_record_consistent(tmp_path, bench, spec, monkeypatch):
-    def full(table, path, **options):
-        if "tile-00001" in str(path):
+    def full(path, mode="rb"):
+        if "tile-00001" in path and mode == "wb":
             raise OSError(28, "No space left on device")
-        real(table, path, **options)
+        return real(path, mode)
 
     from lowmem_layers.record import scores as tables
 
-    real = tables.pq.write_table
-    monkeypatch.setattr(tables.pq, "write_table", full)
+    real = tables.pa.OSFile
+    monkeypatch.setattr(tables.pa, "OSFile", full)
     with pytest.raises(RecordError, match=r"cannot write .*tile-00001.*No space left on device") as caught:
         run_study(spec, tmp_path / "r", prepare=bench().prepare)
     assert "--out" in caught.value.hint
