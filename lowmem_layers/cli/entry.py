@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command; give its exit status: 0 done, 2 bad usage or input, 1 failed, 130 interrupted."""
     from lowmem_layers.cli.app import app
-    from lowmem_layers.record.spec import check_text
+    from lowmem_layers.record.files import check_text
 
     try:
         for argument in arguments:

@@ -16,7 +16,7 @@ from lowmem_layers.game.players.coalitions import MAX_EXACT_PLAYERS
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.players.groups import Group, Grouping
 from lowmem_layers.game.players.player import parse_player
-from lowmem_layers.record.files import write_text
+from lowmem_layers.record.files import is_text, write_text
 from lowmem_layers.record.manifest import (
     Count,
     EngineRecord,
@@ -29,7 +29,7 @@ from lowmem_layers.record.manifest import (
     TaskRecord,
     gathered,
 )
-from lowmem_layers.record.spec import Specification, StudySpec, is_text
+from lowmem_layers.record.spec import Specification, StudySpec
 from lowmem_layers.record.tile_plan import TilePlan, parse_tile, spell_tile
 
 SCHEMA = 1

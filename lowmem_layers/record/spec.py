@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
+from lowmem_layers.record.files import check_text
 
 if TYPE_CHECKING:  # these rooms need numpy, and `--help` reads this module without waiting for it
     from lowmem_layers.game.players.design import CoalitionsKind
@@ -212,24 +213,6 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     document = json.dumps({**meant.identity(), "data_dir": meant.data_dir, "device": meant.device}, sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:6]
     return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
-
-
-def is_text(text: str) -> bool:
-    """Tell whether a text can be written to any file: no zero byte, and no half of a surrogate pair.
-
-    Python makes such halves of bytes that are no UTF-8, in a command line or in a file's name.
-    """
-    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
-
-
-def check_text(what: str, text: Any) -> None:
-    """Refuse a text that cannot be written to a file.
-
-    Raises:
-        UsageError: it holds a zero byte, or bytes that are no UTF-8.
-    """
-    if isinstance(text, str) and not is_text(text):
-        raise UsageError(f"{what} is no text: {text[:40]!a}", "name files and options in UTF-8, without zero bytes")
 
 
 @overload

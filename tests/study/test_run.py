@@ -185,10 +185,11 @@ def test_a_run_may_lie_on_an_odd_path(tmp_path, bench, spec, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = run_study(spec, name, prepare=bench().prepare)
     assert run.folder == Path(name)
-    assert open_run(name).scores().equals(run.scores())
+    scores = run.scores()
+    assert open_run(name).scores().equals(scores)
     (tmp_path / "elsewhere").mkdir()
     moved = Path(name).rename(tmp_path / "elsewhere" / "moved")
-    assert run_study(spec, moved, prepare=bench().prepare).scores().equals(run.scores()), "a run may be moved"
+    assert run_study(spec, moved, prepare=bench().prepare).scores().equals(scores), "a run may be moved"
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "/".join(["d" * 200] * 30)])
