@@ -87,10 +87,6 @@ class StudySpec:
         Raises:
             UsageError: an option has a value that it does not take, or two options contradict each other.
         """
-        for field in fields(self):
-            given = getattr(self, field.name)
-            for text in given if isinstance(given, tuple) else (given,):
-                check_text("--" + field.name.replace("_", "-"), text)
         # 1) the preset fills in what was not given
         preset = PRESETS[one_of("--preset", self.preset, tuple(PRESETS))] if self.preset else StudySpec()
         missing = [field.name for field in fields(self) if getattr(self, field.name) is None]
@@ -243,7 +239,11 @@ def _plain(value: Any) -> Any:
 
 
 def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions: CoalitionsKind) -> None:
-    """Refuse numbers that are too small, tasks that are not named once, and options that contradict each other."""
+    """Refuse texts that no file can hold, numbers too small, tasks named twice, options that contradict each other."""
+    for field in fields(passed):
+        texts = getattr(passed, field.name)
+        for text in texts if isinstance(texts, tuple) else (texts,):
+            check_text("--" + field.name.replace("_", "-"), text)
     for option, value, least in (
         ("--limit", given.limit, 1),
         ("--max-removed", given.max_removed, 0),
