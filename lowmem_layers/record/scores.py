@@ -112,7 +112,7 @@ def content_hash(table: pa.Table) -> str:
     """
     if "loglikelihood" in table.column_names:
         numbers = table["loglikelihood"].to_numpy().astype("<f8", copy=False)
-        return hashlib.sha256(np.ascontiguousarray(numbers)).hexdigest()
+        return hashlib.sha256(numbers.tobytes()).hexdigest()
     return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()
 
 
