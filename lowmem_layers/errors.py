@@ -9,6 +9,7 @@ LowmemLayersError            any error that this package raises on purpose; it c
 │   ├── BudgetError          the work does not fit the memory that was given
 │   └── RecordError          a run folder is missing, is damaged or belongs to another run
 │       └── DamagedError     a file of a run folder is not as it was written; what it held can be made again
+├── ShortageError            memory ran out while something was computed (exit status 1)
 └── EngineError              a computation broke a promise of this package (exit status 1)
 """
 
@@ -66,6 +67,10 @@ class RecordError(UsageError):
 
 class DamagedError(RecordError):
     """A file of a run folder is not as it was written; what it held can be made again."""
+
+
+class ShortageError(LowmemLayersError):
+    """Memory ran out while something was computed, though it was counted as enough."""
 
 
 class EngineError(LowmemLayersError):
