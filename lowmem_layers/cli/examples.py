@@ -28,6 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "interactions": ("lowmem-layers interactions RUN --value loglikelihood",),
     "tables": ("lowmem-layers tables RUN --table 3 --format latex",),
+    "power": ("lowmem-layers power RUN --value probability --size 0.005",),
     "models": ("lowmem-layers models", "lowmem-layers models --cache --clear"),
     "tasks": ("lowmem-layers tasks", "lowmem-layers tasks show arc_easy --items 2"),
     "show": ("lowmem-layers tasks show quick",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,13 @@ class LayerRead:
 
     done: int
     n_layers: int
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something happened that the user should know of, though the run goes on; `words` say what."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -173,11 +181,21 @@ class RunFinished:
 
 
 Event = (
-    StageStarted | TasksRead | ModelPlaced | LayerRead | ModelExamined | MachineMeasured | RunPlanned | TileStarted
-    | WorkDone | TileCommitted | StatementJudged | RunFinished
+    StageStarted | Noted | TasksRead | ModelPlaced | LayerRead | ModelExamined | MachineMeasured | RunPlanned
+    | TileStarted | WorkDone | TileCommitted | StatementJudged | RunFinished
 )  # fmt: skip
 Announce = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
     """Take no notice of an event."""
+
+
+def undisturbed(announce: Announce) -> Announce:
+    """Go on when nobody can be told any more: the terminal was closed, or the reader of a pipe has left."""
+
+    def heard(event: Event) -> None:
+        with contextlib.suppress(OSError):
+            announce(event)
+
+    return heard

@@ -14,6 +14,7 @@ from lowmem_layers.study.events import (
     Event,
     ModelExamined,
     ModelPlaced,
+    Noted,
     RunFinished,
     RunPlanned,
     StageStarted,
@@ -43,6 +44,8 @@ class PlainDisplay:
             case ModelPlaced():
                 where = f"home {event.home}, computed on {event.device} in {event.dtype}"
                 line = f"{event.model}, weights {event.packing}, {where}"
+            case Noted(words):
+                line = f"note: {words}"
             case ModelExamined():
                 layout = "rows share their prefixes" if event.takes_tries else "rows are computed one by one"
                 line = (

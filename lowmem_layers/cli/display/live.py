@@ -10,12 +10,14 @@ from typing import Self
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
+from rich.text import Text
 
 from lowmem_layers.cli.display.memory import Memory, read_memory
 from lowmem_layers.cli.display.picture import draw
 from lowmem_layers.cli.display.progress import Progress, advance
+from lowmem_layers.cli.output import visible
 from lowmem_layers.cli.spelled import Spelled
-from lowmem_layers.study.events import Event
+from lowmem_layers.study.events import Event, Noted
 
 
 class LiveDisplay:
@@ -54,7 +56,9 @@ class LiveDisplay:
             self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take the event in; the next redraw shows it."""
+        """Take the event in; the next redraw shows it. A note stays on the screen, above the picture."""
+        if isinstance(event, Noted):
+            self._live.console.print(Spelled(Text(visible(f"note: {event.words}"), style="yellow")))
         self._progress = advance(self._progress, event, self._clock())
 
     def picture(self) -> RenderableType:

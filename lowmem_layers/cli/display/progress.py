@@ -10,6 +10,7 @@ from lowmem_layers.study.events import (
     MachineMeasured,
     ModelExamined,
     ModelPlaced,
+    Noted,
     RunFinished,
     RunPlanned,
     StageStarted,
@@ -146,7 +147,7 @@ def advance(at: Progress, event: Event, now: float) -> Progress:
             return replace(at, layers=event)
         case MachineMeasured(macs_s):
             return replace(at, macs_s=macs_s)
-        case ModelExamined():
+        case ModelExamined() | Noted():
             return at
         case RunPlanned():
             return replace(at, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
