@@ -77,27 +77,7 @@ def score_tiles(
     work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
 
     # 1) the work is announced: what there is, and what earlier calls left finished
-    announce(
-        RunPlanned(
-            folder=str(folder),
-            model=manifest.model.id,
-            n_players=len(manifest.design.players),
-            n_coalitions=len(plan.coalitions),
-            n_items=len(prepared.encoded),
-            n_tiles=len(plan.tiles),
-            work_total=manifest.work,
-            items_done=values.n_items,
-            tiles_done=len(values.tiles),
-            work_done=sum(map(sum, (work[tile] for tile in values.tiles))),
-            tasks=tuple(
-                TaskPlanned(
-                    entry.task, entry.items, sum(each[k] for each in work), sum(work[tile][k] for tile in values.tiles)
-                )
-                for k, entry in enumerate(manifest.data)
-            ),
-            players=tuple(manifest.design.names),
-        )
-    )
+    announce(_planned(values, prepared, work))
     lost = set(finished_tiles(folder, len(plan.tiles))) - set(values.tiles)  # damaged: they do not stay in the record
     stopped = "" if lost else _proven(values, announce)
     rest = [] if stopped else sorted(set(range(len(plan.tiles))) - lost - set(values.tiles))
@@ -120,6 +100,30 @@ def score_tiles(
         if not lost and (stopped := _proven(values, announce)):
             break
     return stopped
+
+
+def _planned(values: CollectedValues, prepared: Prepared, work: Sequence[Sequence[int]]) -> RunPlanned:
+    """Say how much there is to do, and what earlier calls left finished. Shapes: `work` (tiles, tasks)."""
+    folder, manifest, plan = values.folder, values.manifest, values.manifest.plan
+    return RunPlanned(
+        folder=str(folder),
+        model=manifest.model.id,
+        n_players=len(manifest.design.players),
+        n_coalitions=len(plan.coalitions),
+        n_items=len(prepared.encoded),
+        n_tiles=len(plan.tiles),
+        work_total=manifest.work,
+        items_done=values.n_items,
+        tiles_done=len(values.tiles),
+        work_done=sum(map(sum, (work[tile] for tile in values.tiles))),
+        tasks=tuple(
+            TaskPlanned(
+                entry.task, entry.items, sum(each[k] for each in work), sum(work[tile][k] for tile in values.tiles)
+            )
+            for k, entry in enumerate(manifest.data)
+        ),
+        players=tuple(manifest.design.names),
+    )
 
 
 def work_by_task(prepared: Prepared, manifest: Manifest, items: Sequence[EncodedItem]) -> tuple[int, ...]:
