@@ -14,7 +14,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "plan": (
         "lowmem-layers plan --quant 4bit",
-        "lowmem-layers plan --model llama-3-70b --quant 4bit --for rtx-4090 --preset paper",
+        "lowmem-layers plan --model llama-3-70b --quant 4bit --for rtx-4090",
     ),
     "importance": (
         "lowmem-layers importance RUN",

@@ -62,7 +62,7 @@ def test_each_command_has_its_whole_summary_in_the_list(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for group, commands in ((["--help"], COMMANDS), (["tasks", "--help"], ["show"])):
         _, out, _ = call(capfd, *group)
-        lines = [line.split(None, 1) for line in out.rsplit("Commands:\n", 1)[1].splitlines()]
+        lines = [line.split(None, 1) for line in out.rsplit("Commands:\n", 1)[1].split("\n\n")[0].splitlines()]
         assert [name for name, _ in lines] == commands
         assert all(summary.endswith(".") and not summary.endswith("...") for _, summary in lines)
 
