@@ -138,7 +138,7 @@ def test_examining_is_a_stage_of_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     spec = StudySpec(model=str(tmp_path / "model"), limit=2, max_removed=1, device="cpu", dtype="float32")
     prepared = prepare_study(spec.resolved(), heard.append, clock=lambda: next(ticks))
     (examined,) = [event for event in heard if isinstance(event, ModelExamined)]
-    assert heard[heard.index(examined) - 1] == StageStarted("examining the model")
+    assert heard[heard.index(examined) - 1] == StageStarted("examining the model", "examination")
     assert examined.takes_tries
     assert examined.elapsed_s == 2.5
     found = prepared.engine.describe()["self_test"]
