@@ -182,7 +182,8 @@ class Sweep:
             _fork(step, live)
             present += [present[source] for source, _ in step.copies]
             advanced = set(step.advanced)
-            present = [roles | {role} if slot in advanced else roles for slot, roles in enumerate(present)]
+            for slot in advanced:
+                present[slot] |= {role}
             self.counter.applications += len(advanced)
         # 2) states with the same sublayers together
         for kept in dict.fromkeys(present):

@@ -176,10 +176,11 @@ def _own_inputs(layer: nn.Module) -> dict[nn.Module, bool]:
 @contextmanager
 def _silenced(modules: Mapping[nn.Module, bool]) -> Iterator[None]:
     """Let modules give zeros, or what they are given, for the length of a `with` block."""
-    handles = [
-        module.register_forward_hook(lambda _m, args, out, keep=keep: args[0] if keep else torch.zeros_like(out))
-        for module, keep in modules.items()
-    ]
+
+    def quiet(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return args[0] if modules[module] else torch.zeros_like(output)
+
+    handles = [module.register_forward_hook(quiet) for module in modules]
     try:
         yield
     finally:
