@@ -177,13 +177,13 @@ class Sweep:
         anatomy, call = self.model.programs[layer].anatomy, live.calls[layer]
         # 1) fork at all of the layer's sublayers; who is copied has what its source has
         n_live = 1 if layer == 0 else self.tree.live_slots[min(step.position for step in steps.values()) - 1]
-        present: list[frozenset[Role]] = [frozenset()] * n_live
+        present: list[frozenset[Role]] = [frozenset[Role]()] * n_live
         for role, step in steps.items():
             _fork(step, live)
             present += [present[source] for source, _ in step.copies]
             advanced = set(step.advanced)
             for slot in advanced:
-                present[slot] |= {role}
+                present[slot] = present[slot].union((role,))
             self.counter.applications += len(advanced)
         # 2) states with the same sublayers together
         for kept in dict.fromkeys(present):
