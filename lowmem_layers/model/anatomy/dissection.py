@@ -116,6 +116,11 @@ def dissect(model: nn.Module) -> Anatomy:
     # 1) the list of decoder layers
     config, decoder = text_config(model), text_decoder(model)
     wanted = getattr(config, "num_hidden_layers", None)
+    if shared := getattr(config, "num_kv_shared_layers", 0):
+        raise RemovalError(
+            f"{type(model).__name__}: its last {shared} decoder layers read the keys and values of earlier layers",
+            "what they read would change or be missing where an earlier attention is removed: no exact removal",
+        )
     all_lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
     lists = {name: m for name, m in all_lists.items() if len(m) == wanted}
     if not lists:  # LongCat's layers hold two attentions each, and count as two

@@ -76,7 +76,8 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
                 raise RemovalError(
                     f"{type(module).__name__}: its layers are given states of shape {tuple(hidden.shape)} for "
                     f"{_ROWS} rows of {_TOKENS} tokens and a width of {width}",
-                    "it has several residual streams, or another form of them; only a single stream can be taken apart",
+                    "it has several residual streams, or puts tokens of its own in front; only a single stream of the "
+                    "text's own tokens can be taken apart",
                 )
             layer = _with_forms(layer, hidden, call)
             layers = [replace(each, answer=layer.answer) for each in anatomy.layers]
