@@ -29,6 +29,7 @@ COMMANDS = [
     "interactions",
     "tables",
     "power",
+    "items",
     "models",
     "tasks",
     "doctor",
