@@ -89,10 +89,10 @@ def coverage(make, truth, runs):
     return float(np.mean(hits))
 
 
-@pytest.mark.parametrize("n_items", [30, 300])
-def test_coverage_of_accuracies_in_short(n_items):
+@pytest.mark.parametrize(("n_items", "most"), [(30, 0.99), (300, 0.985)])  # two players never change an answer
+def test_coverage_of_accuracies_in_short(n_items, most):
     truth = estimate(accuracies(200_000, seed=99)).value
-    assert 0.93 <= coverage(lambda seed: estimate(accuracies(n_items, seed)), truth, 200) <= 0.985
+    assert 0.93 <= coverage(lambda seed: estimate(accuracies(n_items, seed)), truth, 200) <= most
 
 
 def test_coverage_with_clusters_in_short():

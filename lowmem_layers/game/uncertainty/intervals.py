@@ -10,6 +10,7 @@ from scipy.special import stdtr, stdtrit
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.uncertainty.errors import Influence
+from lowmem_layers.game.uncertainty.score import score_at_zero, score_ends
 from lowmem_layers.game.uncertainty.skewness import corrected_t, uncorrected_t
 from lowmem_layers.game.values.table import FloatArray
 
@@ -54,10 +55,12 @@ def mean_interval(estimate: Influence, level: float) -> Interval[FloatArray]:
     """Put an interval around every estimate: the union of Student's and of Hall's skewness-corrected one.
 
     Each alone falls 1–2 points short of a nominal 95 % on 30 skewed items; with many items they are the same
-    (benchmarks/coverage.py has what was measured, and what else was tried).
+    (benchmarks/coverage.py has what was measured, and what else was tried). Accuracies get score intervals.
     Shapes: (players,); nan with fewer than 2 clusters.
     """
     quantile = stdtrit(estimate.dof, 0.5 + level / 2)
+    if estimate.answers is not None:
+        return Interval(*score_ends(estimate.answers, estimate.value, quantile))
     below, above = skewed_radii(quantile, estimate.skewness, estimate.is_binary)
     error = estimate.standard_error
     return Interval(estimate.value - below * error, estimate.value + above * error)
@@ -79,14 +82,16 @@ def two_sided_p(estimate: Influence) -> FloatArray:
     """Test every estimate against 0: p is the smallest α at which 0 lies outside `mean_interval` at level 1 − α.
 
     The interval is a union, so 0 is outside where both of its parts exclude 0: the smaller one of Student's t and of
-    Hall's corrected t decides (for accuracies, Student's t alone).
+    Hall's corrected t decides. For accuracies it is the score test's.
     Shapes: (players,); nan where the estimate or its error is unknown.
     """
     value, error = estimate.value, estimate.standard_error
     varies = error > 0
     t = np.divide(value, error, out=np.zeros(value.shape), where=varies)
     statistic = np.abs(t)
-    if not estimate.is_binary:
+    if estimate.answers is not None:
+        statistic = score_at_zero(estimate.answers, value)
+    elif not estimate.is_binary:
         # `corrected_t` increases with t, so comparing it with the quantile is comparing t with the interval's radius.
         hall = np.sign(t) * corrected_t(t, estimate.skewness)
         statistic = np.clip(hall, 0.0, statistic)
