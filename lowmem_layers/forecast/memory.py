@@ -38,13 +38,14 @@ class Tokens:
     """What the tasks come to, an item an entry.
 
     Units: `trunk` in tokens of the item's rows, of which `scored` are; `squares` adds up its rows' squared lengths.
-    `whose` says whose tokens these are, and where from.
+    `whose` says whose tokens these are, and where from; `n_cut` items are too long for the model (None: not known).
     """
 
     trunk: tuple[int, ...]
     scored: tuple[int, ...]
     squares: tuple[int, ...]
     whose: str
+    n_cut: int | None = None
 
 
 @dataclass(frozen=True)

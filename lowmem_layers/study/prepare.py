@@ -14,7 +14,7 @@ from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, ModelExamined, StageStarted
-from lowmem_layers.tasks.items import EncodedItem, Task, check_tokens
+from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
     from lowmem_layers.engine.sweep import Sizes
@@ -44,17 +44,15 @@ def prepare_study(
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
-    from lowmem_layers.tasks import encode_task
+    from lowmem_layers.tasks import encode_tasks
 
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model"))
     found = inspect_model(model_spec(spec))
     announce(StageStarted("encoding the items"))
-    encoded = tuple(
-        item for task in tasks for item in encode_task(task, found.tokenizer, bos=spec.bos, max_length=found.max_length)
-    )
-    check_tokens(encoded, found.shape.vocabulary)
+    limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
+    encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
     # 3) decide: where the weights live, and what that leaves for the states
     sizes = Sizes.of(earlier.sizes) if earlier is not None else None
     placement = place_weights(spec, found, encoded, sizes)

@@ -122,4 +122,5 @@ def permutation_influence(
     pieces, answers = np.concatenate([of_items.pieces, of_orders.pieces]), of_items.answers
     if answers is not None:
         answers = replace(answers, pieces=np.concatenate([answers.pieces, of_orders.pieces]))
-    return Influence(of_items.value, pieces, dof, table.is_binary, len(of_orders.pieces), answers)
+    reach = np.array([-1.0, 1.0])[:, None].repeat(table.n_players, axis=1) if table.is_bounded else None
+    return Influence(of_items.value, pieces, dof, table.is_binary, len(of_orders.pieces), reach, answers)

@@ -23,14 +23,11 @@ _LAST = 1.0 - 1e-12  # a weight of 1/0 is a limit, not a number
 class Answers:
     """What is known of accuracies beside an estimate's error: contributions of clusters, and what an unseen one adds.
 
-    Shapes: `pieces` (clusters, players), those of the error without any coin-flip item; all others (players,): `least`
-    and `most` are the smallest and the largest contribution that an item can make, `down` and `up` (≥ 0) the pieces of
-    a contribution that was not seen.
+    Shapes: `pieces` (clusters, players), those of the error without any coin-flip item; `down` and `up` (players,), at
+    least 0: the pieces of a negative and of a positive contribution that was not seen.
     """
 
     pieces: FloatArray
-    least: FloatArray
-    most: FloatArray
     down: FloatArray
     up: FloatArray
 
@@ -48,15 +45,13 @@ def answers_of(pieces: FloatArray, value: FloatArray, weights: FloatArray, items
     typical = ((size**3).sum(axis=0) + doubt) / np.maximum((size**2).sum(axis=0) + doubt, np.finfo(float).tiny)
     least, most = np.minimum(weights, 0.0).sum(axis=1), np.maximum(weights, 0.0).sum(axis=1)
     down, up = np.minimum(typical, -least) / len(pieces), np.minimum(typical, most) / len(pieces)
-    return Answers(pieces, least, most, down, up)
+    return Answers(pieces, down, up)
 
 
 def answers_apart(first: Answers, second: Answers) -> Answers:
     """Subtract a second run's contributions from a first one's, piece by piece."""
     return Answers(
         first.pieces - second.pieces,
-        least=first.least - second.most,
-        most=first.most - second.least,
         down=np.maximum(first.down, second.up),
         up=np.maximum(first.up, second.down),
     )
@@ -72,7 +67,7 @@ def score_ends(answers: Answers, value: FloatArray, quantile: FloatArray) -> tup
         np.where(np.isfinite(value * quantile), _end(_Family.towards(answers, value, sign), quantile), np.nan)
         for sign in (-1.0, 1.0)
     )
-    return np.maximum(-low, answers.least), np.minimum(high, answers.most)
+    return -low, high
 
 
 def score_at_zero(answers: Answers, value: FloatArray) -> FloatArray:
