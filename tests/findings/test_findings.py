@@ -19,7 +19,7 @@ from lowmem_layers.findings.findings import coalition_means, find
 from lowmem_layers.game.answers.cornerstone import cornerstones
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
-from lowmem_layers.report.page import page
+from lowmem_layers.report.page.render import page
 
 
 def measure(tmp_path, bench, tasks=("one", "three"), metrics=None, **options):
