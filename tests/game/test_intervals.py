@@ -23,6 +23,7 @@ from lowmem_layers.game import (
 from lowmem_layers.game.answers.importance import estimate_permutations
 from lowmem_layers.game.uncertainty.errors import degrees_of_freedom, influence_of, mean_over_tasks, tied
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
+from lowmem_layers.game.uncertainty.ranks import rank_sets
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2")
 
@@ -303,3 +304,20 @@ def test_interval_of_a_mean_is_the_t_interval():
     skewed = np.random.default_rng(3).exponential(size=(12, 2))
     ci = mean_interval(influence_of(skewed, np.arange(12)), 0.9)
     assert (ci.high - skewed.mean(axis=0) > skewed.mean(axis=0) - ci.low).all()  # wider where the rare large items are
+
+
+def test_rank_sets_that_hold_together_contain_those_of_each_and_are_wrong_for_any_player_in_5_percent():
+    """Ties everywhere: each player's own set is wrong in up to 5 % of tables, so some player's is more often."""
+    n, wrong_each, wrong_together = 12, 0, 0
+    for seed in range(100):
+        rows = np.random.default_rng(seed).normal(size=(60, n))
+        rows[:, 0] += 3.0
+        sets = rank_sets(influence_of(rows, np.arange(60)), 0.95, seed, draws=200)
+        assert (sets.together.low <= sets.each.low).all()
+        assert (sets.each.high <= sets.together.high).all()
+        assert (sets.together.low[0], sets.together.high[0]) == (1, 1)
+        # Player 0 is first, all others share rank 2: a set must hold 2.
+        wrong_each += bool((sets.each.low[1:] > 2).any())
+        wrong_together += bool((sets.together.low[1:] > 2).any())
+    assert wrong_each > 10
+    assert wrong_together <= 10

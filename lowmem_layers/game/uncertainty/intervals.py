@@ -72,6 +72,21 @@ def mean_interval(estimate: Influence, level: float) -> Interval[FloatArray]:
     return Interval(np.maximum(interval.low, least), np.minimum(interval.high, most))
 
 
+def holds_from(estimate: Influence, n_items: int) -> FloatArray:
+    """Say from how many items on the intervals of skewed values hold, going by the skewness of those that are there.
+
+    From 30 items on, and from where the error's skewness (an item's over √items) is at most 0.3: measured on eleven
+    distributions, the intervals then cover at least 93 %, but for log-normal items with σ of 1.5 and more, whose
+    samples mostly hide their tail (benchmarks/README.md). Rare large losses that no item shows are not in any skewness.
+    Shapes: (players,); nan for accuracies, whose score intervals need no such number, and where the error is unknown.
+    Source: the form n ≥ c · skewness² is Cochran's (1977, section 2.15), where c is 25 for plain normal intervals.
+    """
+    if estimate.is_binary:
+        return np.full(estimate.value.shape, np.nan)
+    needed = np.ceil(n_items * (estimate.skewness / 0.3) ** 2)
+    return np.where(np.isfinite(estimate.standard_error), np.maximum(needed, 30.0), np.nan)
+
+
 def skewed_radii(quantile: FloatArray, skewness: FloatArray, is_binary: bool) -> tuple[FloatArray, FloatArray]:
     """Widen a symmetric radius (in standard errors) on the side to which skewed items may hide the truth.
 
