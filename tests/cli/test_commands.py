@@ -28,6 +28,7 @@ COMMANDS = [
     "compare",
     "interactions",
     "tables",
+    "prune",
     "models",
     "tasks",
     "doctor",
