@@ -65,6 +65,7 @@ def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     done, manifest, verdict = run.n_items_done, run.manifest, findings.verdict
     unfinished = f"This run is unfinished: {done:,} of {manifest.n_items:,} items are in these numbers."
+    cut = findings.cut and f"{findings.cut[0].upper()}{findings.cut[1:]}."
     listings = [
         Listing(
             f"Every sublayer by {side.words} ({side.overall.task})",
@@ -76,7 +77,7 @@ def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
         style=folder.joinpath("page.css").read_text(encoding="utf-8"),
         title=f"Which sublayers of {manifest.model.id} matter?",
         summary=_summary(manifest, run.tasks, done),
-        warning=unfinished if run.is_unfinished else "",
+        warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
         levels=level_rows(findings.tasks),
         lines=findings.lines,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
-from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows
+from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows, check_tokens
+from lowmem_layers.tasks.pieces import encode_pieces
 from lowmem_layers.tasks.text import encode_windows
 
 Bos = Literal["auto", "none", "always"]
@@ -28,6 +29,23 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, **options: Any) -> Any:
         """Turn tokens back into text."""
         ...
+
+
+def encode_tasks(
+    tasks: Iterable[Task], tokenizer: Tokenizer, *, bos: Bos, max_length: int, n_known: int | None
+) -> tuple[EncodedItem, ...]:
+    """Encode every item of several tasks, and see that the model knows every token, as `check_tokens` says.
+
+    `n_known` is the number of tokens in the model's vocabulary; None where the tokenizer is not the model's own.
+
+    Raises:
+        UsageError: `bos` is unknown, or is `always` and the tokenizer has no such token.
+        TaskError: an item cannot be encoded, or has a token that the model does not know.
+    """
+    encoded = tuple(item for task in tasks for item in encode_task(task, tokenizer, bos=bos, max_length=max_length))
+    if n_known is not None:
+        check_tokens(encoded, n_known)
+    return encoded
 
 
 def encode_task(task: Task, tokenizer: Tokenizer, *, bos: Bos = "auto", max_length: int) -> list[EncodedItem]:
@@ -106,8 +124,8 @@ class _Encoder:
                         "shorten the choice, or leave the item out",
                     )
                 # 3) cut on the left; one int object for each token id, not for each occurrence: 8 bytes, not 36
-                kept = (before + scored)[-(self.max_length + 1) :]
-                choices.append(EncodedChoice(tuple(self.interned.setdefault(one, one) for one in kept), len(scored)))
+                kept = tuple(self.interned.setdefault(one, one) for one in (before + scored)[-(self.max_length + 1) :])
+                choices.append(EncodedChoice(kept, len(scored), len(before) + len(scored) - len(kept)))
             yield EncodedItem(
                 item.task, item.id, tuple(choices), item.gold, item.cluster, item.choice_chars, item.choice_bytes
             )
@@ -127,11 +145,13 @@ class _Encoder:
             raise TaskError(
                 "this tokenizer has neither a BOS nor an EOS token to begin a text with", "use another model"
             )
-        # 1) encode the whole text in one call
-        text = task.items[0].continuations[0]
-        encoding = self.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens = list(encoding["input_ids"][0])
-        starts = [start for start, _ in encoding["offset_mapping"][0]]
+
+        # 1) encode the text piece by piece
+        def encode(text: str) -> tuple[list[int], list[int]]:
+            encoding = self.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return encoding["input_ids"][0], [start for start, _ in encoding["offset_mapping"][0]]
+
+        tokens, starts = encode_pieces(task.items[0].continuations[0], encode)
         # 2) find out, with any text, whether a text begins with the prefix token under this rule
         opened = self._encode(["a"])["a"]
         lead = self.prefix if opened[:1] == self.prefix else []
