@@ -39,7 +39,7 @@ OUTSIDE = {
     # acts on findings, so behind them; writes checkpoints and measures again, so behind the model, engine and study
     "acting": {"numpy", "pyarrow", "torch", "transformers", "safetensors"},
     "forecast": {"numpy", "torch", "transformers"},
-    "report": {"numpy", "pyarrow", "matplotlib", "jinja2"},
+    "report": {"numpy", "pyarrow", "matplotlib", "jinja2", "plotly"},
     "cli": {"click", "rich", "pyarrow", "numpy", "torch", "psutil"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
