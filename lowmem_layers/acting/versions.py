@@ -17,7 +17,8 @@ from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence,
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.record.identity import fingerprint
-from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.study.contracts import Prepare, Prepared
+from lowmem_layers.study.events import StageStarted
 from lowmem_layers.tasks.items import EncodedItem
 from lowmem_layers.tasks.metrics import item_values
 
@@ -32,6 +33,18 @@ class Version:
     removals: tuple[Removed, ...]
 
 
+def prepare_again(run: Run, say: Callable[[str], None], prepare: Prepare | None = None) -> Prepared:
+    """Put a run's model, items and engine together once more, as they were; `prepare` is for tests."""
+    if prepare is None:
+        from lowmem_layers.study.prepare import prepare_study as prepare
+
+    def tell(event: object) -> None:
+        if isinstance(event, StageStarted):
+            say(event.stage)
+
+    return prepare(run.manifest.resolved, tell, run.manifest.engine)
+
+
 def random_version(units: Sequence[Removed], n_units: int, seed: int, count: int = N_RANDOM) -> Version:
     """Draw removals of as many units at random."""
     rng = np.random.default_rng(seed)
@@ -42,8 +55,8 @@ def random_version(units: Sequence[Removed], n_units: int, seed: int, count: int
     return Version(f"random ({count} choices)", tuple(drawn))
 
 
-def held_out_items(run: Run, prepared: Prepared) -> list[EncodedItem]:
-    """Take the items of a run that no choice has seen.
+def checked_items(run: Run, prepared: Prepared) -> list[EncodedItem]:
+    """Take the items that were prepared, once they are seen to be the run's.
 
     Raises:
         RecordError: the items are no longer those that the run measured.
@@ -53,7 +66,16 @@ def held_out_items(run: Run, prepared: Prepared) -> list[EncodedItem]:
         raise RecordError(
             f"{run.folder}: its items are not those that the tasks' data give now", "bring the data back, or run again"
         )
-    return [item for item in prepared.encoded if is_held_out(item.task, item.cluster)]
+    return list(prepared.encoded)
+
+
+def held_out_items(run: Run, prepared: Prepared) -> list[EncodedItem]:
+    """Take the items of a run that no choice has seen.
+
+    Raises:
+        RecordError: the items are no longer those that the run measured.
+    """
+    return [item for item in checked_items(run, prepared) if is_held_out(item.task, item.cluster)]
 
 
 def measure_versions(

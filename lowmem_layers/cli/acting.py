@@ -1,4 +1,4 @@
-"""Commands that act on a run: prune."""
+"""Commands that act on a run: prune, and the proxies that others choose by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lowmem_layers.cli.options import VALUE_NAMES
-from lowmem_layers.cli.output import FORMATS, chosen_format, note_unfinished, write_data
+from lowmem_layers.cli.output import FORMATS, chosen_format, data_options, note_unfinished, write_data
 
 if TYPE_CHECKING:
     from lowmem_layers.acting.choosing import Choice
@@ -87,6 +87,37 @@ def prune(
         from lowmem_layers.acting.outcome import measure_choice
 
         write_data(measure_choice(opened, choice, value, seed, _say, Path(output) if output else None), form, None)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--value", metavar="NAME", help=f"Measure importance by {VALUE_NAMES}. [default: the task's own metric]")
+@click.option(
+    "--estimator",
+    metavar="NAME",
+    help="Estimator of importance. [default: the one that the run's coalitions were made for]",
+)
+@click.option("--agreement", is_flag=True, help="Write how far rankings agree instead, one row for each proxy.")
+@data_options
+def proxies(
+    run: str, value: str | None, estimator: str | None, agreement: bool, form: str | None, output: str | None
+) -> None:
+    """Write proxies of importance beside the measured one.
+
+    Block influence, angular distance, branch norm and largest activation, from one pass of the full model an item. How
+    far their rankings are the measured one goes to stderr.
+    """
+    from lowmem_layers import open_run
+
+    chosen_format(form, output)
+    opened = open_run(run)
+    note_unfinished(opened)
+    from lowmem_layers.acting.proxies import measure_proxies, proxy_table, trust_lines, trust_table
+
+    found = measure_proxies(opened, value, _say, estimator)
+    write_data((trust_table if agreement else proxy_table)(found), form, output)
+    for line in trust_lines(found):
+        _say(line)
 
 
 def _choice_lines(choice: Choice) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import click
 
 from lowmem_layers._version import __version__
-from lowmem_layers.cli.acting import prune
+from lowmem_layers.cli.acting import proxies, prune
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
 from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, click.Command] = {
     "interactions": interactions,
     "tables": tables,
     "prune": prune,
+    "proxies": proxies,
     "models": models,
     "tasks": tasks,
     "doctor": doctor,

@@ -29,6 +29,7 @@ COMMANDS = [
     "interactions",
     "tables",
     "prune",
+    "proxies",
     "models",
     "tasks",
     "doctor",
