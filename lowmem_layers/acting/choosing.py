@@ -125,14 +125,8 @@ def choose(run: Run, request: Request, form: Form, value: str | None, level: flo
             return Choice(named, _names(named, names), tuple(units), metric, none, Interval(none, none), 0, unknown)
         path = [players]
     else:
-        of_players = [players for unit in units if (players := _players_of(run, unit)) is not None]
-        if len(of_players) < len(units):
-            raise UsageError(
-                f"the run's players are {', '.join(run.players[:3])}, …: not what is to be removed",
-                "use a run of the same kind of --players, or name what goes with --sublayers",
-            )
         steps = request.remove or request.decoder_layers or len(units) - 1
-        path = choose_greedily(tables, of_players, steps, kept=1)
+        path = choose_greedily(tables, _units_of_players(run, units), steps, kept=1)
     # 3) what that is expected to cost, and where to stop
     seen = foresee(tables, path, level)
     step = len(path) - 1
@@ -160,6 +154,21 @@ def expected_loss(run: Run, removals: Sequence[Removed], value: str | None, leve
         return None
     tables = half_tables(run, value, held_out=False)
     return foresee(tables, [each for each in players if each is not None], level)
+
+
+def _units_of_players(run: Run, units: Sequence[Removed]) -> list[Removed]:
+    """Write what may go as one by the run's players.
+
+    Raises:
+        UsageError: the run's players are not what is to be removed.
+    """
+    found = [players for unit in units if (players := _players_of(run, unit)) is not None]
+    if len(found) < len(units):
+        raise UsageError(
+            f"the run's players are {', '.join(run.players[:3])}, …: not what is to be removed",
+            "use a run of the same kind of --players, or name what goes with --sublayers",
+        )
+    return found
 
 
 def _players_of(run: Run, removed: Removed) -> Removed | None:
