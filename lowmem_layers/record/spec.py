@@ -41,7 +41,12 @@ _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", 
 _NOT_IDENTITY = frozenset((*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file"))
 # Options that came after the first release. They enter the identity only where they differ from what was usual before
 # them, so that earlier records keep their identity; earlier records do not name them.
-LATER_OPTIONS: dict[str, Any] = {"players": "sublayer", "coalitions": "windows", "permutations": None}
+LATER_OPTIONS: dict[str, Any] = {
+    "players": "sublayer",
+    "coalitions": "windows",
+    "permutations": None,
+    "chat_template": None,
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class StudySpec:
     window: int | None = None
     stride: int | None = None
     bos: str | None = None
+    chat_template: str | None = None
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
@@ -116,6 +122,7 @@ class StudySpec:
             window=_or(given.window, 512),
             stride=_or(given.stride, 256),
             bos=one_of("--bos", _or(given.bos, "auto"), BOS),
+            chat_template=given.chat_template,
             max_removed=_or(given.max_removed, MAX_REMOVED),
             players=_or(given.players, "sublayer"),
             coalitions=coalitions,
@@ -163,6 +170,7 @@ class Specification:
     window: int
     stride: int
     bos: Bos
+    chat_template: str | None
     max_removed: int
     players: str
     coalitions: CoalitionsKind

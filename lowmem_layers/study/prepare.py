@@ -108,6 +108,7 @@ def read_tasks(spec: Specification) -> list[Task]:
         fewshot_file=Path(spec.fewshot_file) if spec.fewshot_file else None,
         window=spec.window,
         stride=spec.stride,
+        chat_template=spec.chat_template,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
+from lowmem_layers.tasks.chat import in_chat
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows, check_tokens
 from lowmem_layers.tasks.pieces import encode_pieces
 from lowmem_layers.tasks.text import encode_windows
@@ -67,6 +68,8 @@ def encode_task(task: Task, tokenizer: Tokenizer, *, bos: Bos = "auto", max_leng
         raise UsageError(f"there is no --bos {bos!r}", "use auto, none or always")
     if bos == "always" and tokenizer.bos_token_id is None:
         raise UsageError("this tokenizer has no beginning-of-sequence token", "use --bos auto or --bos none")
+    if task.chat is not None:
+        task = in_chat(task, task.chat, tokenizer)
     encoder = _Encoder(tokenizer, bos, max_length)
     if task.windows is not None:
         return encoder.encode_text(task, task.windows)

@@ -127,7 +127,8 @@ def _item(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
     choices = task.doc_to_choice(doc)
     if not all(choices):
         raise TaskError(f"{where}: an empty choice", "such items cannot be scored by length")
-    requests = task.construct_requests(doc=doc, ctx=task.fewshot_context(doc, shots))[: len(choices)]
+    context = task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
+    requests = task.construct_requests(doc=doc, ctx=context)[: len(choices)]
     pairs = [request.args[:2] for request in requests]
     # 2) the right answer: with several inputs, the harness keeps its index where other tasks have their context
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
@@ -156,4 +157,5 @@ def _item(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
         choice_bytes=tuple(len(choice.encode()) for choice in choices),
         gold=gold,
         cluster=item_id,
+        system=task.resolve_field(doc, task.config.description) or "",
     )

@@ -18,7 +18,8 @@ class Item:
     The score of choice j is log P(continuations[j] given contexts[j]); in most tasks all choices have the same context.
     A continuation begins with the space that separates it from its context. `choice_chars` and `choice_bytes` are the
     lengths of the choice without that space (lm-evaluation-harness: `completion_len`, `byte_length`).
-    Items that share material (a passage, a twin sentence) have the same `cluster`.
+    Items that share material (a passage, a twin sentence) have the same `cluster`. `system` is the part with which the
+    contexts begin that is the system's turn in a chat: the description of the task.
     """
 
     task: str
@@ -29,6 +30,15 @@ class Item:
     choice_bytes: tuple[int, ...]
     gold: int
     cluster: str
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How contexts are written as chats: a template and its file's name; None means the tokenizer's own."""
+
+    name: str
+    source: str | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Task:
 
     `chance` is the expected accuracy of random guessing. `source` says where the items come from, for the run's record.
     `shared_prefix` is the few-shot text with which the contexts begin. `windows` is set for plain text, which is cut
-    into items only when it is encoded.
+    into items only when it is encoded. `chat` is set where contexts are to be written as chats when they are encoded;
+    `delimiter`, which begins each continuation, is then left out.
     """
 
     name: str
@@ -47,6 +58,8 @@ class Task:
     source: dict[str, Any] = field(default_factory=dict)
     shared_prefix: str = ""
     windows: Windows | None = None
+    chat: ChatTemplate | None = None
+    delimiter: str = " "
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from lowmem_layers.errors import TaskError, UsageError, did_you_mean
 from lowmem_layers.tasks.benchmarks import BENCHMARKS, Benchmark, Reader
+from lowmem_layers.tasks.chat import described_template, read_chat_template
 from lowmem_layers.tasks.fewshot import first_distinct, with_examples
 from lowmem_layers.tasks.harness import HARNESS_PREFIX, harness_items, harness_tasks
-from lowmem_layers.tasks.items import Item, Task, chance_level, fingerprint
+from lowmem_layers.tasks.items import ChatTemplate, Item, Task, chance_level, fingerprint
 from lowmem_layers.tasks.own import OWN_SUFFIXES, read_own_task
 from lowmem_layers.tasks.quick import QUICK_FILE, read_quick
 from lowmem_layers.tasks.records import Record, read_jsonl
@@ -35,6 +36,7 @@ class _Options:
     fewshot_file: Path | None
     window: int
     stride: int
+    chat: ChatTemplate | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def load_tasks(
     fewshot_file: Path | None = None,
     window: int = 512,
     stride: int = 256,
+    chat_template: str | None = None,
 ) -> list[Task]:
     """Load tasks by name, in the order given.
 
@@ -71,7 +74,8 @@ def load_tasks(
     `data_dir` is a folder with the benchmarks' data (TASK.jsonl, or copies of the hub's data sets), used instead of the
     hub. `limit` keeps the first items of each task. `fewshot` is the number of examples before every item; None means
     the number that a task file or lm-evaluation-harness gives, and 0 for all other tasks. The examples are always the
-    same: the first of `fewshot_file` if it is given, otherwise the first of the training data.
+    same: the first of `fewshot_file` if it is given, otherwise the first of the training data. `chat_template` is a
+    file, or `tokenizer`: contexts become the user's turn of a chat when they are encoded.
 
     Units: `window` and `stride`, for plain text, in tokens.
 
@@ -85,9 +89,12 @@ def load_tasks(
         raise UsageError(f"--fewshot {fewshot} is negative", "use 0 or more")
     if not names:
         raise TaskError("no task is named", _FORMS)
-    options = _Options(data_dir, limit, fewshot, fewshot_file, window, stride)
+    chat = None if chat_template is None else read_chat_template(chat_template)
+    options = _Options(data_dir, limit, fewshot, fewshot_file, window, stride, chat)
     tasks: dict[str, Task] = {}
     for task in (task for name in names for task in _load(name, options)):
+        if chat is not None:
+            task = replace(task, chat=chat, source=task.source | described_template(chat))
         if task.name in tasks:
             raise TaskError(f"task {task.name!r} is named twice", "give each task once, under a name of its own")
         tasks[task.name] = task
@@ -104,11 +111,19 @@ def _load(name: str, options: _Options) -> list[Task]:
         tasks = []
         for member, task in harness_tasks(name.removeprefix(HARNESS_PREFIX)).items():
             items, metric, source = harness_items(member, task, fewshot=options.fewshot, limit=options.limit)
-            tasks.append(_build(HARNESS_PREFIX + member, items, metric, source))
+            built = _build(HARNESS_PREFIX + member, items, metric, source)
+            if options.chat is not None and task.config.gen_prefix:
+                raise TaskError(
+                    f"{built.name} begins the answers itself ({task.config.gen_prefix!r:.40}), which is not done in chats",
+                    "leave out --chat-template",
+                )
+            tasks.append(replace(built, delimiter=task.config.target_delimiter))
         return tasks
     if name.startswith(TEXT_PREFIX):
         if options.fewshot:
             raise TaskError(f"{name} has no few-shot examples", "leave out --fewshot")
+        if options.chat is not None:
+            raise TaskError(f"{name} has no questions that could be asked in a chat", "leave out --chat-template")
         path = Path(name.removeprefix(TEXT_PREFIX))
         return [load_text(path, window=options.window, stride=options.stride, limit=options.limit)]
     if name.endswith(OWN_SUFFIXES):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 
+from benchmarks.parity_harness import harness_model
 from lowmem_layers.errors import TaskError
-from lowmem_layers.tasks import load, load_tasks
+from lowmem_layers.tasks import encode_task, load, load_tasks
 from lowmem_layers.tasks.harness import _item_id, _manager, harness_items, harness_tasks
+from tests.model.conftest import tiny_tokenizer
+from tests.tasks.test_chat import TURNS
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
@@ -57,6 +61,7 @@ def folder(tmp_path_factory):
     write_task(place, "own_many", doc_to_target="{{[0, 1]}}")
     write_task(place, "own_broken", doc_to_text="{{ [q][answer] }}")
     write_task(place, "own_rule", process_results="!function rules.first_two")
+    write_task(place, "own_chat", num_fewshot=1, description="Answer {{q}} well. ")
     group = {"group": "own_group", "task": ["own_mc", "own_ids"]}
     (place / "own_group.yaml").write_text(json.dumps(group))
     (place / "rules.py").write_text("def any_is_right(doc, results):\n    return {'acc': 1.0}\n")
@@ -181,3 +186,28 @@ def test_an_unknown_task_gets_the_nearest_ones(harness):
 def test_data_out_of_reach_are_named(harness):
     with pytest.raises(TaskError, match="cannot load the data of hellaswag"):
         harness_tasks("hellaswag", harness)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_chats_are_the_harness_own_requests(harness, monkeypatch):
+    """Few-shot examples stand in the user's turn, the description in the system's; tokens are the harness' own."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.chat_template = TURNS
+    members = harness_tasks("own_chat", harness)
+    monkeypatch.setattr(load, "harness_tasks", lambda *_: members)
+    (task,) = load_tasks(["lm_eval:own_chat"], chat_template="tokenizer")
+    ours = encode_task(task, tokenizer, max_length=2048)
+    tokenizer.chat_template = TURNS.replace("strftime_now is defined", "false")
+    lm, theirs = harness_model(None, tokenizer, Namespace(bos="auto")), members["own_chat"]
+    chat = {"apply_chat_template": True, "chat_template": lm.apply_chat_template}
+    theirs.set_fewshot_seed(1234)
+    requests = [
+        one
+        for doc in theirs.eval_docs
+        for one in theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 1, **chat), **chat)
+    ]
+    lm.loglikelihood(requests, disable_tqdm=True)
+    found = [(list(choice.tokens), choice.n_scored) for item in ours for choice in item.choices]
+    assert found == [(context + scored, len(scored)) for context, scored in lm.recorded]
+    assert '"Answer Is snow cold? well."' in tokenizer.decode(found[0][0])
