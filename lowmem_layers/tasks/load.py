@@ -114,7 +114,7 @@ def _load(name: str, options: _Options) -> list[Task]:
             built = _build(HARNESS_PREFIX + member, items, metric, source)
             if options.chat is not None and task.config.gen_prefix:
                 raise TaskError(
-                    f"{built.name} begins the answers itself ({task.config.gen_prefix!r:.40}), which is not done in chats",
+                    f"{built.name} begins the answers itself ({task.config.gen_prefix!r:.40}): not possible in chats",
                     "leave out --chat-template",
                 )
             tasks.append(replace(built, delimiter=task.config.target_delimiter))
