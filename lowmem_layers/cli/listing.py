@@ -103,7 +103,7 @@ def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewsh
     from pathlib import Path
 
     from lowmem_layers.tasks import load_tasks
-    from lowmem_layers.tasks.show import show_items
+    from lowmem_layers.tasks.show import printable, show_items
 
     styled = sys.stdout.isatty()
     how = "underlined" if styled else "in ⟦brackets⟧"
@@ -114,9 +114,11 @@ def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewsh
         fewshot=fewshot,
         fewshot_file=Path(fewshot_file) if fewshot_file else None,
     ):
-        click.echo(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}", err=True)
+        click.echo(
+            f"{printable(task.name)}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}", err=True
+        )
         for item in show_items(task, items):
-            click.secho(f"\n{item.id}", bold=True)
+            click.secho(f"\n{printable(item.id)}", bold=True)
             for index, choice in enumerate(item.choices):
                 gold = choice.gold
                 click.secho(f"{index}{' (gold)' if gold else ''} ", nl=False, fg="green" if gold else None)

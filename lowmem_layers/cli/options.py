@@ -112,6 +112,8 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     _option(TASK, "--fewshot-file", "File with these examples. [default: the task's training data]", "FILE"),
     _option(TASK, "--window", "Task text:FILE: number of tokens that the model sees at once.", "TOKENS", type=int),
     _option(TASK, "--stride", "Task text:FILE: number of these that are scored, the last ones.", "TOKENS", type=int),
+    _option(TASK, "--include-path", "Folder with more task files of lm-evaluation-harness (YAML).", "FOLDER"),
+    _flag(TASK, "--trust-task-code", "Run the Python code that task files of --include-path name."),
     _option(
         TASK,
         "--chat-template",

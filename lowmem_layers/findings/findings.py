@@ -14,6 +14,7 @@ import numpy as np
 
 from lowmem_layers.findings.importance import N_TOP, estimates
 from lowmem_layers.findings.paper import refusal, tables_of
+from lowmem_layers.findings.perplexity import perplexity_lines
 from lowmem_layers.findings.statement import verdict
 from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
 from lowmem_layers.game.answers.importance import Importance
@@ -87,7 +88,8 @@ class Findings:
     `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
     same, none where nothing was removed. `cornerstones` has the verdict on each task whose metric has a chance level.
     `paper` holds the paper's tables 1 to 4, where the run is one of their kind. `lines` say what matters most,
-    `verdict` what a statement to stop at has proven, `cut` which items were too long for the model.
+    `verdict` what a statement to stop at has proven, `cut` which items were too long for the model,
+    `perplexities` those of the harness' tasks that have one.
     """
 
     sides: tuple[Side, ...]
@@ -97,6 +99,7 @@ class Findings:
     lines: tuple[str, ...]
     verdict: str
     cut: str
+    perplexities: tuple[str, ...]
 
 
 def find(run: Run) -> Findings:
@@ -141,7 +144,9 @@ def compute_findings(run: Run) -> Findings:
         )
     paper = tables_of([run]) if sides and refusal(run) is None else None
     lines = tuple(cornerstone_lines(judged, tasks, sides))
-    return Findings(sides, tasks, judged, paper, lines, verdict(run), cut_line(run.values.rows_done))
+    return Findings(
+        sides, tasks, judged, paper, lines, verdict(run), cut_line(run.values.rows_done), perplexity_lines(run)
+    )
 
 
 def side(run: Run, value: str | None) -> Side:

@@ -38,7 +38,9 @@ MAX_REMOVED = 4  # the largest window, where --max-removed is not given; the pap
 
 # Options that change no number of the record: where weights live and how much of them, and how the record is looked at.
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
-_NOT_IDENTITY = frozenset((*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file"))
+_NOT_IDENTITY = frozenset(
+    (*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file", "include_path", "trust_task_code")
+)
 # Options that came after the first release. They enter the identity only where they differ from what was usual before
 # them, so that earlier records keep their identity; earlier records do not name them.
 LATER_OPTIONS: dict[str, Any] = {
@@ -71,6 +73,8 @@ class StudySpec:
     stride: int | None = None
     bos: str | None = None
     chat_template: str | None = None
+    include_path: str | None = None
+    trust_task_code: bool = False
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
@@ -123,6 +127,8 @@ class StudySpec:
             stride=_or(given.stride, 256),
             bos=one_of("--bos", _or(given.bos, "auto"), BOS),
             chat_template=given.chat_template,
+            include_path=given.include_path,
+            trust_task_code=given.trust_task_code,
             max_removed=_or(given.max_removed, MAX_REMOVED),
             players=_or(given.players, "sublayer"),
             coalitions=coalitions,
@@ -171,6 +177,8 @@ class Specification:
     stride: int
     bos: Bos
     chat_template: str | None
+    include_path: str | None
+    trust_task_code: bool
     max_removed: int
     players: str
     coalitions: CoalitionsKind
@@ -213,7 +221,10 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     meant = spec.resolved()
     names = [_slug(Path(name).stem if name.endswith((".toml", ".yaml")) else name) for name in meant.tasks]
     tasks = names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")
-    document = json.dumps({**meant.identity(), "data_dir": meant.data_dir, "device": meant.device}, sort_keys=True)
+    where = {"data_dir": meant.data_dir, "device": meant.device, **meant.identity()}
+    if meant.include_path is not None:  # named only where it is given, so that earlier folders keep their names
+        where["include_path"] = meant.include_path
+    document = json.dumps(where, sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:6]
     return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
 

@@ -81,6 +81,7 @@ def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
         levels=level_rows(findings.tasks),
         lines=findings.lines,
+        perplexities=findings.perplexities,
         sections=sections,
         listings=[*listings, _facts(manifest)],
     )

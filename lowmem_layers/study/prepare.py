@@ -109,6 +109,8 @@ def read_tasks(spec: Specification) -> list[Task]:
         window=spec.window,
         stride=spec.stride,
         chat_template=spec.chat_template,
+        include_path=Path(spec.include_path) if spec.include_path else None,
+        trust_task_code=spec.trust_task_code,
     )
 
 

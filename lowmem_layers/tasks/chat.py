@@ -120,10 +120,13 @@ def _compiled(chat: ChatTemplate, tokenizer: Any) -> tuple[str, jinja2.Template]
         raise TaskError(f"{name} is not valid ({error})", "see Jinja's template syntax") from error
 
 
+_GENERATION = {"generation"}
+
+
 class _Generation(Extension):
     """Read `{% generation %}`, which marks the assistant's text for training: what stands in it is written as it is."""
 
-    tags = frozenset({"generation"})
+    tags = _GENERATION
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Take the statements up to `endgeneration`."""
@@ -135,8 +138,8 @@ def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, **{"ensure_ascii": False} | options)
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _environment() -> Sandbox:

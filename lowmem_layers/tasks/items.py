@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowmem_layers.errors import TaskError
+from lowmem_layers.tasks.metrics import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,20 @@ class Task:
     `chance` is the expected accuracy of random guessing. `source` says where the items come from, for the run's record.
     `shared_prefix` is the few-shot text with which the contexts begin. `windows` is set for plain text, which is cut
     into items only when it is encoded. `chat` is set where contexts are to be written as chats when they are encoded;
-    `delimiter`, which begins each continuation, is then left out.
+    `delimiter`, which begins each continuation, is then left out. `rolls` says that every item is a document, which is
+    cut into windows when it is encoded.
     """
 
     name: str
     items: tuple[Item, ...]
-    metric: str
+    metric: Value
     chance: float
     source: dict[str, Any] = field(default_factory=dict)
     shared_prefix: str = ""
     windows: Windows | None = None
     chat: ChatTemplate | None = None
     delimiter: str = " "
+    rolls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
