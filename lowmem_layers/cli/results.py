@@ -81,7 +81,7 @@ def report(run: str, output: str | None) -> None:
     from lowmem_layers import open_run
     from lowmem_layers.report import write_report
 
-    click.echo(str(write_report(open_run(run), output)))
+    click.echo(str(write_report(open_run(run), output, every_value=True)))
 
 
 @click.command()
