@@ -36,6 +36,11 @@ PAPER_TASKS = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "open
 N_ORDERS = 32  # removal orders, where --permutations is not given
 MAX_REMOVED = 4  # the largest window, where --max-removed is not given; the paper's
 
+# Options whose meaning is what was passed; None is a meaning of theirs.
+_AS_PASSED = (
+    "revision", "trust_remote_code", "requantize", "data_dir", "limit", "fewshot", "fewshot_file", "chat_template",
+    "include_path", "trust_task_code", "until", "max_gpu_memory", "max_cpu_memory", "cache", "threads",
+)  # fmt: skip
 # Options that change no number of the record: where weights live and how much of them, and how the record is looked at.
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
 _NOT_IDENTITY = frozenset(
@@ -112,35 +117,21 @@ class StudySpec:
         # 3) the defaults fill in the rest
         return Specification(
             passed=self,
+            **{name: getattr(given, name) for name in _AS_PASSED},
             model=_or(given.model, EMBEDDED_MODEL),
-            revision=given.revision,
-            trust_remote_code=given.trust_remote_code,
             quant=one_of("--quant", _or(given.quant, "none"), QUANTISATIONS),
-            requantize=given.requantize,
             dtype=_or(one_of("--dtype", given.dtype, DTYPES), "auto"),
             tasks=tasks,
-            data_dir=given.data_dir,
-            limit=given.limit,
-            fewshot=given.fewshot,
-            fewshot_file=given.fewshot_file,
             window=_or(given.window, 512),
             stride=_or(given.stride, 256),
             bos=one_of("--bos", _or(given.bos, "auto"), BOS),
-            chat_template=given.chat_template,
-            include_path=given.include_path,
-            trust_task_code=given.trust_task_code,
             max_removed=_or(given.max_removed, MAX_REMOVED),
             players=_or(given.players, "sublayer"),
             coalitions=coalitions,
             permutations=_or(given.permutations, N_ORDERS) if coalitions == "permutations" else None,
             value=value,
-            until=given.until,
             device=one_of("--device", _or(given.device, "auto"), DEVICES),
             offload=one_of("--offload", _or(given.offload, "auto"), OFFLOADS),
-            max_gpu_memory=given.max_gpu_memory,
-            max_cpu_memory=given.max_cpu_memory,
-            cache=given.cache,
-            threads=given.threads,
             seed=_or(given.seed, 0),
         )
 
