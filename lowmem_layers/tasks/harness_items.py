@@ -39,8 +39,6 @@ def harness_items(name: str, task: Any, *, fewshot: int | None, limit: int | Non
     Raises:
         TaskError: an item cannot be built, or is not judged by one right answer.
     """
-    from importlib.metadata import version
-
     # 1) the items: the seed makes the harness draw the same examples as in its own evaluation
     shots = int(task.config.num_fewshot or 0) if fewshot is None else fewshot
     task.set_fewshot_seed(_FEWSHOT_SEED)
@@ -66,9 +64,21 @@ def harness_items(name: str, task: Any, *, fewshot: int | None, limit: int | Non
                 "the task expects other documents: the data or the harness may be of another version",
             ) from error
     # 2) the metric and the source
+    source = _source(task, shots)
+    if kind == "loglikelihood_rolling":
+        source |= {"words": words, "bytes": sum(item.choice_bytes[0] for item in items)}
     metrics = {entry["metric"] for entry in task.config.metric_list or []}
     accuracy: Value = "acc_norm" if "acc_norm" in metrics else "acc"
-    source = {
+    others: dict[str, Value] = {"loglikelihood": "loglikelihood", "loglikelihood_rolling": "nll_per_byte"}
+    delimiter = task.config.target_delimiter if kind == "multiple_choice" else ""
+    return HarnessItems(tuple(items), others.get(kind, accuracy), source, delimiter, kind == "loglikelihood_rolling")
+
+
+def _source(task: Any, shots: int) -> dict[str, Any]:
+    """Say where a task's items come from, for the run's record; earlier records do not name the kind: there was one."""
+    from importlib.metadata import version
+
+    return {
         "kind": "lm-evaluation-harness",
         "harness": version("lm_eval"),
         "hub": task.config.dataset_path,
@@ -76,14 +86,8 @@ def harness_items(name: str, task: Any, *, fewshot: int | None, limit: int | Non
         "split": task.config.test_split or task.config.validation_split,
         "task_version": (task.config.metadata or {}).get("version"),
         "fewshot": shots,
+        **({} if task.OUTPUT_TYPE == "multiple_choice" else {"output_type": task.OUTPUT_TYPE}),
     }
-    if kind != "multiple_choice":  # earlier records do not name the kind: there was one
-        source["output_type"] = kind
-    if kind == "loglikelihood_rolling":
-        source |= {"words": words, "bytes": sum(item.choice_bytes[0] for item in items)}
-    others: dict[str, Value] = {"loglikelihood": "loglikelihood", "loglikelihood_rolling": "nll_per_byte"}
-    delimiter = task.config.target_delimiter if kind == "multiple_choice" else ""
-    return HarnessItems(tuple(items), others.get(kind, accuracy), source, delimiter, kind == "loglikelihood_rolling")
 
 
 def _item_id(doc: Any, name: str, index: int, seen: set[str]) -> str:
