@@ -85,3 +85,12 @@ def test_the_interval_of_a_sum_holds_the_truth():
         ci = foresee(ValueTable(PLAYERS, clean.coalitions, noisy), [(1, 2, 3, 6)]).ci
         inside += bool(ci.low[0] <= loss((1, 2, 3, 6)) <= ci.high[0])
     assert 181 <= inside <= 199  # of 200 at 95 %
+
+
+def test_what_is_known_least_does_not_go_first():
+    clean = table(1, n_items=16)
+    values = clean.values.copy()
+    signs = np.tile([1.0, -1.0], 8)
+    values[:, clean.column_index((3,))] += 6.0 + 40.0 * signs  # on average a gain of 2, and nobody knows
+    path = choose_greedily(ValueTable(PLAYERS, clean.coalitions, values), [(i,) for i in range(N)], 2)
+    assert path == [(4,), (2, 4)]

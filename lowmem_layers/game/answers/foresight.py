@@ -89,9 +89,16 @@ def foresee(tables: ValueTable | Sequence[ValueTable], removals: Sequence[Remove
 
 
 def choose_greedily(
-    tables: ValueTable | Sequence[ValueTable], units: Sequence[Removed], steps: int, kept: int = 0
+    tables: ValueTable | Sequence[ValueTable],
+    units: Sequence[Removed],
+    steps: int,
+    kept: int = 0,
+    level: float = 0.95,
 ) -> list[Removed]:
-    """Take unit after unit, each time the one with which the whole removal is expected to cost least.
+    """Take unit after unit, each time the one with which the whole removal costs least, at the worst.
+
+    "At the worst" is the upper end of the expected loss's interval. By the expected loss itself, the units whose loss
+    is known least would go first: of many noisy numbers the smallest is too small (measured: benchmarks/acting.py).
 
     `units` are what is removed as one: single players, or the players of a decoder layer; no two overlap. `kept` is how
     many of them must stay. Shapes: one removal a step, each holding the one before it.
@@ -99,24 +106,17 @@ def choose_greedily(
     Raises:
         UsageError: there are not so many units, or their removals were not measured.
     """
-    listed = as_tables(tables)
     if not 0 < steps <= len(units) - kept:
         raise UsageError(
             f"{steps} of {len(units)} cannot be removed", f"choose a number from 1 to {max(1, len(units) - kept)}"
         )
-    means = [np.where(np.isfinite(table.values), table.values, np.nan).mean(axis=0) for table in listed]
-    largest = _largest(listed[0])
     left, chosen = list(range(len(units))), ()
     path: list[Removed] = []
     for _ in range(steps):
         candidates = [tuple(sorted((*chosen, *units[unit]))) for unit in left]
-        losses = np.zeros(len(candidates))
-        for table, mean in zip(listed, means, strict=True):
-            weights = loss_weights(candidates, table.coalitions, table.players, largest)
-            unknown = np.isnan(mean)
-            each = weights @ np.where(unknown, 0.0, mean)
-            losses += np.where((weights[:, unknown] != 0).any(axis=1), np.inf, each)  # not to be trusted: taken last
-        best = int(np.argmin(np.round(losses / len(listed), 12)))  # ties: the first in execution order
+        bounds = foresee(tables, candidates, level).ci.high  # (candidates,)
+        bounds = np.where(np.isnan(bounds), np.inf, np.round(bounds, 12))  # unknown: taken last
+        best = int(np.argmin(bounds))  # ties: the first in execution order
         chosen = candidates[best]
         left.pop(best)
         path.append(chosen)
