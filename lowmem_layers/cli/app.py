@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import click
 
 from lowmem_layers._version import __version__
+from lowmem_layers.cli.acting import proxies, prune
 from lowmem_layers.cli.asking import power
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
@@ -23,6 +24,8 @@ _COMMANDS: Mapping[str, click.Command] = {
     "compare": compare,
     "interactions": interactions,
     "tables": tables,
+    "prune": prune,
+    "proxies": proxies,
     "power": power,
     "models": models,
     "tasks": tasks,

@@ -29,6 +29,8 @@ COMMANDS = [
     "compare",
     "interactions",
     "tables",
+    "prune",
+    "proxies",
     "power",
     "models",
     "tasks",
