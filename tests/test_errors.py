@@ -38,5 +38,9 @@ def test_the_answer_spells_a_name_as_it_is_known():
 def test_bad_usage_leaves_with_2_and_a_broken_promise_with_1():
     tree = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     statuses = {one.__name__: one.exit_status for one in tree}
-    assert {name for name, status in statuses.items() if status == 1} == {"LowmemLayersError", "EngineError", "ShortageError"}
+    assert {name for name, status in statuses.items() if status == 1} == {
+        "LowmemLayersError",
+        "EngineError",
+        "ShortageError",
+    }
     assert all(issubclass(one, errors.LowmemLayersError) for one in tree)
