@@ -62,6 +62,8 @@ def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
         RecordError: there are scores that are no tile of this run.
     """
     scores = folder / SCORES_FOLDER
+    if scores.is_symlink():
+        raise RecordError(f"{scores} is a link, and what is written there would leave the run", "move the whole run")
     expected = {tile_file(folder, tile).name: tile for tile in range(n_tiles)}
     # Names, not paths: there may be a hundred thousand. A glob would take a closed folder for an empty one.
     found = sorted(name for name in os.listdir(scores) if name.endswith(".parquet")) if scores.exists() else []
