@@ -24,7 +24,7 @@ OUTSIDE = {
     "findings": {"numpy", "pyarrow"},
     "study": {"numpy", "pyarrow"},
     "forecast": {"numpy", "torch", "transformers"},
-    "report": {"numpy", "pyarrow", "matplotlib", "jinja2"},
+    "report": {"numpy", "pyarrow", "matplotlib", "jinja2", "plotly"},
     "cli": {"click", "rich", "pyarrow", "numpy", "torch", "psutil"},
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,8 +15,6 @@ from lowmem_layers.game.players.player import Player
 from lowmem_layers.report.axes import cell_edges, player_axis, player_places
 from lowmem_layers.report.style import new_figure
 
-N_STRONGEST = 12  # rows of the table on the page; the files have all
-
 
 def interaction_map(
     players: Sequence[Player | Group], found: Interactions, scale: float, unit: str, title: str
@@ -57,12 +55,12 @@ def interaction_map(
     return figure
 
 
-def interaction_rows(found: Interactions, scale: float, unit: str, most: int | None = None) -> tuple[list[str], Rows]:
-    """Lay pairs out, the surest first: by adjusted p-value, then by size. `most` None takes all."""
+def interaction_rows(found: Interactions, scale: float, unit: str) -> tuple[list[str], Rows]:
+    """Lay pairs out, the surest first: by adjusted p-value, then by size."""
     digits = 1 if scale == 100.0 else 2
     header = ["pair", f"interaction ({unit})", "95 %", "adjusted p", "kind"]
     ci = found.ci.times(scale)
-    order = np.lexsort((-np.abs(found.value), found.p_adjusted))[:most]
+    order = np.lexsort((-np.abs(found.value), found.p_adjusted))
     rows = [
         [
             f"{found.players[found.first[pair]]} + {found.players[found.second[pair]]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ GROUP = "#009E73"  # players that are groups of sublayers
 MARKERS = {ATTENTION: "o", FEED_FORWARD: "s", GROUP: "D"}
 FULL_WIDTH_IN = 6.9  # a text width of two columns
 FORMATS = ("svg", "png", "pdf")
+
+# Control characters (XML has no place for them), half surrogates and non-characters (nor has UTF-8 or XML for these),
+# and marks that turn the direction of the text around them.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -73,6 +78,11 @@ def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMA
     for form in formats:
         figure.savefig(folder / f"{name}.{form}", metadata=_NO_DATES[form])
         figure.set_layout_engine("none")
+
+
+def shown(text: str) -> str:
+    """Replace signs that are not to be seen, but obeyed: names come from data."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def colour(player: Player | Group) -> str:

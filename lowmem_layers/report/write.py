@@ -23,8 +23,10 @@ from lowmem_layers.game.players.design import Design
 from lowmem_layers.record.files import cannot_write, make_folder, refuse_links, write_text
 from lowmem_layers.record.folder import REPORT_FOLDER
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
-from lowmem_layers.report.page import Listing, Picture, Section, page
-from lowmem_layers.report.pairs import N_STRONGEST, interaction_map, interaction_rows
+from lowmem_layers.report.page.answer import leading_side
+from lowmem_layers.report.page.data import allowed_values
+from lowmem_layers.report.page.render import Listing, Picture, page
+from lowmem_layers.report.pairs import interaction_map, interaction_rows
 from lowmem_layers.report.style import FORMATS, paper_style, save
 from lowmem_layers.report.table_formats import write_tables
 
@@ -44,24 +46,29 @@ class _Files:
     folder: Path
     formats: Sequence[str]
 
-    def draw(self, name: str, figure: Figure, words: str) -> Picture:
-        """Save a figure and give what the page needs of it."""
+    def draw(self, name: str, figure: Figure) -> None:
+        """Save a figure."""
         save(figure, self.folder / "figures", name, self.formats)
-        svg = (self.folder / "figures" / f"{name}.svg").read_bytes()
-        return Picture(svg, words, f"figures/{name}" + ", ".join(f".{form}" for form in self.formats))
 
 
 def write_report(
-    run: Run, output: str | Path | None = None, formats: Sequence[str] = FORMATS, findings: Findings | None = None
+    run: Run,
+    output: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    findings: Findings | None = None,
+    every_value: bool = False,
 ) -> Path:
     """Write tables, figures and index.html; give the page's path.
 
     `formats` are those of the figures' files: svg (which the page needs), png and pdf (which take most of the time).
-    `findings` None computes them.
+    `findings` None computes them. With `every_value`, the page measures by every value that the items allow, not only
+    by those of the findings; the tiles are read once for all.
 
     Raises:
         RecordError: the record is damaged, or the folder cannot be written.
     """
+    values = allowed_values(run) if every_value else []
+    run.values.collect(*values)
     findings, design = find(run) if findings is None else findings, run.manifest.design
     if output is None:
         refuse_links(run.folder / REPORT_FOLDER)
@@ -69,88 +76,75 @@ def write_report(
     tables = files.folder / "tables"
     make_folder(files.folder / "figures")
     make_folder(tables)
-    sections = []
+    listings: list[Listing] = []
+    picture = None
     try:
         # 1) tables of importance: the numbers in full as parquet, rounded for papers
         for side in findings.sides:
             pq.write_table(as_table(side.found), tables / f"importance-{side.value}.parquet", compression="zstd")
             for found in side.found:
                 rows = importance_rows(found, side.scale, side.unit)
-                write_tables(tables, f"{found.task.replace('/', '-')}-{side.value}", *rows)
-        # 2) figures: the mean over tasks first, then task by task, each by one value after the other
+                write_tables(tables, f"{_slug(found.task)}-{side.value}", *rows)
+        # 2) figures: the mean over tasks and task by task, each by one value after the other
         with paper_style():
-            n_found = len(findings.sides[0].found) if findings.sides else 0
-            for place in (-1, *range(n_found - 1)) if n_found else ():
-                sections += [_importance_section(design, findings, side, place, files) for side in findings.sides]
+            for side in findings.sides:
+                for place in range(len(side.found)):
+                    _draw_importance(design, findings, side, place, files)
+        if findings.sides:
+            picture = _still(leading_side(findings), files)
         # 3) the paper's tables, which are about accuracies of models that lack a window of sublayers
         if findings.paper is not None:
-            sections.append(_paper_section(findings.paper, tables))
+            listings = _paper_listings(findings.paper, tables)
     except OSError as error:
         raise cannot_write(Path(error.filename or files.folder), error) from error
-    write_text(files.folder / PAGE, page(run, findings, sections))
+    write_text(files.folder / PAGE, page(run, findings, picture, listings, values))
     return files.folder / PAGE
 
 
-def _importance_section(design: Design, findings: Findings, side: Side, place: int, files: _Files) -> Section:
+def _slug(task: str) -> str:
+    """Make a task's name a file's name."""
+    return "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in task)
+
+
+def _still(side: Side, files: _Files) -> Picture:
+    """Take the figure of importance that the page shows without scripts."""
+    found = side.overall
+    svg = (files.folder / "figures" / f"{_slug(found.task)}-{side.value}-importance.svg").read_bytes()
+    words = (
+        f"Bars: {found.estimator} estimate of each sublayer's importance by {side.words} on {found.task}. "
+        "Lines: 95 % intervals."
+    )
+    return Picture(svg, words)
+
+
+def _draw_importance(design: Design, findings: Findings, side: Side, place: int, files: _Files) -> None:
     """Draw one task (or, with the last place, the mean over tasks) by one value."""
     found = side.found[place]
-    task, words = found.task, side.words
-    name = "".join(sign if sign.isalnum() or sign in "-_" else "-" for sign in task) + f"-{side.value}"
-    listings = []
-    pictures = [
-        files.draw(
-            f"{name}-importance",
-            importance_bars(design.players, found, side.scale, side.unit, f"{task}: importance by {words}"),
-            f"Bars: {found.estimator} estimate of each sublayer's importance by {words} on {task}. "
-            "Lines: 95 % intervals.",
-        )
-    ]
-    # 1) levels and windows, of one task: a mean over tasks with different chance levels would say little
-    if place >= 0 or len(side.tables) == 1:
-        pictures += _levels_and_windows(place, design, findings, side, name, files)
-    # 2) shares
-    pictures.append(
-        files.draw(
-            f"{name}-shares",
-            share_pie(design.players, found, f"{task}: shares"),
-            f"Each sublayer's share of the sum of estimates by {words}; negative estimates count as 0. The model's "
-            "order runs anti-clockwise from the top.",
-        )
+    task, words, name = found.task, side.words, f"{_slug(found.task)}-{side.value}"
+    files.draw(
+        f"{name}-importance",
+        importance_bars(design.players, found, side.scale, side.unit, f"{task}: importance by {words}"),
     )
+    # 1) levels and windows, of one task: a mean over tasks with different chance levels would say little
+    if place < len(side.tables):
+        _draw_levels_and_windows(place, design, findings, side, name, files)
+    # 2) shares
+    files.draw(f"{name}-shares", share_pie(design.players, found, f"{task}: shares"))
     # 3) interactions of neighbours, where windows of two or more were removed; random orders hold some only by chance
     if side.interactions:
         between = side.interactions[place]
         rows = interaction_rows(between, side.scale, side.unit)
         write_tables(files.folder / "tables", f"{name}-interactions", *rows)
-        pictures.append(
-            files.draw(
-                f"{name}-interactions",
-                interaction_map(design.players, between, side.scale, side.unit, f"{task}: interactions of neighbours"),
-                f"Interactions of neighbouring sublayers by {words} on {task} (second-order differences). Blue, "
-                "negative: each covers for the other (redundancy). Red, positive: they need each other, so that losing "
-                "the second costs less once the first is lost (synergy). Dots: significant after Holm's correction.",
-            )
-        )
-        n_sure = int(between.significant.sum())
-        listings.append(
-            Listing(
-                f"The surest of {len(between.value)} pairs on {task} by {words}. After Holm's correction, {n_sure} "
-                "pairs are significant at 95 %.",
-                *interaction_rows(between, side.scale, side.unit, N_STRONGEST),
-            )
-        )
-    return Section(f"{task} by {words}", tuple(pictures), tuple(listings))
+        title = f"{task}: interactions of neighbours"
+        files.draw(f"{name}-interactions", interaction_map(design.players, between, side.scale, side.unit, title))
 
 
-def _levels_and_windows(
+def _draw_levels_and_windows(
     place: int, design: Design, findings: Findings, side: Side, name: str, files: _Files
-) -> list[Picture]:
+) -> None:
     """Draw one task's level without each player, and what each window of neighbours costs."""
-    table, words, who = (
-        side.tables[place],
-        side.words,
-        "group" if any(each.is_group for each in design.players) else "sublayer",
-    )
+    table, words = side.tables[place], side.words
+    who = "group" if any(each.is_group for each in design.players) else "sublayer"
     # Chance is a level of the task's own metric, which is the first side's.
     chances = {each.task: each.chance for each in findings.tasks if side is findings.sides[0]}
     scatter = ablation_scatter(
@@ -163,21 +157,15 @@ def _levels_and_windows(
         chances.get(table.task),
     )
     windows = window_map(design.players, table, side.scale, side.unit, f"{table.task}: what removing a window costs")
-    return [
-        files.draw(
-            f"{name}-ablation", scatter, f"The {words} on {table.task} with one {who} removed. Lines: 95 % intervals."
-        ),
-        files.draw(
-            f"{name}-windows", windows, f"Loss of {words} on {table.task} when a window of neighbours is removed."
-        ),
-    ]
+    files.draw(f"{name}-ablation", scatter)
+    files.draw(f"{name}-windows", windows)
 
 
-def _paper_section(found: PaperTables, folder: Path) -> Section:
+def _paper_listings(found: PaperTables, folder: Path) -> list[Listing]:
     """Lay out the paper's tables 1 to 4."""
     listings = []
     for which, words in PAPER_WORDS.items():
         header, rows = text_rows(paper_table(found, which))
         write_tables(folder, f"study-table-{which}", header, rows)
-        listings.append(Listing(f"Table {which}: {words}.", header, rows))
-    return Section("The paper's tables 1 to 4", (), tuple(listings))
+        listings.append(Listing(f"The study's table {which}: {words}", header, rows))
+    return listings

@@ -29,6 +29,7 @@ COMMANDS = [
     "compare",
     "interactions",
     "tables",
+    "power",
     "models",
     "tasks",
     "doctor",
@@ -343,16 +344,18 @@ def test_tasks_and_models(capfd):
     assert json.loads(out)[0]["model"] == "SmolLM2-135M-Instruct"
 
 
-def test_a_plan_of_a_shipped_shape(capfd, monkeypatch):
+def test_a_plan_of_a_shipped_shape(capfd, finished):
     pytest.importorskip("gguf")
     from lowmem_layers.model.checkpoint.embedded import find_embedded_model
 
     if find_embedded_model() is None:
         pytest.skip("the embedded model, whose tokenizer counts, is not installed")
     arguments = ("--model", "llama-3-8b", "--quant", "4bit", "--limit", "3", "--for", "rtx-4090", "--format", "json")
-    status, out, err = call(capfd, "plan", *arguments)
+    status, out, err = call(capfd, "plan", *arguments, "--pilot", finished.folder, "--size", "0.5")
     found = {row["what"]: row["value"] for row in json.loads(out)}
     assert status == 0
+    assert "for the median sublayer" in found["items for an effect of 0.5 on one (ablation)"]
+    assert found["in all, with so many for the median"]
     assert found["sublayers"] == "64"
     assert found["coalitions"] == "251"
     assert found["sublayer applications"].startswith("7,754 ")

@@ -1,21 +1,13 @@
-"""The page: one file that opens anywhere, light or dark, on screen or paper, and loads nothing from elsewhere.
-
-In go a run's manifest, its findings, and sections of figures and tables; out comes HTML, by `page.html.jinja`.
-"""
+"""How a run was made: in words, as facts, as commands to resume and repeat it, and as an entry to cite."""
 
 from __future__ import annotations
 
-import base64
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import resources
 
-import jinja2
-
-from lowmem_layers.findings.findings import Findings
-from lowmem_layers.findings.rows import importance_rows, level_rows, minus
 from lowmem_layers.findings.run import Run
 from lowmem_layers.record.manifest import Manifest
+from lowmem_layers.record.spec import StudySpec
 
 _LONGEST_FACT = 200  # signs; a list of options may be longer than a reader's patience
 _ESTIMATES = {
@@ -26,67 +18,15 @@ _ESTIMATES = {
     "shapley": "The Shapley value of a {player} is the mean loss when it is removed, over all sets of other {player}s; "
     "each size of set has the same weight.",
 }
+STUDY = """@inproceedings{zhang2024layerimportance,
+  title  = {Investigating Layer Importance in Large Language Models},
+  author = {Yang Zhang and Yanfei Dong and Kenji Kawaguchi},
+  year   = {2024},
+  note   = {arXiv:2409.14381}
+}"""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure on the page: its SVG, what it shows in words, and the names of its files."""
-
-    svg: bytes
-    words: str
-    files: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A table on the page, under a line that says what it shows."""
-
-    words: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """Figures and tables that belong together."""
-
-    title: str
-    pictures: tuple[Picture, ...]
-    listings: tuple[Listing, ...] = ()
-
-
-def page(run: Run, findings: Findings, sections: Sequence[Section]) -> str:
-    """Write the page."""
-    folder = resources.files("lowmem_layers.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "minus": minus}
-    template = environment.from_string(folder.joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    done, manifest, verdict = run.n_items_done, run.manifest, findings.verdict
-    unfinished = f"This run is unfinished: {done:,} of {manifest.n_items:,} items are in these numbers."
-    cut = findings.cut and f"{findings.cut[0].upper()}{findings.cut[1:]}."
-    listings = [
-        Listing(
-            f"Every sublayer by {side.words} ({side.overall.task})",
-            *importance_rows(side.overall, side.scale, side.unit),
-        )
-        for side in findings.sides
-    ]
-    return template.render(
-        style=folder.joinpath("page.css").read_text(encoding="utf-8"),
-        title=f"Which sublayers of {manifest.model.id} matter?",
-        summary=_summary(manifest, run.tasks, done),
-        warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
-        verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
-        levels=level_rows(findings.tasks),
-        lines=findings.lines,
-        sections=sections,
-        listings=[*listings, _facts(manifest)],
-    )
-
-
-def _summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
+def summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     """Say in words what was measured, and what the two estimates mean."""
     design, n_coalitions = manifest.design, len(manifest.plan.coalitions) - 1
     player = "group" if any(each.is_group for each in design.players) else "sublayer"
@@ -118,9 +58,9 @@ def _summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     )
 
 
-def _facts(manifest: Manifest) -> Listing:
-    """List everything that is needed to make the run again."""
-    facts = {
+def facts(manifest: Manifest) -> list[list[str]]:
+    """List everything that is needed to make the run again: name and value."""
+    found = {
         "status": manifest.status,
         "created": manifest.created,
         **{f"model: {name}": value for name, value in manifest.model.to_json().items()},
@@ -129,7 +69,47 @@ def _facts(manifest: Manifest) -> Listing:
         **{f"version: {name}": value for name, value in manifest.versions.items()},
     }
     rows = []
-    for name, value in facts.items():
+    for name, value in found.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         rows.append([name, text if len(text) <= _LONGEST_FACT else text[:_LONGEST_FACT] + "…"])
-    return Listing("How this was made", ["", ""], rows)
+    return rows
+
+
+def commands(run: Run) -> list[tuple[str, str]]:
+    """Give the commands that resume the run, repeat it elsewhere, and read it: what each does, and the command."""
+    passed = run_command(run.manifest.passed)
+    folder = shlex.quote(run.folder.name)
+    made = f"{passed} --out {folder}"
+    first = ("Resume it, in the folder that holds it", made)
+    return [
+        *([first] if run.is_unfinished else []),
+        ("Repeat it: the same options, a new folder", f"{passed} --out {shlex.quote(run.folder.name + '-again')}"),
+        ("Write this page, its figures and tables again", f"lowmem-layers report {folder}"),
+        ("Read the numbers", f"lowmem-layers importance {folder} --format csv"),
+    ]
+
+
+def run_command(passed: StudySpec) -> str:
+    """Write the options as the command line that passes them."""
+    words = ["lowmem-layers", "run"]
+    for name, value in passed.to_json().items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "cache":
+            words += [] if value else ["--no-cache"]
+        elif isinstance(value, bool):
+            words += [flag] if value else []
+        else:
+            words += [flag, ",".join(value) if isinstance(value, (list, tuple)) else str(value)]
+    return shlex.join(words)
+
+
+def citation(manifest: Manifest) -> str:
+    """Write BibTeX entries: of the study whose method this is, and of the program in its version."""
+    version = manifest.versions.get("lowmem-layers") or manifest.versions.get("lowmem_layers") or ""
+    program = f"""@software{{lowmemlayers,
+  title   = {{lowmem-layers}},
+  author  = {{{{The lowmem-layers developers}}}},
+  version = {{{version}}},
+  year    = {{{manifest.created[:4]}}}
+}}"""
+    return f"{STUDY}\n\n{program}"

@@ -1,0 +1,131 @@
+"""The page as HTML, by `page.html.jinja`: the answer first, then what can be explored, then how it was made.
+
+The page needs no network: scripts stand inside it and its security policy names their hashes; nothing else may run or
+load. Without scripts it shows the answer, one figure and its table.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import jinja2
+
+from lowmem_layers.findings.findings import Findings
+from lowmem_layers.findings.rows import Rows, importance_rows, level_rows, minus
+from lowmem_layers.findings.run import Run
+from lowmem_layers.report.page.answer import answer, leading_side
+from lowmem_layers.report.page.data import Json, as_json, run_data
+from lowmem_layers.report.page.library import library, script_hash
+from lowmem_layers.report.page.protocol import citation, commands, facts, summary
+from lowmem_layers.report.style import shown
+
+_SCRIPTS = ("numbers.js", "tables.js", "charts.js", "app.js")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table on the page, under a line that says what it shows."""
+
+    words: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that needs no script: its SVG, and what it shows in words."""
+
+    svg: bytes
+    words: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the page says of one run outside its scripts."""
+
+    title: str
+    summary: str
+    warnings: Sequence[str]
+    verdict: str
+    answer: Sequence[str]
+    lines: Sequence[str]
+    levels: tuple[list[str], Rows]
+    facts: Rows
+    commands: Sequence[tuple[str, str]]
+    citation: str
+
+
+def page(
+    run: Run,
+    findings: Findings,
+    picture: Picture | None,
+    listings: Sequence[Listing],
+    more_values: Sequence[str] = (),
+) -> str:
+    """Write the page of a run; `picture` is what is seen without scripts, `listings` close the page.
+
+    The page measures by the values of the findings, and by `more_values`.
+    """
+    data: Json | None = None
+    if findings.sides:
+        side = leading_side(findings)
+        table = Listing(
+            f"Every sublayer by {side.words} ({side.overall.task})",
+            *importance_rows(side.overall, side.scale, side.unit),
+        )
+        listings = [table, *listings]
+        data = {"runs": [{"title": _title(run), **run_data(run, findings, side, more_values)}]}
+    return _render([_part(run, findings)], data, picture, listings)
+
+
+def _render(parts: Sequence[Part], data: Json | None, picture: Picture | None, listings: Sequence[Listing]) -> str:
+    folder = resources.files("lowmem_layers.report.page")
+    script = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+    )
+    environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "minus": minus}
+    template = environment.from_string(folder.joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    drawing = library() if data is not None else None
+    return template.render(
+        style=folder.joinpath("page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_sources=f"{script_hash(script)} {drawing.hash}" if drawing is not None else "'none'",
+        library=drawing,
+        data=as_json(data) if data is not None else "",
+        title=f"Which sublayers of {parts[0].title} matter?",
+        parts=parts,
+        picture=picture,
+        listings=listings,
+    )
+
+
+def _part(run: Run, findings: Findings) -> Part:
+    done, manifest, verdict = run.n_items_done, run.manifest, findings.verdict
+    unfinished = f"This run is unfinished: {done:,} of {manifest.n_items:,} items are in these numbers."
+    cut = findings.cut and f"{findings.cut[0].upper()}{findings.cut[1:]}."
+    return Part(
+        title=_title(run),
+        summary=summary(manifest, run.tasks, done),
+        warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
+        verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
+        answer=answer(run, findings) if findings.sides else (),
+        lines=findings.lines,
+        levels=level_rows(findings.tasks),
+        facts=facts(manifest),
+        commands=commands(run),
+        citation=citation(manifest),
+    )
+
+
+def _title(run: Run) -> str:
+    """Name a run by its model."""
+    return shown(run.manifest.model.id)
+
+
+def _finalized(value: object) -> object:
+    """Show control characters of names as what they are, not as what a browser makes of them."""
+    return shown(value) if type(value) is str else value
