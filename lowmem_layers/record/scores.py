@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lowmem_layers.errors import DamagedError, EngineError, RecordError
@@ -126,9 +125,9 @@ def _spelled_out(table: pa.Table) -> pa.Table:
     for field in table.schema:
         if pa.types.is_dictionary(field.type):
             for chunk in table[field.name].chunks:
-                longest = pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0
+                longest = max((len(text or "") for text in chunk.dictionary.to_pylist()), default=0)
                 if longest * len(table) > _ROOM_BYTES + _ROW_BYTES * len(table):
-                    raise ValueError(f"a text of {longest:,} bytes in {field.name}, {len(table):,} rows")
+                    raise ValueError(f"a text of {longest:,} characters in {field.name}, {len(table):,} rows")
             field = field.with_type(field.type.value_type)
         fields.append(field)
     return table.cast(pa.schema(fields, table.schema.metadata))
