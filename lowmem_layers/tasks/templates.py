@@ -20,6 +20,7 @@ _FAILURES = (  # what a template of a task file can raise when it meets a record
     TypeError,
     ValueError,
     AttributeError,
+    NameError,  # of a number such as 1e400, which Jinja writes into its Python code as `inf`
     RecursionError,
     MemoryError,
 )
