@@ -62,12 +62,14 @@ class Counter:
 
 @dataclass
 class Live:
-    """The live states of one batch. Shapes: `states` (slots, g, T, D), later (slots, 1, S, D); `pending` alike.
+    """The live states of one batch. Shapes: `states` (slots, g, T, D), later (slots, 1, S, D); `pending` alike;
+    `scored` (S,), indices into g · T.
 
     `pending` holds what attention adds while a layer whose sublayers act in parallel is under way.
     """
 
     batch: Batch
+    scored: torch.Tensor
     states: torch.Tensor
     calls: Sequence[LayerCall]
     stretcher: Stretcher
@@ -90,6 +92,7 @@ class Sweep:
     head: Head
     inputs: Callable[[Batch], dict[str, Any]]
     counter: Counter = field(default_factory=lambda: Counter(lambda _: None))
+    indices: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)  # brought to the device once
 
     def run(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[tuple[int, int], ...], torch.Tensor]]:
         """Evaluate all coalitions on the batches of a tile.
@@ -113,7 +116,8 @@ class Sweep:
         states = torch.empty(self.tree.n_slots, *hidden.shape, dtype=hidden.dtype, device=hidden.device)
         states[0] = hidden
         growths = [growth(a, b) for a, b in zip(first.calls, twice.calls, strict=True)]
-        return Live(batch, states, first.calls, Stretcher(growths))
+        scored = torch.tensor(batch.scored, device=hidden.device)
+        return Live(batch, scored, states, first.calls, Stretcher(growths))
 
     def visit_layers(self, live: Sequence[Live]) -> None:
         """Visit every layer once with all live states.
@@ -185,25 +189,35 @@ class Sweep:
         self.counter.add(len(x), len(x) * live.tokens * self.model.shape.macs[step.position])
         return output.reshape(wide.shape)[: len(x)]
 
-    def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | list[int]]:
-        """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side."""
+    def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | torch.Tensor]:
+        """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side.
+
+        Other indices are kept on the device: bringing them there makes the host wait.
+        """
         positions = live.states.shape[1] * live.states.shape[2]
         size = max(1, self.sizes.chunk_tokens // positions)
         side_by_side = len(slots) > 0 and slots[-1] - slots[0] == len(slots) - 1
         for low in range(0, len(slots), size):
-            part = list(slots[low : low + size])
-            yield slice(part[0], part[-1] + 1) if side_by_side else part
+            part = tuple(slots[low : low + size])
+            if side_by_side:
+                yield slice(part[0], part[-1] + 1)
+                continue
+            if part not in self.indices:
+                self.indices[part] = torch.tensor(part, device=live.states.device)
+            yield self.indices[part]
 
     def _finish(self, live: Live) -> tuple[tuple[tuple[int, int], ...], torch.Tensor]:
         """Score every final state. Shapes: (coalitions, owners)."""
         states = live.states[:, 0]  # (slots, S, D)
         pairs = pairs_of(live.batch.rows, live.batch.n_nodes, live.batch.scored)
         size = max(1, self.sizes.head_rows // states.shape[1])
-        parts = []
-        for low in range(0, len(states), size):
-            parts.append(self.head.loglikelihoods(states[low : low + size], pairs))
-            self.counter.count_work(parts[-1].shape[0] * states.shape[1] * states.shape[2] * self.head.vocabulary)
-        by_slot = torch.cat(parts)
+
+        def parts() -> Iterator[torch.Tensor]:
+            for part in states.split(size):
+                yield part
+                self.counter.count_work(part.numel() * self.head.vocabulary)
+
+        by_slot = self.head.loglikelihoods(parts(), pairs)
         return pairs.owners, by_slot[list(self.tree.final_slots)]
 
 
@@ -217,8 +231,7 @@ def _fork(step: Step, live: Live) -> None:
 
 def _keep_scored(live: Live) -> None:
     """Drop all positions but the scored ones. Shapes: (slots, g, T, D) → (slots, 1, S, D)."""
-    index = torch.tensor(live.batch.scored, device=live.states.device)  # (S,) into g · T
-    live.states = live.states.flatten(1, 2)[:, index][:, None]
+    live.states = live.states.flatten(1, 2)[:, live.scored][:, None]
     if live.pending is not None:
-        live.pending = live.pending.flatten(1, 2)[:, index][:, None]
+        live.pending = live.pending.flatten(1, 2)[:, live.scored][:, None]
     live.scored_only = True

@@ -12,6 +12,8 @@ from lowmem_layers.game.answers.interactions import interactions
 def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -> pa.Table:
     """Lay out the interactions of neighbouring sublayers: one row for each task (and their mean, `all`) and pair.
 
+    `given_removed` names what lies between the two: the interaction is that of models in which it is gone.
+
     Raises:
         UsageError: no windows of two or more sublayers were removed, or removal orders were walked instead.
     """
@@ -35,6 +37,9 @@ def interaction_table(run: Run, value: str | None = None, level: float = 0.95) -
             "ci_high": found.ci.high,
             "p_adjusted": found.p_adjusted,
             "kind": [found.kind(pair) for pair in range(len(found.value))],
+            "given_removed": [
+                "+".join(found.players[i + 1 : j]) for i, j in zip(found.first, found.second, strict=True)
+            ],
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
