@@ -15,6 +15,7 @@ import numpy as np
 from lowmem_layers.findings.cautions import cautions
 from lowmem_layers.findings.importance import N_TOP, estimates
 from lowmem_layers.findings.paper import refusal, tables_of
+from lowmem_layers.findings.perplexity import perplexity_lines
 from lowmem_layers.findings.statement import verdict
 from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
 from lowmem_layers.game.answers.importance import Importance
@@ -89,7 +90,7 @@ class Findings:
     same, none where nothing was removed. `cornerstones` has the verdict on each task whose metric has a chance level.
     `paper` holds the paper's tables 1 to 4, where the run is one of their kind. `lines` say what matters most,
     `cautions` what must be known before any number is read, `verdict` what a statement to stop at has proven, `cut`
-    which items were too long for the model.
+    which items were too long for the model, `perplexities` those of the harness' tasks that have one.
     """
 
     sides: tuple[Side, ...]
@@ -100,6 +101,7 @@ class Findings:
     verdict: str
     cut: str
     cautions: tuple[str, ...] = ()
+    perplexities: tuple[str, ...] = ()
 
 
 def find(run: Run) -> Findings:
@@ -146,7 +148,8 @@ def compute_findings(run: Run) -> Findings:
     lines = tuple(cornerstone_lines(judged, tasks, sides))
     found = [(side.words, side.unit, side.scale, side.overall) for side in sides]
     careful = cautions([(each.task, each.level.ci.low[0], each.chance) for each in tasks], found)
-    return Findings(sides, tasks, judged, paper, lines, verdict(run), cut_line(run.values.rows_done), careful)
+    cut, perplexities = cut_line(run.values.rows_done), perplexity_lines(run)
+    return Findings(sides, tasks, judged, paper, lines, verdict(run), cut, careful, perplexities)
 
 
 def side(run: Run, value: str | None) -> Side:

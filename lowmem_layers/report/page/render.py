@@ -113,7 +113,7 @@ def _part(run: Run, findings: Findings) -> Part:
         warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
         answer=answer(run, findings) if findings.sides else (),
-        lines=(*findings.cautions, *findings.lines),
+        lines=(*findings.cautions, *findings.perplexities, *findings.lines),
         levels=level_rows(findings.tasks),
         facts=facts(manifest),
         commands=commands(run),
