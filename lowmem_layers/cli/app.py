@@ -52,7 +52,7 @@ class _InOrder(click.Group):
 
 
 for _name, _command in (*_COMMANDS.items(), *tasks.commands.items()):
-    _command.epilog = epilog(_name)
+    _command.epilog = epilog(_name) or _command.epilog
 
 
 @click.group(

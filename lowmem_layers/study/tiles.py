@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -39,6 +40,7 @@ from lowmem_layers.study.events import (
 )
 from lowmem_layers.tasks.items import EncodedItem
 
+LOOKS = 100  # a statement to stop at is looked at whenever the items have grown by one part in so many
 _N_LEADERS = 5
 
 
@@ -76,10 +78,13 @@ def score_tiles(
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
     work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
 
-    # 1) the work is announced: what there is, and what earlier calls left finished
+    # 1) the work is announced; what is left of it
     announce(_planned(values, prepared, work))
     lost = set(finished_tiles(folder, len(plan.tiles))) - set(values.tiles)  # damaged: they do not stay in the record
-    stopped = "" if lost else _proven(values, announce)
+    before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
+    stopped = ""
+    if not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items)):
+        stopped = _proven(values, announce)
     rest = [] if stopped else sorted(set(range(len(plan.tiles))) - lost - set(values.tiles))
     left = [*sorted(lost), *rest]
     if left:
@@ -97,9 +102,21 @@ def score_tiles(
         spent = clock() - start
         announce(TileCommitted(tile, len(encoded[tile]), sum(work[tile]), *done, spent, ahead, standing(values)))
         lost.discard(tile)
-        if not lost and (stopped := _proven(values, announce)):
+        before = values.n_items - len(plan.tiles[tile])
+        looked = not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items))
+        if looked and (stopped := _proven(values, announce)):
             break
     return stopped
+
+
+def is_look(before: int, after: int, n_items: int) -> bool:
+    """Tell whether a statement to stop at is looked at when the finished items grow from `before` to `after`.
+
+    A look takes all items in, so looks lie as far apart as items grow by one part in `LOOKS`: together they then cost
+    no more than so many looks at the end, whatever the size of tiles. The evidence holds at whatever times one looks.
+    When they are follows from the counts alone: a resumed run stops where an uninterrupted one does.
+    """
+    return after == n_items or before == 0 or int(LOOKS * math.log(after)) > int(LOOKS * math.log(before))
 
 
 def _planned(values: CollectedValues, prepared: Prepared, work: Sequence[Sequence[int]]) -> RunPlanned:
