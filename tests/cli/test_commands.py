@@ -32,6 +32,7 @@ COMMANDS = [
     "prune",
     "proxies",
     "power",
+    "items",
     "models",
     "tasks",
     "doctor",

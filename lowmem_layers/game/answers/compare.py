@@ -25,6 +25,7 @@ from lowmem_layers.game.answers.matching import (
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import Order
+from lowmem_layers.game.uncertainty.disattenuation import Corrected, corrected
 from lowmem_layers.game.uncertainty.errors import (
     Influence,
     contributions,
@@ -75,6 +76,7 @@ class Comparison:
     correction: str
     level: float
     agreement: Agreement
+    corrected: Corrected
 
 
 def compare(
@@ -124,6 +126,7 @@ def compare(
         agreement=agreement(
             first.value, second.value, first.pieces, second.pieces, whole.dof, level=level, top_k=top_k, seed=seed
         ),
+        corrected=corrected(first.value, second.value, first.pieces, second.pieces, whole.dof, level=level, seed=seed),
     )
 
 
