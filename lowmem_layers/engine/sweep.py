@@ -20,9 +20,10 @@ from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.player import Role
 from lowmem_layers.game.players.tree import PrefixTree, Step
-from lowmem_layers.model.anatomy.branches import branch_output
+from lowmem_layers.model.anatomy.branches import branch_output, run_layer
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
+from lowmem_layers.model.anatomy.removal import layer_without
 from lowmem_layers.model.homes.store import Visit
 
 
@@ -144,9 +145,16 @@ class Sweep:
 
     def _visit(self, layer: int, live: Live) -> None:
         """Advance the states of one batch through one layer."""
-        steps = self._steps(layer)
+        steps, program = self._steps(layer), self.model.programs[layer]
         attn, ffn = steps.get("attn"), steps.get("ffn")
-        if self.model.programs[layer].parallel and attn and ffn:
+        is_last = layer == len(self.model.programs) - 1
+        if program.whole:
+            self._run_whole(layer, steps, live)
+            if is_last:
+                _keep_scored(live)
+            live.stretcher.forget()
+            return
+        if program.parallel and attn and ffn:
             # The feed-forward reads the same input as attention, whose output is kept apart until then.
             live.pending = torch.zeros_like(live.states[: self.tree.live_slots[ffn.position]])
             _fork(attn, live)
@@ -154,8 +162,7 @@ class Sweep:
                 live.pending[rows] = self._branch(layer, "attn", attn, live.states[rows], live)
         elif attn:
             self._advance(layer, "attn", attn, live)
-        is_last = layer == len(self.model.programs) - 1
-        if is_last:
+        if is_last and not program.ffn_mixes:
             _keep_scored(live)
         if ffn:
             self._advance(layer, "ffn", ffn, live)
@@ -163,9 +170,37 @@ class Sweep:
             n_live = self.tree.live_slots[ffn.position]
             live.states[:n_live].add_(live.pending[:n_live])
             live.pending = None
-        if isinstance(scale := self.model.programs[layer].anatomy.scale, torch.Tensor):
+        if isinstance(scale := program.anatomy.scale, torch.Tensor):
             live.states.mul_(scale)
+        if is_last and program.ffn_mixes:
+            _keep_scored(live)
         live.stretcher.forget()
+
+    def _run_whole(self, layer: int, steps: Mapping[Role, Step], live: Live) -> None:
+        """Advance all states by the layer's own forward, each without the sublayers that it has removed."""
+        anatomy, call = self.model.programs[layer].anatomy, live.calls[layer]
+        # 1) fork at all of the layer's sublayers; who is copied has what its source has
+        n_live = 1 if layer == 0 else self.tree.live_slots[min(step.position for step in steps.values()) - 1]
+        present: list[frozenset[Role]] = [frozenset[Role]()] * n_live
+        for role, step in steps.items():
+            _fork(step, live)
+            present += [present[source] for source, _ in step.copies]
+            advanced = set(step.advanced)
+            for slot in advanced:
+                present[slot] = present[slot].union((role,))
+            self.counter.applications += len(advanced)
+        # 2) states with the same sublayers together
+        for kept in dict.fromkeys(present):
+            slots = [slot for slot, roles in enumerate(present) if roles == kept]
+            macs = sum(self.model.shape.macs[steps[role].position] for role in kept)
+            with layer_without(anatomy, *(role for role in steps if role not in kept)):
+                for rows in self._chunks(slots, live):
+                    wide = _widened(live.states[rows])  # (c, g, T, D)
+                    stretched = live.stretcher.stretch(layer, call, len(wide))
+                    output = run_layer(anatomy, wide.flatten(0, 1), stretched).reshape(wide.shape)
+                    n_states = live.states[rows].shape[0]
+                    live.states[rows] = output[:n_states]
+                    self.counter.count_work(n_states * live.tokens * macs)
 
     def _advance(self, layer: int, role: Role, step: Step, live: Live) -> None:
         """Fork, then add a sublayer's output to the states that keep it, in place."""
@@ -181,9 +216,7 @@ class Sweep:
     def _branch(self, layer: int, role: Role, step: Step, x: torch.Tensor, live: Live) -> torch.Tensor:
         """Compute what one sublayer adds to one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
         program = self.model.programs[layer]
-        n_positions = x.shape[0] * x.shape[1] * x.shape[2]
-        # So few positions would be multiplied by another kernel, which rounds differently: repeat them.
-        wide = x.repeat(-(-LEAST_ROWS // n_positions), 1, 1, 1) if n_positions < LEAST_ROWS else x
+        wide = _widened(x)
         call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(wide))
         output = branch_output(program.anatomy, role, program.forms[role], wide.flatten(0, 1), call)  # (c·g, T, D)
         self.counter.add(len(x), len(x) * live.tokens * self.model.shape.macs[step.position])
@@ -219,6 +252,15 @@ class Sweep:
 
         by_slot = self.head.loglikelihoods(parts(), pairs)
         return pairs.owners, by_slot[list(self.tree.final_slots)]
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """Repeat so few positions as would be multiplied by another kernel, which rounds differently.
+
+    Shapes: `x` (c, g, T, D), the result as many states or more.
+    """
+    n_positions = x.shape[0] * x.shape[1] * x.shape[2]
+    return x.repeat(-(-LEAST_ROWS // n_positions), 1, 1, 1) if n_positions < LEAST_ROWS else x
 
 
 def _fork(step: Step, live: Live) -> None:

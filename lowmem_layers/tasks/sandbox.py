@@ -29,6 +29,7 @@ FAILURES = (  # what a template can raise when it meets a record or a chat
     TypeError,
     ValueError,
     AttributeError,
+    NameError,  # of a number such as 1e400, which Jinja writes into its Python code as `inf`
     RecursionError,
     MemoryError,
 )

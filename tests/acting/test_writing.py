@@ -165,7 +165,7 @@ def test_the_embedded_model_is_exact(form, names, tmp_path):
     found = inspect_dense(ModelSpec(dtype="float32"), None)
     removed = parse_coalition(names, found.shape.players)
     notes = write_pruned(found, removed, FORMS[form], tmp_path / "out", print)
-    assert "quantised (GGUF Q4_1 and others)" in notes[0]
+    assert "quantised (GGUF Q4_1" in notes[0]
     engine = ready_engine(load_model(ModelSpec(dtype="float32")))
     task = load_tasks(["quick"], limit=6)[0]
     items = encode_task(task, found.tokenizer, bos="auto", max_length=found.max_length)
