@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 
-# Vermillion and blue of Okabe and Ito: told apart with every common colour vision deficiency; markers differ too.
+# Vermillion of Okabe and Ito and a darker shade of their blue: told apart with every common colour vision deficiency,
+# and in grey by their lightness (54 and 34 of 100); markers differ too.
 ATTENTION = "#D55E00"
-FEED_FORWARD = "#0072B2"
+FEED_FORWARD = "#00528A"
 QUIET = "#555555"
 GROUP = "#009E73"  # players that are groups of sublayers
 MARKERS = {ATTENTION: "o", FEED_FORWARD: "s", GROUP: "D"}
-FULL_WIDTH_IN = 6.9  # a text width of two columns
+FULL_WIDTH_IN, COLUMN_IN = 6.9, 3.3  # a text of two columns, and one of them
 FORMATS = ("svg", "png", "pdf")
 
 # Control characters (XML has no place for them), half surrogates and non-characters (nor has UTF-8 or XML for these),
