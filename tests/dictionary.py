@@ -37,6 +37,9 @@ class DictionaryEngine:
         order = list(range(len(items)))[::2] + list(range(len(items)))[1::2]
         return [order[start : start + self.tile_items] for start in range(0, len(order), self.tile_items)]
 
+    def check_tiles(self, tiles: Sequence[Sequence[Any]], coalitions: Sequence[Any]) -> None:
+        """Find that every tile fits."""
+
     def score(self, items: Sequence[Any], coalitions: Sequence[Any], on_work: Any = None) -> list[np.ndarray]:
         """Draw numbers that depend on item and coalition only."""
         if self.fail_at is not None and len(self.scored) >= self.fail_at:
@@ -77,7 +80,7 @@ class Bench:
     metrics: dict[str, str] = field(default_factory=dict)
     calls: int = 0
 
-    def prepare(self, spec: Specification, announce: Callable[[Any], None]) -> Prepared:
+    def prepare(self, spec: Specification, announce: Callable[[Any], None], earlier: Any = None) -> Prepared:
         """Stand in for loading a model."""
         self.calls += 1
         names = spec.tasks

@@ -59,6 +59,7 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
         ("sublayer applications", f"{work.applications:,} a token (naively {work.naive_applications:,})"),
         ("items", f"{len(tokens.trunk):,}"),
         ("tokens", f"{sum(tokens.trunk):,}, scored {sum(tokens.scored):,} ({tokens.whose})"),
+        ("items cut on the left", "not known" if tokens.n_cut is None else f"{tokens.n_cut:,}"),
         ("floating-point operations", f"{work.flops:.3g}"),
         ("weights at home", f"{format_bytes(shape.n_bytes.packed)} ({memory.home})"),
         ("weights in the slot", format_bytes(memory.slots)),

@@ -52,7 +52,7 @@ def summarise(run: Run, findings: Findings, page: Path, console: Console | None 
         levels.add_row(*(Text(visible(cell)) for cell in row))
     console.print(levels)
     # 3) what this says, and where to read on
-    for line in (*([findings.verdict] if findings.verdict else []), *findings.lines, ""):
+    for line in (*filter(None, (findings.cut, findings.verdict)), *findings.lines, ""):
         say(line, whole=False)
     say(f"run folder  {run.folder}")
     say(f"report      {page} (open it in a browser)")

@@ -18,7 +18,6 @@ from lowmem_layers.game.players.tree import PrefixTree
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.tasks.items import EncodedItem
 
-_CPU_STATES_BYTES = 2 << 30
 _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
 _LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 _LEAST_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
@@ -136,24 +135,32 @@ def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: i
     return max(item_bytes + chunk, -(-item_bytes * _CHUNK_SHARE // (_CHUNK_SHARE - 1)))
 
 
-def needed_room(shape: ModelShape, device: torch.device, item_bytes: int) -> int:
-    """Count the least that is needed besides the weights: the states of the largest item, and a chunk. Units: bytes."""
-    return least_room(Widths.of(shape), sizes_for(device, shape.vocabulary), device, item_bytes)
+def needed_room(shape: ModelShape, device: torch.device, item_bytes: int, sizes: Sizes | None = None) -> int:
+    """Count the least that is needed besides the weights: the states of the largest item, and a chunk.
+
+    Units: bytes; `sizes` are those of a run that goes on (None: they may be chosen).
+    """
+    widths = Widths.of(shape)
+    if sizes is not None:
+        return item_bytes + widths.chunk_bytes(sizes)
+    return least_room(widths, sizes_for(device, shape.vocabulary), device, item_bytes)
 
 
-def check_largest(shape: ModelShape, device: torch.device, item_bytes: int, budget_bytes: int) -> None:
+def check_largest(
+    shape: ModelShape, device: torch.device, item_bytes: int, budget_bytes: int, sizes: Sizes | None = None
+) -> None:
     """Refuse before a weight is read what the engine would refuse afterwards: an item that its budget does not hold.
 
-    Units: bytes.
+    Units: bytes; `sizes` are those of a run that goes on (None: they are chosen).
 
     Raises:
         BudgetError: the states of the largest item, or one chunk, do not fit.
     """
     widths = Widths.of(shape)
-    sizes = sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget_bytes)
+    sizes = sizes or sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget_bytes)
     given = widths.room_beside(sizes, budget_bytes)
     if item_bytes > given:
-        raise _too_large("the longest item", item_bytes, given)
+        raise too_large("the longest item", item_bytes, given)
 
 
 def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: PrefixTree, deepest: int) -> int:
@@ -179,18 +186,6 @@ def tile_work_for(device: torch.device) -> int:
     return _TILE_WORK[device.type]
 
 
-def states_bytes(limit: int | None, used: int, free: int | None) -> int:
-    """Decide how much memory the states of a tile may take.
-
-    With a limit, what the model leaves of it. Without a limit, 2 GiB of RAM or 60 % of a GPU's free memory.
-
-    Units: bytes; `used` by the model, `free` of the GPU beside the model (None on a CPU).
-    """
-    if limit is not None:
-        return max(1, limit - used)
-    return _CPU_STATES_BYTES if free is None else int(0.6 * free)
-
-
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:
     """Cut items, in the given order, into tiles that keep within the memory and the work of a tile.
 
@@ -202,7 +197,7 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
     for index in order:
         cost = costs[index]
         if cost.n_bytes > budget_bytes:
-            raise _too_large(f"item {index}", cost.n_bytes, budget_bytes)
+            raise too_large(f"item {index}", cost.n_bytes, budget_bytes)
         if not tiles or n_bytes + cost.n_bytes > budget_bytes or work + cost.work > tile_work:
             tiles.append([])
             n_bytes = work = 0
@@ -212,7 +207,8 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
     return tiles
 
 
-def _too_large(whose: str, n_bytes: int, given: int) -> BudgetError:
+def too_large(whose: str, n_bytes: int, given: int) -> BudgetError:
+    """Say that states do not fit. Units: bytes."""
     return BudgetError(
         f"the states of {whose} take {n_bytes / 2**20:,.0f} MiB; {given / 2**20:,.0f} MiB are given",
         "give more memory, remove fewer sublayers at once (--max-removed), or leave very long items out",

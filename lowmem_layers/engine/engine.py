@@ -16,8 +16,8 @@ from lowmem_layers.engine.budget import (
     plan_tiles,
     sizes_for,
     sizes_within,
-    states_bytes,
     tile_work_for,
+    too_large,
 )
 from lowmem_layers.engine.examination import Verdict, examine_engine
 from lowmem_layers.engine.scoring import Head
@@ -27,6 +27,7 @@ from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.memory import available_device_bytes
+from lowmem_layers.model.placement import usual_states_bytes
 from lowmem_layers.tasks.items import EncodedItem
 
 _STATES_A_CHUNK = 8  # at least so many states of a batch fill a chunk, where there are as many
@@ -57,7 +58,7 @@ class Engine:
     ) -> None:
         self.model = model
         free = available_device_bytes(model.device) if model.device.type == "cuda" else None
-        self.budget_bytes = budget_bytes or states_bytes(None, 0, free)
+        self.budget_bytes = budget_bytes or usual_states_bytes(free)
         # What suits the device, and leaves room for states.
         usual = sizes_for(model.device, model.shape.vocabulary)
         self.sizes = sizes or sizes_within(usual, Widths.of(model.shape), model.device, self.budget_bytes)
@@ -106,6 +107,18 @@ class Engine:
         order = sorted(range(len(items)), key=lambda i: (first[items[i].task, items[i].cluster], i))
         given = Widths.of(self.model.shape).room_beside(self.sizes, self.budget_bytes)
         return plan_tiles(self.costs(items, coalitions), order, given, self.tile_work)
+
+    def check_tiles(self, tiles: Sequence[Sequence[EncodedItem]], coalitions: Sequence[Removed]) -> None:
+        """See that tiles of an earlier call fit the memory that is given now.
+
+        Raises:
+            BudgetError: the states of a tile, or one chunk, do not fit.
+        """
+        given = Widths.of(self.model.shape).room_beside(self.sizes, self.budget_bytes)
+        for number, items in enumerate(tiles):
+            needed = sum(cost.n_bytes for cost in self.costs(items, coalitions))
+            if needed > given:
+                raise too_large(f"tile {number} of this run", needed, given)
 
     def costs(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> list[ItemCost]:
         """Count what each item takes in a tile, laid out on its own."""

@@ -8,8 +8,8 @@ alone. A sublayer that every coalition removes is neither computed nor fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -33,6 +33,12 @@ class Sizes:
     chunk_tokens: int
     head_rows: int
     softmax_rows: int
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, float]) -> Sizes | None:
+        """Take the sizes that a run's record has (None: it has none)."""
+        names = [each.name for each in fields(cls)]
+        return cls(*(int(recorded[name]) for name in names)) if all(name in recorded for name in names) else None
 
 
 @dataclass

@@ -24,6 +24,7 @@ from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.record.items import ItemRow
 from lowmem_layers.tasks.metrics import Metric, metric_named
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Findings:
     `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
     same, none where nothing was removed. `cornerstones` has the verdict on each task whose metric has a chance level.
     `paper` holds the paper's tables 1 to 4, where the run is one of their kind. `lines` say what matters most,
-    `verdict` what a statement to stop at has proven.
+    `verdict` what a statement to stop at has proven, `cut` which items were too long for the model.
     """
 
     sides: tuple[Side, ...]
@@ -95,6 +96,7 @@ class Findings:
     paper: PaperTables | None
     lines: tuple[str, ...]
     verdict: str
+    cut: str
 
 
 def find(run: Run) -> Findings:
@@ -138,7 +140,8 @@ def compute_findings(run: Run) -> Findings:
             if each.chance is not None
         )
     paper = tables_of([run]) if sides and refusal(run) is None else None
-    return Findings(sides, tasks, judged, paper, tuple(cornerstone_lines(judged, tasks, sides)), verdict(run))
+    lines = tuple(cornerstone_lines(judged, tasks, sides))
+    return Findings(sides, tasks, judged, paper, lines, verdict(run), cut_line(run.values.rows_done))
 
 
 def side(run: Run, value: str | None) -> Side:
@@ -188,6 +191,17 @@ def cornerstone_lines(
     ]
     lines += [f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}" for side in sides]
     return lines + [f"(rule: {found.rule})" for _, found in judged[:1]]
+
+
+def cut_line(rows: Sequence[ItemRow]) -> str:
+    """Say in one line which tasks have items that were too long for the model; empty where there are none."""
+    told = []
+    for task in dict.fromkeys(row.task for row in rows):
+        most = [max(lost or 0 for lost in row.n_cut) for row in rows if row.task == task]  # (items of the task,)
+        n_cut = sum(lost > 0 for lost in most)
+        if n_cut:
+            told.append(f"{n_cut:,} of {len(most):,} items of {task} (up to {max(most):,} tokens)")
+    return f"too long for the model, and cut on the left: {', '.join(told)}" if told else ""
 
 
 def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:

@@ -32,7 +32,7 @@ from lowmem_layers.model.spec import EMBEDDED_MODEL, ModelSpec
 from lowmem_layers.record.spec import Specification, StudySpec, one_of
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.prepare import model_spec, read_tasks
-from lowmem_layers.tasks import encode_task
+from lowmem_layers.tasks import encode_tasks
 from lowmem_layers.tasks.encode import Bos
 from lowmem_layers.tasks.items import Task
 
@@ -53,13 +53,17 @@ _SPLITS = {"boolq": 3270, "arc_easy": 2376, "arc_challenge": 1172, "piqa": 1838,
 
 @dataclass(frozen=True)
 class Subject:
-    """The model that a forecast is about. `whose` tokenizer counts its tokens. Units: `max_length` in tokens."""
+    """The model that a forecast is about. `whose` tokenizer counts its tokens. Units: `max_length` in tokens.
+
+    `n_known` is the number of tokens that the model knows; None where the tokenizer is not the model's own.
+    """
 
     shape: ModelShape
     config: Any
     tokenizer: Any
     whose: str
     max_length: int
+    n_known: int | None
     device: torch.device
     dtype: torch.dtype
 
@@ -123,15 +127,15 @@ def look_at(request: ModelSpec) -> Subject:
     """
     if request.model not in SHIPPED or Path(request.model).exists():
         found = inspect_model(request)
-        name = found.source.name
-        return Subject(found.shape, found.config, found.tokenizer, name, found.max_length, found.device, found.dtype)
+        own = (found.tokenizer, found.source.name, found.max_length, found.shape.vocabulary)
+        return Subject(found.shape, found.config, *own, found.device, found.dtype)
     device = resolve_device(request.device)
     dtype = resolve_dtype(request.dtype, device)
     embedded = replace(request, model=EMBEDDED_MODEL)
     tokenizer, config = read_tokenizer(find_source(embedded), embedded), shipped_config(request.model)
     shape = shape_of(config, _TARGETS[request.quant], dtype, process_bytes=resident_bytes())
     longest = longest_input(config.get_text_config(decoder=True), tokenizer)
-    return Subject(shape, config, tokenizer, EMBEDDED_MODEL, longest, device, dtype)
+    return Subject(shape, config, tokenizer, EMBEDDED_MODEL, longest, None, device, dtype)
 
 
 def tasks_at_hand(spec: Specification) -> list[Task] | None:
@@ -149,18 +153,21 @@ def tasks_at_hand(spec: Specification) -> list[Task] | None:
 
 
 def count_tokens(tasks: Sequence[Task], subject: Subject, bos: Bos) -> Tokens:
-    """Lay each item out as the engine would for a model that takes tries, and count."""
+    """Lay each item out as the engine would for a model that takes tries, and count.
+
+    Raises:
+        TaskError: an item cannot be encoded, or has a token that the model does not know.
+    """
     deepest = verified_length(subject.config.get_text_config(decoder=True), subject.max_length)
-    laid_out = [
-        lay_out([item], float, deepest)
-        for task in tasks
-        for item in encode_task(task, subject.tokenizer, bos=bos, max_length=subject.max_length)
-    ]
+    limits = {"max_length": subject.max_length, "n_known": subject.n_known}
+    items = encode_tasks(tasks, subject.tokenizer, bos=bos, **limits)
+    laid_out = [lay_out([item], float, deepest) for item in items]
     return Tokens(
         trunk=tuple(sum(map(len, rows)) for rows in laid_out),
         scored=tuple(sum(len(row.scored_nodes) for row in rows) for rows in laid_out),
         squares=tuple(sum(len(row) ** 2 for row in rows) for rows in laid_out),
         whose=f"counted with the tokenizer of {subject.whose}",
+        n_cut=sum(any(choice.n_cut for choice in item.choices) for item in items),
     )
 
 

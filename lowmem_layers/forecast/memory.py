@@ -12,15 +12,16 @@ from lowmem_layers.engine.budget import (
     plan_tiles,
     sizes_for,
     sizes_within,
-    states_bytes,
     tile_work_for,
 )
 from lowmem_layers.forecast.machine import Machine
 from lowmem_layers.game.players.tree import PrefixTree
 from lowmem_layers.model.memory import available_host_bytes
-from lowmem_layers.model.placement import place_with_states
+from lowmem_layers.model.placement import GPU_CONTEXT_BYTES, limits_now, place_with_states
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.model.spec import Offload
+
+_PLENTY_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ class Tokens:
     """What the tasks come to, an item an entry.
 
     Units: `trunk` in tokens of the item's rows, of which `scored` are; `squares` adds up its rows' squared lengths.
-    `whose` says whose tokens these are, and where from.
+    `whose` says whose tokens these are, and where from; `n_cut` items are too long for the model (None: not known).
     """
 
     trunk: tuple[int, ...]
     scored: tuple[int, ...]
     squares: tuple[int, ...]
     whose: str
+    n_cut: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,18 +84,17 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
     widths = Widths.of(shape)
     costs = [widths.count(*item, tree) for item in zip(tokens.trunk, tokens.scored, tokens.squares, strict=True)]
     # 1) where the weights live; a machine with a named card is taken to have host memory enough
-    here = shape.n_bytes.process + available_host_bytes() if machine.measured else None
-    gpu_limit = min(limits.gpu or machine.memory_bytes, machine.memory_bytes) if on_gpu else None
-    placed = place_with_states(
-        shape.n_bytes, limits.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=limits.cpu or here,
-        room=needed_room(shape, device, max((cost.n_bytes for cost in costs), default=0)),
-    )  # fmt: skip
+    allowed = limits_now(
+        on_gpu=on_gpu,
+        gpu=limits.gpu,
+        cpu=limits.cpu,
+        free_gpu=machine.memory_bytes - GPU_CONTEXT_BYTES if on_gpu else 0,
+        free_cpu=shape.n_bytes.process + available_host_bytes() if machine.measured else _PLENTY_BYTES,
+    )
+    room = needed_room(shape, device, max((cost.n_bytes for cost in costs), default=0))
+    placed = place_with_states(shape.n_bytes, limits.offload, allowed, room=room)
     # 2) what they leave for states and a chunk, and the tiles that this makes
-    if on_gpu:
-        given = None if limits.gpu is None else gpu_limit
-        budget = states_bytes(given, placed.gpu_bytes, machine.memory_bytes - placed.gpu_bytes)
-    else:
-        budget = states_bytes(limits.cpu, placed.cpu_bytes, None)
+    budget = placed.states_bytes
     sizes = sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget)
     tiles = plan_tiles(costs, range(len(costs)), widths.room_beside(sizes, budget), tile_work_for(device))
     # 3) the largest tile, with chunks no larger than what there is to fill them

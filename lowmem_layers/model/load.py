@@ -32,7 +32,7 @@ from lowmem_layers.model.homes.places import Place, streamed_places
 from lowmem_layers.model.homes.staging import StagedFeed, lane_to
 from lowmem_layers.model.homes.store import Feed, StreamingStore
 from lowmem_layers.model.memory import available_device_bytes, available_host_bytes, resident_bytes
-from lowmem_layers.model.placement import Placement, place_with_states
+from lowmem_layers.model.placement import Placement, limits_now, place_with_states
 from lowmem_layers.model.shape import ModelShape, shape_from
 from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.model.spec import ModelSpec
@@ -164,11 +164,14 @@ def choose_place(inspection: Inspection, room_bytes: int = 0) -> Placement:
         BudgetError: no home that was allowed leaves that much.
     """
     request, sizes, on_gpu = inspection.request, inspection.shape.n_bytes, inspection.device.type == "cuda"
-    gpu_limit = request.max_gpu_memory or (available_device_bytes(inspection.device) if on_gpu else None)
-    cpu_limit = request.max_cpu_memory or sizes.process + available_host_bytes()
-    return place_with_states(
-        sizes, request.offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, room=room_bytes
+    limits = limits_now(
+        on_gpu=on_gpu,
+        gpu=request.max_gpu_memory,
+        cpu=request.max_cpu_memory,
+        free_gpu=available_device_bytes(inspection.device) if on_gpu else 0,
+        free_cpu=sizes.process + available_host_bytes(),
     )
+    return place_with_states(sizes, request.offload, limits, room=room_bytes)
 
 
 def fill_model(inspection: Inspection, placement: Placement, announce: Announce = silent) -> DecoderModel:

@@ -5,7 +5,7 @@ Everything here is arithmetic on byte counts that are known before a weight is r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lowmem_layers.errors import BudgetError
@@ -18,6 +18,12 @@ _WORKSPACE_BYTES = 48 << 20  # quantising works in pieces; and what the allocato
 # a run that a plan does not import (5 MiB).
 _LATER_BYTES = 96 << 20
 _RESERVED_SHARE = 8  # one eighth of the memory is left for residual states
+_USUAL_STATES_BYTES = 2 << 30  # of RAM, where no limit is given: more would not make a CPU faster
+# What a process takes of a GPU besides torch's own allocations: the CUDA context with torch's kernels (300 to 500 MB by
+# card and driver), and the workspaces of cuBLAS (32 MiB on data-centre cards) and of bitsandbytes.
+GPU_CONTEXT_BYTES = 512 << 20
+_GPU_WORKSPACE_BYTES = 64 << 20
+_FREE_SHARE = 10  # of a GPU's free memory one tenth is left to other programs, whose needs change
 _STEP_BYTES = 64 << 20  # limits are suggested in steps of 64 MiB
 _HOMES: dict[Offload, tuple[HomeName, ...]] = {
     "none": ("device",),
@@ -52,7 +58,8 @@ class Placement:
     """A home, and the memory that the model takes there.
 
     Units: `gpu_bytes` and `cpu_bytes` while running, without states; `loading_bytes` of host memory at most while it is
-    loaded. `one_expert`: a mixture's experts are brought into the slot one at a time.
+    loaded; `states_bytes` is left on the computing device for states and what is computed of them.
+    `one_expert`: a mixture's experts are brought into the slot one at a time.
     """
 
     home: HomeName
@@ -62,6 +69,7 @@ class Placement:
     slot_bytes: int
     staging_bytes: int
     one_expert: bool = False
+    states_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,11 +99,20 @@ NO_SPARE = Spare()
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """What may be taken. Units: bytes; None sets no limit. `on_gpu`: the GPU computes, and not the CPU."""
+    """What may be taken. Units: bytes. `on_gpu`: the GPU computes, and not the CPU.
+
+    `states` is the most that states take where a single item does not need more (None: all that is left).
+    """
 
     on_gpu: bool
-    gpu: int | None
-    cpu: int | None
+    gpu: int
+    cpu: int
+    states: int | None = None
+
+    def left_by(self, placement: Placement, room: int) -> int:
+        """Count what a placement leaves on the computing device, for states of which an item needs `room` bytes."""
+        left = self.gpu - placement.gpu_bytes if self.on_gpu else self.cpu - placement.cpu_bytes
+        return left if self.states is None else min(left, max(self.states, room))
 
     def broken_by(self, placement: Placement, spare: Spare) -> dict[str, tuple[int, int]]:
         """List the limits that a placement breaks: option name → bytes needed and given."""
@@ -103,9 +120,9 @@ class MemoryLimits:
         running = placement.cpu_bytes if self.on_gpu else spare.beside(placement.cpu_bytes)
         cpu = max(placement.loading_bytes, running)
         broken = {}
-        if self.on_gpu and self.gpu is not None and gpu > self.gpu:
+        if self.on_gpu and gpu > self.gpu:
             broken["--max-gpu-memory"] = (gpu, self.gpu)
-        if self.cpu is not None and cpu > self.cpu:
+        if cpu > self.cpu:
             broken["--max-cpu-memory"] = (cpu, self.cpu)
         return broken
 
@@ -121,49 +138,62 @@ def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool 
     on_host += _LATER_BYTES
     if not on_gpu:
         return Placement(home, 0, on_host + running, loading, slots, staging, one_expert)
-    on_device = running + (sizes.packed if home == "device" else 0)
+    on_device = GPU_CONTEXT_BYTES + _GPU_WORKSPACE_BYTES + running + (sizes.packed if home == "device" else 0)
     # torch rounds pinned memory up to powers of two
     pinned = 2 * (1 << max(0, sizes.layer_packed - 1).bit_length()) if staging else 0
     return Placement(home, on_device, on_host + pinned, loading, slots, staging, one_expert)
 
 
-def place(
-    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None,
-    spare: Spare = NO_SPARE,
-) -> Placement:  # fmt: skip
+def usual_states_bytes(free_gpu: int | None) -> int:
+    """Count what states may take where nobody says it: of RAM, or of what is free on a GPU. Units: bytes."""
+    return _USUAL_STATES_BYTES if free_gpu is None else free_gpu - free_gpu // _FREE_SHARE
+
+
+def limits_now(*, on_gpu: bool, gpu: int | None, cpu: int | None, free_gpu: int, free_cpu: int) -> MemoryLimits:
+    """Turn what the user allows and what is free into limits: never more than there is.
+
+    Units: bytes; `gpu` and `cpu` as given by the options (None: not given); `free_gpu` besides this process's CUDA
+    context, `free_cpu` with what this process has already.
+    """
+    gpu_limit = 0
+    if on_gpu:
+        free = GPU_CONTEXT_BYTES + free_gpu
+        gpu_limit = GPU_CONTEXT_BYTES + usual_states_bytes(free_gpu) if gpu is None else min(gpu, free)
+    usual = _USUAL_STATES_BYTES if not on_gpu and cpu is None else None
+    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual)
+
+
+def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: Spare = NO_SPARE) -> Placement:
     """Choose the fastest home that fits: the computing device, then RAM, then disk.
 
     A mixture's experts are brought in one at a time only where no home leaves room for a slot that holds all of them:
     this unpacks an expert again for every batch of tokens, while streaming hides behind the computation.
 
-    Units: bytes.
-
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
-    limits = MemoryLimits(on_gpu, gpu_limit, cpu_limit)
+    on_gpu = limits.on_gpu
     homes: list[HomeName] = [home for home in _HOMES[offload] if on_gpu or home != "device"]
     homes = homes or ["cpu"]  # a CPU's own memory is RAM
     ways = (False, True) if sizes.expert_slots is not None else (False,)
     tried = [needed(sizes, home, on_gpu=on_gpu, one_expert=way) for way in ways for home in homes]
     for placement in tried:
         if not limits.broken_by(placement, spare):
-            return placement
+            return replace(placement, states_bytes=limits.left_by(placement, spare.room))
     raise _refusal(tried[-1], sizes, offload, limits, spare)
 
 
-def place_with_states(
-    sizes: ModelBytes, offload: Offload, *, on_gpu: bool, gpu_limit: int | None, cpu_limit: int | None, room: int = 0
-) -> Placement:
+def place_with_states(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, room: int = 0) -> Placement:
     """Choose a home that leaves an eighth of the computing device's memory for residual states, or more where needed.
+
+    The check before loading, the plan and the engine all take `states_bytes` of the result.
 
     Units: bytes; `room` is the least that the states of an item and what is computed of them at once take.
 
     Raises:
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
-    spare = Spare(_RESERVED_SHARE, room)
-    return place(sizes, offload, on_gpu=on_gpu, gpu_limit=gpu_limit, cpu_limit=cpu_limit, spare=spare)
+    return place(sizes, offload, limits, spare=Spare(_RESERVED_SHARE, room))
 
 
 def _refusal(

@@ -23,6 +23,7 @@ ITEMS_SCHEMA = pa.schema(
         ("bytes", pa.int32()),
         ("cluster", pa.string()),
         ("n_tokens", pa.int32()),
+        ("n_cut", pa.int32()),  # absent in the first records, null where it is not known
     ]
 )
 
@@ -31,7 +32,8 @@ ITEMS_SCHEMA = pa.schema(
 class ItemRow:
     """One item of the record, without its text.
 
-    Shapes: `chars`, `sizes` (bytes) and `n_tokens` (scored tokens) have one entry for each choice.
+    Shapes: `chars`, `sizes` (bytes), `n_tokens` (scored tokens) and `n_cut` (tokens lost on the left, because the model
+        takes no longer input; None where an earlier record does not say it) have one entry for each choice.
     """
 
     task: str
@@ -41,6 +43,7 @@ class ItemRow:
     chars: tuple[int, ...]
     sizes: tuple[int, ...]
     n_tokens: tuple[int, ...]
+    n_cut: tuple[int | None, ...]
 
     @property
     def n_choices(self) -> int:
@@ -59,6 +62,7 @@ def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
             item.choice_chars,
             item.choice_bytes,
             tuple(choice.n_scored for choice in item.choices),
+            tuple(choice.n_cut for choice in item.choices),
         )
         for item in items
     ]
@@ -67,19 +71,23 @@ def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
 def items_table(rows: Sequence[ItemRow]) -> pa.Table:
     """Lay the items out as a table with one row for each choice."""
     flat = [
-        (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens)
+        (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens, n_cut)
         for row in rows
-        for choice, (chars, size, n_tokens) in enumerate(zip(row.chars, row.sizes, row.n_tokens, strict=True))
+        for choice, (chars, size, n_tokens, n_cut) in enumerate(
+            zip(row.chars, row.sizes, row.n_tokens, row.n_cut, strict=True)
+        )
     ]
     return pa.table([list(column) for column in zip(*flat, strict=True)], schema=ITEMS_SCHEMA)
 
 
 def rows_from_table(table: pa.Table, path: Path) -> list[ItemRow]:
-    """Read `items_table` back.
+    """Read `items_table` back, of an earlier version too.
 
     Raises:
         RecordError: a column is missing, or an item has no gold.
     """
+    if table.column_names == ITEMS_SCHEMA.names[:-1]:  # of a version that did not count what was cut
+        table = table.append_column(ITEMS_SCHEMA.field("n_cut"), pa.nulls(len(table), pa.int32()))
     if not table.schema.equals(ITEMS_SCHEMA):
         raise RecordError(f"{path} is damaged: its columns are {', '.join(table.column_names)}", _HINT)
     flat = zip(*(table[name].to_pylist() for name in ITEMS_SCHEMA.names), strict=True)
@@ -89,8 +97,8 @@ def rows_from_table(table: pa.Table, path: Path) -> list[ItemRow]:
         gold = [row[2] for row in choices if row[3]]
         if len(gold) != 1 or [row[2] for row in choices] != list(range(len(choices))):
             raise RecordError(f"{path} is damaged: item {name} of {task} has {len(gold)} gold choices", _HINT)
-        chars, sizes, _, n_tokens = zip(*(row[4:] for row in choices), strict=True)
-        rows.append(ItemRow(task, name, gold[0], choices[0][6], chars, sizes, n_tokens))
+        chars, sizes, _, n_tokens, n_cut = zip(*(row[4:] for row in choices), strict=True)
+        rows.append(ItemRow(task, name, gold[0], choices[0][6], chars, sizes, n_tokens, n_cut))
     return rows
 
 

@@ -48,6 +48,11 @@ class CollectedValues:
         return int(self._done.sum())
 
     @property
+    def rows_done(self) -> list[ItemRow]:
+        """List the items whose tile is finished."""
+        return [row for row, done in zip(self.rows, self._done, strict=True) if done]
+
+    @property
     def every_task_begun(self) -> bool:
         """Tell whether every task has finished items."""
         return all(any(self._done[items]) for items in self._items.values())

@@ -10,6 +10,7 @@ import numpy as np
 
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.players.player import Player
+from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.events import Announce
 from lowmem_layers.tasks.items import EncodedItem
@@ -33,6 +34,10 @@ class Engine(Protocol):
 
     def plan_tiles(self, items: Sequence[Any], coalitions: Sequence[Removed]) -> list[list[int]]:
         """Group item indices into tiles."""
+        ...
+
+    def check_tiles(self, tiles: Sequence[Sequence[Any]], coalitions: Sequence[Removed]) -> None:
+        """See that tiles planned by an earlier call fit the memory given now; raise BudgetError if not."""
         ...
 
     def score(
@@ -72,6 +77,11 @@ class ReadTasks(Protocol):
 
 
 class Prepare(Protocol):
-    """Put a model, tasks and an engine together as a specification asks for them."""
+    """Put a model, tasks and an engine together as a specification asks for them.
 
-    def __call__(self, specification: Specification, announce: Announce, /) -> Prepared: ...
+    `earlier` is the engine of the call that began the run: its sizes are used again, since they decide the numbers.
+    """
+
+    def __call__(
+        self, specification: Specification, announce: Announce, earlier: EngineRecord | None, /
+    ) -> Prepared: ...

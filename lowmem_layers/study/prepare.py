@@ -9,19 +9,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowmem_layers.model.spec import ModelSpec
+from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.events import Announce, ModelExamined, StageStarted
-from lowmem_layers.tasks.items import EncodedItem, Task, check_tokens
+from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
+    from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.load import Inspection
     from lowmem_layers.model.placement import Placement
 
 
-def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[], float] = time.monotonic) -> Prepared:
+def prepare_study(
+    spec: Specification,
+    announce: Announce,
+    earlier: EngineRecord | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
+
+    `earlier` is the engine that began this run, whose chunk sizes decide the numbers: they are used again.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
@@ -31,59 +41,55 @@ def prepare_study(spec: Specification, announce: Announce, *, clock: Callable[[]
     tasks = read_tasks(spec)
     announce(StageStarted("importing torch"))
     from lowmem_layers.engine import Engine
+    from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
-    from lowmem_layers.tasks import encode_task
+    from lowmem_layers.tasks import encode_tasks
 
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model"))
     found = inspect_model(model_spec(spec))
     announce(StageStarted("encoding the items"))
-    encoded = tuple(
-        item for task in tasks for item in encode_task(task, found.tokenizer, bos=spec.bos, max_length=found.max_length)
-    )
-    check_tokens(encoded, found.shape.vocabulary)
+    limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
+    encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
     # 3) decide: where the weights live, and what that leaves for the states
-    placement, budget_bytes = place_weights(spec, found, encoded)
+    sizes = Sizes.of(earlier.sizes) if earlier is not None else None
+    placement = place_weights(spec, found, encoded, sizes)
     # 4) do: read the weights, and see whether the model can be believed
     model = fill_model(found, placement, lambda line: announce(StageStarted(line)))
     announce(StageStarted("examining the model"))
     start = clock()
-    engine = Engine(model, budget_bytes=budget_bytes)
+    engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes)
     verdict = engine.examine()
     announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
 
-def place_weights(spec: Specification, found: Inspection, encoded: Sequence[EncodedItem]) -> tuple[Placement, int]:
-    """Choose where the weights live, and count what the engine may then take for states and a chunk. Units: bytes.
+def place_weights(
+    spec: Specification, found: Inspection, encoded: Sequence[EncodedItem], sizes: Sizes | None = None
+) -> Placement:
+    """Choose where the weights live, so that the engine has enough for the largest item and a chunk of these sizes.
 
     Raises:
         UsageError: the model's players do not allow what the options ask for.
         BudgetError: the model, or the states of the largest item beside it, do not fit the memory given.
     """
-    from lowmem_layers.engine.budget import check_largest, largest_item_bytes, needed_room, states_bytes
+    from lowmem_layers.engine.budget import check_largest, largest_item_bytes, needed_room
     from lowmem_layers.engine.examination import verified_length
     from lowmem_layers.game.players.tree import prefix_tree
     from lowmem_layers.model.anatomy.dissection import text_config
     from lowmem_layers.model.load import choose_place
-    from lowmem_layers.model.memory import available_device_bytes
 
     # How far removal orders are walked is settled later. They may be cut to single removals: no more is asked for here.
     design = plan_design(spec, found.shape.players)
     tree = prefix_tree(design.cut([0] * len(design.orders)).removed, len(found.shape.players))
     deepest = verified_length(text_config(found.module), found.max_length)
     largest = largest_item_bytes(encoded, found.shape, tree, deepest)
-    placement = choose_place(found, needed_room(found.shape, found.device, largest))
-    if found.device.type == "cuda":
-        free = available_device_bytes(found.device) - placement.gpu_bytes
-        budget_bytes = states_bytes(spec.max_gpu_memory, placement.gpu_bytes, free)
-    else:
-        budget_bytes = states_bytes(spec.max_cpu_memory, placement.cpu_bytes, None)
-    check_largest(found.shape, found.device, largest, budget_bytes)
-    return placement, budget_bytes
+    placement = choose_place(found, needed_room(found.shape, found.device, largest, sizes))
+    check_largest(found.shape, found.device, largest, placement.states_bytes, sizes)
+    return placement
 
 
 def read_tasks(spec: Specification) -> list[Task]:

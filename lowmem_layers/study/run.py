@@ -65,7 +65,7 @@ def run_study(
             if known.versions.get("code") not in (None, code_digest()):
                 announce(StageStarted("note: this package's code has changed since the run began"))
         # 2) the model, the items and the engine; bad input is refused here, before anything is written
-        prepared = prepare(specification, announce)
+        prepared = prepare(specification, announce, known.engine if known is not None else None)
         # 3) what is measured, and in which folder; then tile by tile
         manifest = _settled(specification, prepared, folder, known, stack, announce)
         return _measured(folder, manifest, prepared, announce, clock)
@@ -105,6 +105,8 @@ def _settled(
         return manifest
     # 3) the same model, data and arithmetic go on with the first call's tiles and account
     same_run(folder, known, manifest)
+    tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
+    prepared.engine.check_tiles(tiles, known.plan.coalitions)
     return replace(manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowmem_layers.tasks.benchmarks import BENCHMARKS, Benchmark
-from lowmem_layers.tasks.encode import Bos, Tokenizer, encode_task
+from lowmem_layers.tasks.encode import Bos, Tokenizer, encode_task, encode_tasks
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task
 from lowmem_layers.tasks.load import TASK_NAMES, load_tasks
 from lowmem_layers.tasks.metrics import VALUES, Value, item_values
@@ -25,6 +25,7 @@ __all__ = [
     "Tokenizer",
     "Value",
     "encode_task",
+    "encode_tasks",
     "item_values",
     "load_tasks",
     "show_items",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
-from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows
+from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows, check_tokens
 from lowmem_layers.tasks.text import encode_windows
 
 Bos = Literal["auto", "none", "always"]
@@ -28,6 +28,23 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, **options: Any) -> Any:
         """Turn tokens back into text."""
         ...
+
+
+def encode_tasks(
+    tasks: Iterable[Task], tokenizer: Tokenizer, *, bos: Bos, max_length: int, n_known: int | None
+) -> tuple[EncodedItem, ...]:
+    """Encode every item of several tasks, and see that the model knows every token, as `check_tokens` says.
+
+    `n_known` is the number of tokens in the model's vocabulary; None where the tokenizer is not the model's own.
+
+    Raises:
+        UsageError: `bos` is unknown, or is `always` and the tokenizer has no such token.
+        TaskError: an item cannot be encoded, or has a token that the model does not know.
+    """
+    encoded = tuple(item for task in tasks for item in encode_task(task, tokenizer, bos=bos, max_length=max_length))
+    if n_known is not None:
+        check_tokens(encoded, n_known)
+    return encoded
 
 
 def encode_task(task: Task, tokenizer: Tokenizer, *, bos: Bos = "auto", max_length: int) -> list[EncodedItem]:
@@ -106,8 +123,8 @@ class _Encoder:
                         "shorten the choice, or leave the item out",
                     )
                 # 3) cut on the left; one int object for each token id, not for each occurrence: 8 bytes, not 36
-                kept = (before + scored)[-(self.max_length + 1) :]
-                choices.append(EncodedChoice(tuple(self.interned.setdefault(one, one) for one in kept), len(scored)))
+                kept = tuple(self.interned.setdefault(one, one) for one in (before + scored)[-(self.max_length + 1) :])
+                choices.append(EncodedChoice(kept, len(scored), len(before) + len(scored) - len(kept)))
             yield EncodedItem(
                 item.task, item.id, tuple(choices), item.gold, item.cluster, item.choice_chars, item.choice_bytes
             )

@@ -65,11 +65,12 @@ class Windows:
 class EncodedChoice:
     """Context and continuation as token ids, cut to the longest input of the model; the last `n_scored` are scored.
 
-    The model is fed `tokens[:-1]`, because the last token is only predicted.
+    The model is fed `tokens[:-1]`, because the last token is only predicted. `n_cut` tokens were lost on the left.
     """
 
     tokens: tuple[int, ...]
     n_scored: int
+    n_cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,9 +85,11 @@ def encode_windows(
     for index, (begin, end) in enumerate(islice(spans, windows.limit)):
         # 2) the scored tokens, and before them as many as fit: the last token is only predicted, so one more fits
         opening = lead or (first if begin == 0 else [])
-        seen = opening + tokens[max(0, end - (window + 1 - len(lead))) : end]
+        earliest = max(0, end - (window + 1 - len(lead)))
+        seen = opening + tokens[earliest:end]
+        n_cut = earliest - max(0, end - (windows.window + 1 - len(lead)))  # what a longer model would have seen
         # 3) the piece of text that is scored: white space before the first token and after the last one counts too
         piece = text[starts[begin] if begin else 0 : starts[end] if end < len(tokens) else len(text)]
-        choice = EncodedChoice(tuple(seen), end - begin)
+        choice = EncodedChoice(tuple(seen), end - begin, n_cut)
         name = f"window-{index}"
         yield EncodedItem(task.name, name, (choice,), 0, name, (len(piece),), (len(piece.encode()),))

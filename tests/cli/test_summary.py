@@ -33,7 +33,7 @@ def test_an_accuracy_is_per_cent_and_has_a_chance_level(finished):
 def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_shown_once(tmp_path, bench):
     made = bench()
 
-    def prepare(spec, announce):
+    def prepare(spec, announce, earlier=None):
         prepared = made.prepare(spec, announce)
         return replace(prepared, tasks=tuple(replace(task, metric="loglikelihood") for task in prepared.tasks))
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from lowmem_layers import StudySpec, open_run, run_study
+from lowmem_layers.cli.summary import summarise
 from lowmem_layers.findings import findings as module
 from lowmem_layers.findings.findings import coalition_means, find
 from lowmem_layers.game.answers.cornerstone import cornerstones
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
+from lowmem_layers.report.page import page
 
 
 def measure(tmp_path, bench, tasks=("one", "three"), metrics=None, **options):
@@ -149,3 +156,51 @@ def test_a_run_that_has_nothing_to_show_says_why(tmp_path, bench, engine):
     assert "no item of one is finished" in run._repr_html_()
     (tmp_path / "r" / "items.parquet").write_bytes(b"")
     assert "no findings" in repr(open_run(tmp_path / "r"))
+
+
+@pytest.fixture
+def cut_run(tmp_path, bench, engine):
+    """Give an unfinished run of two tasks; every third item of one lost tokens on the left."""
+
+    def prepare(*arguments):
+        prepared = bench(engine=engine(tile_items=4, fail_at=3)).prepare(*arguments)
+        items = [
+            replace(item, choices=tuple(replace(choice, n_cut=number) for number, choice in enumerate(item.choices)))
+            if (item.task, int(item.id[1:]) % 3) == ("three", 0)
+            else item
+            for item in prepared.encoded
+        ]
+        return replace(prepared, encoded=tuple(items))
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(StudySpec(tasks=("one", "three"), max_removed=2), tmp_path / "r", prepare=prepare)
+    return open_run(tmp_path / "r")
+
+
+def test_items_that_were_cut_are_counted_recorded_and_told(cut_run, tmp_path):
+    rows = cut_run.items().to_pylist()
+    assert {(row["task"], row["item"], row["choice"]) for row in rows if row["n_cut"] == 1} == {
+        ("three", f"q{index}", 1) for index in (0, 3, 6)
+    }
+    done = [row for row in cut_run.values.rows_done if row.task == "three"]
+    lost = [row for row in done if any(row.n_cut)]
+    assert 0 < len(lost) < len(done) < 7
+    most = max(number for row in lost for number in row.n_cut)
+    told = (
+        f"too long for the model, and cut on the left: {len(lost)} of {len(done)} items of three (up to {most} tokens)"
+    )
+    assert find(cut_run).cut == told
+    assert f"T{told[1:]}." in page(cut_run, find(cut_run), [])
+    stream = io.StringIO()
+    summarise(cut_run, find(cut_run), tmp_path, Console(file=stream, width=200))
+    assert told in stream.getvalue()
+
+
+def test_what_is_not_known_to_be_cut_is_not_told(finished, tmp_path):
+    assert find(finished).cut == ""
+    shutil.copytree(finished.folder, tmp_path / "old")
+    table = pq.read_table(tmp_path / "old" / "items.parquet").drop_columns(["n_cut"])
+    pq.write_table(table, tmp_path / "old" / "items.parquet")
+    old = open_run(tmp_path / "old")
+    assert old.items()["n_cut"].null_count == len(old.items())
+    assert find(old).cut == ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lowmem_layers.errors import BudgetError, UsageError
+from lowmem_layers.errors import BudgetError, TaskError, UsageError
 from lowmem_layers.forecast import forecast
 from lowmem_layers.forecast.forecast import forecast_study
 from lowmem_layers.forecast.machine import Machine, measure_machine
@@ -63,8 +63,6 @@ def test_what_is_planned_is_what_a_run_takes(
 
 
 def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowmem_layers.errors import TaskError
-
     def unreachable(spec: StudySpec) -> list[Any]:
         raise TaskError("cannot get boolq", "give --data-dir")
 
@@ -121,3 +119,12 @@ def test_what_is_no_game_of_this_model_is_refused_before_a_weight_is_read(
     monkeypatch.setattr("lowmem_layers.model.load.fill_home", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UsageError, match="--max-removed 9 is more than"):
         prepare_study(StudySpec(model=str(folder), limit=2, max_removed=9).resolved(), lambda event: None)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused_by_plan_and_run(folder: Path) -> None:
+    """The tokenizer has 256 tokens, the model 100; the letters of the items are above that."""
+    save_model(folder, "llama", vocab_size=100)
+    spec = StudySpec(model=str(folder), limit=1, max_removed=1, device="cpu").resolved()
+    for refuse in (lambda s: prepare_study(s, lambda event: None), forecast_study):
+        with pytest.raises(TaskError, match=r"it has the token \d+, the model knows 100 tokens"):
+            refuse(spec)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowmem_layers.engine.budget import Widths, largest_item_bytes, needed_room
+from lowmem_layers import run_study
+from lowmem_layers.engine.budget import Widths, largest_item_bytes, needed_room, sizes_for
 from lowmem_layers.engine.trie import lay_out, plain_rows, trie_rows
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.forecast import forecast
@@ -136,6 +137,29 @@ def test_what_one_of_plan_check_and_engine_refuses_the_others_refuse(
             attempt(used + room - 1)
 
 
+def test_a_run_goes_on_with_the_sizes_that_it_began_with_whatever_is_free_now(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunk sizes decide the numbers: they come from the record, or the run says what no longer fits."""
+    monkeypatch.setattr("lowmem_layers.model.placement._RESERVED_SHARE", 1 << 30)  # so that the item's need decides
+    spec = replace(study("llama"), limit=2)
+    found = inspect_model(model_spec(spec))
+    used = needed(found.shape.n_bytes, "cpu", on_gpu=False).cpu_bytes
+    chunk = Widths.of(found.shape).chunk_bytes(sizes_for(found.device, found.shape.vocabulary))
+    little, plenty = (replace(spec, max_cpu_memory=used + given) for given in (2 * chunk, 8 * chunk))
+    whole = {name: run_study(each, tmp_path / name) for name, each in (("little", little), ("plenty", plenty))}
+    sizes = {name: dict(run.manifest.engine.sizes) for name, run in whole.items()}
+    assert sizes["little"]["chunk_tokens"] < sizes["plenty"]["chunk_tokens"]
+    for name, other in (("little", plenty), ("plenty", little)):
+        (tmp_path / name / "scores" / "tile-00000.parquet").unlink()
+        again = run_study(other, tmp_path / name)
+        assert again.manifest.engine.sizes["chunk_tokens"] == sizes[name]["chunk_tokens"]
+        assert again.scores().equals(whole[name].scores())
+    (tmp_path / "plenty" / "scores" / "tile-00000.parquet").unlink()
+    with pytest.raises(BudgetError, match=r"need|are given|takes"):
+        run_study(replace(spec, max_cpu_memory=used + chunk), tmp_path / "plenty")
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "mistral"])
 def test_an_item_too_long_for_tries_that_the_check_lets_pass_is_not_refused_by_the_engine(
     family: str, study: Any, monkeypatch: pytest.MonkeyPatch
@@ -159,16 +183,24 @@ def test_an_item_too_long_for_tries_that_the_check_lets_pass_is_not_refused_by_t
     assert refused
 
 
-def test_what_the_engines_own_budget_does_not_hold_is_refused_before_a_weight_is_read(
+def test_what_is_free_decides_before_a_weight_is_read_and_an_item_that_needs_more_than_usual_gets_it(
     study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = study("gpt_neox")
+    monkeypatch.setattr("lowmem_layers.model.placement._RESERVED_SHARE", 1 << 30)  # so that the item's need decides
+    spec = replace(study("gpt_neox"), offload="cpu")
+    found = inspect_model(model_spec(spec))
     prepared: Any = prepare_study(spec, lambda event: None)
-    model = prepared.engine.model
-    tree = prefix_tree(plan_design(spec, model.players).removed, len(model.players))
-    room = needed_room(model.shape, model.device, largest_item_bytes(prepared.encoded, model.shape, tree, 256))
-    monkeypatch.setattr("lowmem_layers.engine.budget._CPU_STATES_BYTES", room - 1)
+    tree = prefix_tree(plan_design(spec, found.shape.players).removed, len(found.shape.players))
+    room = needed_room(found.shape, found.device, largest_item_bytes(prepared.encoded, found.shape, tree, 256))
+    # 1) an item that needs more than states usually take
+    monkeypatch.setattr("lowmem_layers.model.placement._USUAL_STATES_BYTES", room - 1)
+    assert cast("Any", prepare_study(spec, lambda event: None).engine).budget_bytes == room
+    assert forecast.forecast_study(spec).memory.states > 0
+    # 2) less is free than it needs
+    free = needed(found.shape.n_bytes, "cpu", on_gpu=False).cpu_bytes + room - 1 - found.shape.n_bytes.process
+    for module in ("lowmem_layers.model.load", "lowmem_layers.forecast.memory"):
+        monkeypatch.setattr(f"{module}.available_host_bytes", lambda: free)
     monkeypatch.setattr("lowmem_layers.model.load.fill_model", lambda *_: pytest.fail("weights were read"))
     for refuse in (lambda: prepare_study(spec, lambda event: None), lambda: forecast.forecast_study(spec)):
-        with pytest.raises(BudgetError, match=r"the states of (the longest item|item 1) take"):
+        with pytest.raises(BudgetError, match="for the states of the longest item"):
             refuse()

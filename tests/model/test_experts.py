@@ -22,7 +22,7 @@ from lowmem_layers.model.homes.home import MemoryHome
 from lowmem_layers.model.homes.places import is_quantised, streamed_places
 from lowmem_layers.model.homes.store import StreamingStore, Visit
 from lowmem_layers.model.memory import peak_bytes, resident_bytes
-from lowmem_layers.model.placement import ModelBytes, Placement, place, place_with_states
+from lowmem_layers.model.placement import MemoryLimits, ModelBytes, Placement, place, place_with_states
 from tests.families import tiny_model
 from tests.model.conftest import save_model
 
@@ -156,10 +156,10 @@ SIZES = ModelBytes(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "home", "one_expert"), [(32, "device", False), (26, "cpu", False), (6, "cpu", False), (5, "cpu", True)]
+    ("gpu", "home", "one_expert"), [(32, "device", False), (26, "cpu", False), (7, "cpu", False), (5, "cpu", True)]
 )
 def test_one_at_a_time_only_where_all_do_not_fit(gpu: int, home: str, one_expert: bool) -> None:
-    found = place(SIZES, "auto", on_gpu=True, gpu_limit=gpu * GIB, cpu_limit=64 * GIB)
+    found = place(SIZES, "auto", MemoryLimits(True, gpu * GIB, 64 * GIB))
     assert (found.home, found.one_expert) == (home, one_expert)
     assert found.gpu_bytes <= gpu * GIB
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lowmem_layers.errors import BudgetError, ModelError, UsageError
 from lowmem_layers.model import ModelSpec, load_model
-from lowmem_layers.model.placement import ModelBytes, needed, place, place_with_states
+from lowmem_layers.model.placement import (
+    GPU_CONTEXT_BYTES,
+    MemoryLimits,
+    ModelBytes,
+    limits_now,
+    needed,
+    place,
+    place_with_states,
+)
 from lowmem_layers.model.spec import format_bytes, parse_bytes
 
 GIB = 1 << 30
@@ -22,7 +31,7 @@ SIZES = ModelBytes(
     ("gpu", "cpu", "home"), [(80, 64, "device"), (24, 64, "cpu"), (24, 16, "disk"), (8, 16, "disk"), (8, 64, "cpu")]
 )
 def test_auto_takes_the_fastest_home_that_fits(gpu: int, cpu: int, home: str) -> None:
-    found = place(SIZES, "auto", on_gpu=True, gpu_limit=gpu * GIB, cpu_limit=cpu * GIB)
+    found = place(SIZES, "auto", MemoryLimits(True, gpu * GIB, cpu * GIB))
     assert found.home == home
     assert found.gpu_bytes <= gpu * GIB
     assert found.cpu_bytes <= cpu * GIB
@@ -30,20 +39,20 @@ def test_auto_takes_the_fastest_home_that_fits(gpu: int, cpu: int, home: str) ->
 
 @pytest.mark.parametrize(("cpu", "home"), [(64, "cpu"), (16, "disk")])
 def test_auto_on_the_cpu(cpu: int, home: str) -> None:
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=cpu * GIB).home == home
+    assert place(SIZES, "auto", MemoryLimits(False, 0, cpu * GIB)).home == home
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(BudgetError) as caught:
-        place(SIZES, "auto", on_gpu=True, gpu_limit=4 * GIB, cpu_limit=64 * GIB)
-    assert "--max-gpu-memory gives 4.0 GiB, 7.0 GiB are needed" in caught.value.message
-    assert "--max-gpu-memory 7168MiB" in caught.value.hint
-    place(SIZES, "auto", on_gpu=True, gpu_limit=7168 << 20, cpu_limit=64 * GIB)
+        place(SIZES, "auto", MemoryLimits(True, 4 * GIB, 64 * GIB))
+    assert "--max-gpu-memory gives 4.0 GiB, 7.6 GiB are needed" in caught.value.message
+    assert "--max-gpu-memory 7744MiB" in caught.value.hint
+    place(SIZES, "auto", MemoryLimits(True, 7744 << 20, 64 * GIB))
 
 
 def test_a_refused_home_names_one_that_fits() -> None:
     with pytest.raises(BudgetError) as caught:
-        place(SIZES, "none", on_gpu=True, gpu_limit=24 * GIB, cpu_limit=16 * GIB)
+        place(SIZES, "none", MemoryLimits(True, 24 * GIB, 16 * GIB))
     assert caught.value.hint == "use --offload disk (or auto), which fits"
 
 
@@ -51,30 +60,29 @@ def test_loading_counts_on_its_own() -> None:
     alone = needed(SIZES, "cpu", on_gpu=False)
     limit = max(alone.cpu_bytes, alone.loading_bytes)
     assert alone.loading_bytes == limit  # of these sizes, loading is the peak
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit).home == "cpu"
-    assert place(SIZES, "auto", on_gpu=False, gpu_limit=None, cpu_limit=limit - 1).home == "disk"
+    assert place(SIZES, "auto", MemoryLimits(False, 0, limit)).home == "cpu"
+    assert place(SIZES, "auto", MemoryLimits(False, 0, limit - 1)).home == "disk"
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_the_change_that_is_suggested_fits(on_gpu: bool) -> None:
-    limits = {"gpu_limit": GIB, "cpu_limit": 64 * GIB} if on_gpu else {"gpu_limit": None, "cpu_limit": GIB}
+    limits = MemoryLimits(True, GIB, 64 * GIB) if on_gpu else MemoryLimits(False, 0, GIB)
     with pytest.raises(BudgetError) as caught:
-        place_with_states(SIZES, "auto", on_gpu=on_gpu, **limits)
-    found = re.search(r"--max-([gc]pu)-memory (\d+)MiB", caught.value.hint or "")
+        place_with_states(SIZES, "auto", limits)
+    found = re.search(r"--max-([gc])pu-memory (\d+)MiB", caught.value.hint or "")
     assert found is not None
-    limits[f"{found[1]}_limit"] = int(found[2]) << 20
-    assert place_with_states(SIZES, "auto", on_gpu=on_gpu, **limits).home == ("cpu" if on_gpu else "disk")
-    limits[f"{found[1]}_limit"] = (int(found[2]) - 64) << 20
+    limits = replace(limits, **{f"{found[1]}pu": int(found[2]) << 20})
+    assert place_with_states(SIZES, "auto", limits).home == ("cpu" if on_gpu else "disk")
+    limits = replace(limits, **{f"{found[1]}pu": (int(found[2]) - 64) << 20})
     with pytest.raises(BudgetError):
-        place_with_states(SIZES, "auto", on_gpu=on_gpu, **limits)
+        place_with_states(SIZES, "auto", limits)
 
 
 def test_an_eighth_is_left_for_states() -> None:
     alone = needed(SIZES, "cpu", on_gpu=False)
     enough = alone.cpu_bytes * 8 // 7 + 8
-    given = {"on_gpu": False, "gpu_limit": None}
-    assert place_with_states(SIZES, "auto", cpu_limit=enough, **given).home == "cpu"  # type: ignore[arg-type]
-    assert place_with_states(SIZES, "auto", cpu_limit=enough - 64, **given).home == "disk"  # type: ignore[arg-type]
+    assert place_with_states(SIZES, "auto", MemoryLimits(False, 0, enough)).home == "cpu"
+    assert place_with_states(SIZES, "auto", MemoryLimits(False, 0, enough - 64)).home == "disk"
 
 
 def test_more_is_left_for_states_where_an_item_needs_more() -> None:
@@ -82,12 +90,35 @@ def test_more_is_left_for_states_where_an_item_needs_more() -> None:
     room = 9 * GIB
     limit = alone.cpu_bytes + room
     assert limit > alone.cpu_bytes * 8 // 7
-    given = {"on_gpu": False, "gpu_limit": None, "room": room}
-    assert place_with_states(SIZES, "auto", cpu_limit=limit, **given).home == "cpu"  # type: ignore[arg-type]
-    assert place_with_states(SIZES, "auto", cpu_limit=limit - 1, **given).home == "disk"  # type: ignore[arg-type]
+    assert place_with_states(SIZES, "auto", MemoryLimits(False, 0, limit), room=room).home == "cpu"
+    assert place_with_states(SIZES, "auto", MemoryLimits(False, 0, limit - 1), room=room).home == "disk"
     with pytest.raises(BudgetError, match=r"9\.0 GiB for the states of the longest item") as caught:
-        place_with_states(SIZES, "cpu", cpu_limit=9 * GIB, **given)  # type: ignore[arg-type]
+        place_with_states(SIZES, "cpu", MemoryLimits(False, 0, 9 * GIB), room=room)
     assert "--max-removed" in caught.value.hint
+
+
+@pytest.mark.parametrize("asked", [None, 30 * GIB, 200 * GIB])
+@pytest.mark.parametrize("room", [GIB, 12 * GIB])
+def test_states_get_what_placement_promised(asked: int | None, room: int) -> None:
+    """An item fits beside the weights wherever a home was found for them: one function decides for both."""
+    for free in range(8, 90, 2):
+        limits = limits_now(on_gpu=True, gpu=asked, cpu=None, free_gpu=free * GIB, free_cpu=64 * GIB)
+        assert limits.gpu <= free * GIB + GPU_CONTEXT_BYTES, "never more than what is free"
+        try:
+            found = place_with_states(SIZES, "auto", limits, room=room)
+        except BudgetError:
+            continue
+        assert found.states_bytes >= room
+        assert found.gpu_bytes + found.states_bytes == limits.gpu
+
+
+def test_states_on_a_cpu_take_two_gib_or_what_an_item_needs_of_what_is_there() -> None:
+    for free, room, states in [(64, 0, 2), (64, 5, 5), (12, 0, 2)]:
+        limits = limits_now(on_gpu=False, gpu=None, cpu=None, free_gpu=0, free_cpu=free * GIB)
+        assert place_with_states(SIZES, "disk", limits, room=room * GIB).states_bytes == states * GIB
+    limits = limits_now(on_gpu=False, gpu=None, cpu=None, free_gpu=0, free_cpu=9 * GIB)
+    with pytest.raises(BudgetError, match="for the states of the longest item"):
+        place_with_states(SIZES, "disk", limits, room=5 * GIB)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(llama_folder: Path) -> None:

@@ -227,7 +227,7 @@ def test_text_is_escaped(tmp_path, bench):
 def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_drawn_once(tmp_path, bench):
     made = bench()
 
-    def prepare(spec, announce):
+    def prepare(spec, announce, earlier=None):
         prepared = made.prepare(spec, announce)
         return replace(prepared, tasks=tuple(replace(task, metric="loglikelihood") for task in prepared.tasks))
 

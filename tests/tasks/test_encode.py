@@ -129,6 +129,9 @@ def test_a_long_context_is_cut_on_the_left(toy):
     (item,) = encode_task(task, tokenizer, max_length=3)
     assert pieces(tokenizer, item.choices[0]) == ([" two", " six", " ten"], [" red"])
     assert pieces(tokenizer, item.choices[1]) == ([" six", " ten"], [" blu", "e"])
+    assert [choice.n_cut for choice in item.choices] == [2, 3]  # <s> and "one"; with the longer choice " two" as well
+    (whole,) = encode_task(task, tokenizer, max_length=6)
+    assert [choice.n_cut for choice in whole.choices] == [0, 0]
 
 
 def test_a_choice_longer_than_the_window_is_refused_by_item(toy):

@@ -39,6 +39,11 @@ def test_windows_cover_the_text_once(text, stride, extra, max_length, bos, adds_
     assert all(1 < len(choice.tokens) <= min(stride + extra, max_length) + 1 for choice in choices)
     assert max(choice.n_scored for choice in choices) - min(choice.n_scored for choice in choices) <= 1
     assert max(choice.n_scored for choice in choices) <= stride
+    # what is cut is what a model that takes the whole window would have seen beside it
+    if stride <= max_length:
+        roomy = encode_task(task, tokenizer, bos=bos, max_length=stride + extra)
+        seen = [len(one.choices[0].tokens) for one in roomy]
+        assert [choice.n_cut for choice in choices] == [a - len(c.tokens) for a, c in zip(seen, choices, strict=True)]
 
 
 def test_windows_begin_with_the_first_token_where_the_tokenizer_adds_one(tmp_path, toy):

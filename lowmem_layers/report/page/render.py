@@ -49,7 +49,7 @@ class Part:
 
     title: str
     summary: str
-    warning: str
+    warnings: Sequence[str]
     verdict: str
     answer: Sequence[str]
     lines: Sequence[str]
@@ -125,10 +125,11 @@ def _render(
 def _part(run: Run, findings: Findings, title: str) -> Part:
     done, manifest, verdict = run.n_items_done, run.manifest, findings.verdict
     unfinished = f"This run is unfinished: {done:,} of {manifest.n_items:,} items are in these numbers."
+    cut = findings.cut and f"{findings.cut[0].upper()}{findings.cut[1:]}."
     return Part(
         title=title,
         summary=summary(manifest, run.tasks, done),
-        warning=unfinished if run.is_unfinished else "",
+        warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
         answer=answer(run, findings) if findings.sides else (),
         lines=findings.lines,
