@@ -17,8 +17,8 @@ from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
-from lowmem_layers.report.axes import cell_edges, kind_legend, player_axis, player_places, tame
-from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure
+from lowmem_layers.report.axes import MOST_TICKS, cell_edges, kind_legend, player_axis, player_places, tame
+from lowmem_layers.report.style import MARKERS, QUIET, colour, new_figure, shown
 
 _CAPTIONED = 4
 
@@ -75,7 +75,13 @@ def ablation_scatter(
 
 
 def levels_on(
-    axes: Axes, players: Sequence[Player | Group], single: Means, full: Means, scale: float, chance: float | None
+    axes: Axes,
+    players: Sequence[Player | Group],
+    single: Means,
+    full: Means,
+    scale: float,
+    chance: float | None,
+    most_ticks: int = MOST_TICKS,
 ) -> list[Line2D]:
     """Draw the value without each single player, the full model's and chance's; give samples of the two lines."""
     lines = [axes.axhline(scale * full.value[0], color="#222222", linewidth=0.9, label="full model")]
@@ -91,7 +97,7 @@ def levels_on(
         axes.scatter(x[chosen], scale * single.value[chosen], s=13, marker=marker, color=kind, linewidths=0, zorder=3)
     if chance is not None:
         axes.set_ylim(-0.03 * scale, 1.03 * scale)
-    player_axis(axes, players)
+    player_axis(axes, players, most_ticks)
     return [_sample(line) for line in lines]
 
 
@@ -115,12 +121,11 @@ def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, wit
         axes.text(0.5, 0.5, "no sublayer has a positive estimate", ha="center", transform=axes.transAxes)
         return
     largest = set(np.argsort(-shares, kind="stable")[:_CAPTIONED].tolist())
-    captions = [
-        f"{name}\n{100 * share:.1f} %{_ends(ci, place) if with_intervals else ''}"
-        if place in largest and share > 0
-        else ""
-        for place, (name, share) in enumerate(zip(found.players, shares, strict=True))
-    ]
+    captions = ["" for _ in found.players]
+    for place in largest:
+        if shares[place] > 0:
+            ends = f"\n{interval(float(ci.low[place]), float(ci.high[place]), 1)}" if with_intervals else ""
+            captions[place] = f"{shown(found.players[place])}\n{100 * shares[place]:.1f} %{ends}"
     _, texts = axes.pie(
         shares,
         colors=[colour(player) for player in players],
@@ -129,14 +134,9 @@ def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, wit
         wedgeprops={"linewidth": 0.4 if len(shares) <= 80 else 0.15, "edgecolor": "white"},
         radius=1.0,
     )[:2]
-    _caption(axes, texts, captions)
+    _caption(axes, texts, captions, *((0.5, 6) if with_intervals else (0.36, 7)))
     axes.set_xlim(-1.75, 1.75)
     axes.set_ylim(-1.15, 1.15)
-
-
-def _ends(ci: Interval[FloatArray], place: int) -> str:
-    """Write an interval of shares under its share."""
-    return f"\n{interval(float(ci.low[place]), float(ci.high[place]), 1)}"
 
 
 def window_map(players: Sequence[Player | Group], table: ValueTable, scale: float, unit: str, title: str) -> Figure:
@@ -184,13 +184,13 @@ def _sample(line: Line2D) -> Line2D:
     return sample
 
 
-def _caption(axes: Axes, texts: list, captions: list[str]) -> None:
+def _caption(axes: Axes, texts: list, captions: list[str], apart: float, size: float) -> None:
     """Write captions outside the pie, pushed apart where slices are neighbours."""
     placed: dict[bool, list[float]] = {True: [], False: []}
     wanted = [(text.get_position(), caption) for text, caption in zip(texts, captions, strict=True) if caption]
     for (x, y), caption in sorted(wanted, key=lambda pair: -pair[0][1]):
         right = x > 0
-        height = min([y, 0.9, *(above - 0.36 for above in placed[right])])
+        height = min([y, 0.9, *(above - apart for above in placed[right])])
         placed[right].append(height)
         axes.annotate(
             caption,
@@ -198,6 +198,6 @@ def _caption(axes: Axes, texts: list, captions: list[str]) -> None:
             xytext=(1.2 if right else -1.2, height),
             ha="left" if right else "right",
             va="center",
-            fontsize=7,
+            fontsize=size,
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": QUIET, "shrinkA": 1, "shrinkB": 0},
         )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lowmem_layers.findings.findings import Side, find
 from lowmem_layers.findings.run import Run
-from lowmem_layers.report.axes import kind_legend
+from lowmem_layers.report.axes import MOST_TICKS, kind_legend, kind_samples
 from lowmem_layers.report.figures import bars_on, levels_on, pie_on
 from lowmem_layers.report.page.comparisons import run_titles
 from lowmem_layers.report.paper_maps import (
@@ -25,6 +25,7 @@ from lowmem_layers.report.paper_maps import (
 from lowmem_layers.report.style import COLUMN_IN, FULL_WIDTH_IN, new_figure, paper_style, shown
 
 _NARROW_LAYERS = 40  # decoder layers that fit into one column's panel
+_PIES = 4  # beside each other
 
 
 def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Figure]:
@@ -58,43 +59,47 @@ def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Fi
 
 def share_grid(runs: Sequence[tuple[str, Run, Side]]) -> Figure:
     """Draw a pie of shares for every run and task, with intervals of the four largest. Source: figure 2."""
-    tasks = list(dict.fromkeys(found.task for _, _, side in runs for found in side.found))
-    columns = min(len(tasks), 3)
-    rows = -(-len(tasks) // columns)  # of each run, whose pies go over several lines where there are many tasks
-    figure = new_figure(1.9 * rows * len(runs), COLUMN_IN if columns == 1 else FULL_WIDTH_IN * columns / 3)
-    grid = figure.subplots(rows * len(runs), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for place, (title, run, side) in enumerate(runs):
-        of_task = {found.task: found for found in side.found}
-        for nth, task in enumerate(tasks):
-            if task not in of_task:
-                continue
-            axes = grid[place * rows + nth // columns, nth % columns]
-            pie_on(axes, run.manifest.design.players, of_task[task], with_intervals=True)
-            axes.set_title(shown(task if len(runs) == 1 else f"{title}: {task}"), fontsize=7, loc="center")
+    most = max(len(side.found) for _, _, side in runs)
+    columns = min(most, _PIES)
+    rows = -(-most // columns)  # of each run, whose pies go over several lines where there are many tasks
+    width = COLUMN_IN if columns == 1 else FULL_WIDTH_IN * columns / _PIES
+    figure = new_figure((0.3 + 1.7 * rows) * len(runs), width)
+    for part, (title, run, side) in zip(figure.subfigures(len(runs), 1, squeeze=False)[:, 0], runs, strict=True):
+        grid = part.subplots(rows, columns, squeeze=False)
+        part.suptitle(shown(title), fontsize=8)
+        for axes in grid.flat[len(side.found) :]:
+            axes.axis("off")
+        for axes, found in zip(grid.flat, side.found, strict=False):
+            pie_on(axes, run.manifest.design.players, found, with_intervals=True)
+            axes.set_title(shown(found.task), fontsize=7, loc="center", parse_math=False)
     return figure
 
 
 def ablation_panels(title: str, run: Run, side: Side) -> Figure:
     """Draw what is left without each sublayer, a panel a task. Source: figures 3 to 5."""
-    players = run.manifest.design.players
+    players, n_panels = run.manifest.design.players, len(side.tables)
     chances = {each.task: each.chance for each in find(run).tasks}
-    columns = 2 if len(side.tables) > 1 and len(players) <= 2 * _NARROW_LAYERS else 1
-    rows = -(-len(side.tables) // columns)
+    columns = 2 if n_panels > 1 and len(players) <= 2 * _NARROW_LAYERS else 1
+    rows = -(-n_panels // columns)
     figure = new_figure(0.5 + 1.6 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    for axes in grid.flat[len(side.tables) :]:
-        axes.axis("off")
-    for axes, table, single, full in zip(grid.flat, side.tables, side.singles, side.full, strict=False):
-        lines = levels_on(axes, players, single, full, side.scale, chances.get(table.task))
-        axes.set_title(shown(table.task), pad=3)
-    for axes in grid.flat:
-        axes.label_outer()
-    for axes in grid[:, 0]:
-        axes.set_ylabel(f"{side.short}\n({'%' if side.unit == 'points' else side.unit})")
-    grid[0, 0].set_title(shown(f"{title}: {side.tables[0].task}"), pad=14)
-    kind_legend(grid[0, -1], players, lines)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    lines = []
+    for place, axes in enumerate(grid.flat):
+        if place >= n_panels:
+            axes.axis("off")
+            continue
+        task = side.tables[place].task
+        ticks = MOST_TICKS // columns // 2 * 2
+        found = side.singles[place], side.full[place], side.scale, chances.get(task)
+        lines = max(lines, levels_on(axes, players, *found, ticks), key=len)
+        axes.set_title(shown(task), pad=3, parse_math=False)
+        if place + columns < n_panels:
+            axes.set_xlabel("")
+        if place % columns == 0:
+            axes.set_ylabel(f"{side.short}\n({'%' if side.unit == 'points' else side.unit})")
+    figure.suptitle(shown(title), fontsize=9, x=0.01, ha="left")
+    samples = [*kind_samples(players), *lines]
+    figure.legend(handles=samples, loc="outside lower right", ncols=len(samples))
     return figure
 
 

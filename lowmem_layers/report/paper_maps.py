@@ -44,16 +44,16 @@ def importance_map(title: str, run: Run, side: Side) -> Figure:
     axes.invert_yaxis()
     axes.grid(visible=False)
     player_axis(axes, players)
-    axes.set_title(shown(f"{title}: {side.overall.estimator} estimates by {side.words}"), parse_math=False)
-    bar = figure.colorbar(mesh, ax=axes, label=side.unit, pad=0.01, aspect=8)
+    axes.set_title(shown(f"{title}, by {side.words}"), fontsize=8, parse_math=False)
+    bar = figure.colorbar(mesh, ax=axes, label=f"estimate\n({side.unit})", pad=0.01, aspect=8)
     ticks = [-most, 0.0, most] if linear_to > 0.7 * most else [-most, -linear_to, 0.0, linear_to, most]
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    bar.set_ticks(ticks, labels=[f"{float(f'{tick:.2g}'):g}" for tick in ticks])
     bar.minorticks_off()
     return figure
 
 
 def rank_plot(title: str, run: Run, side: Side) -> Figure:
-    """Draw the ranks from the most important on, with the intervals of the ranks; where there are many, some are named."""
+    """Draw the ranks from the most important on, with the ranks' intervals; where there are many, some are named."""
     players, found = run.manifest.design.players, side.overall
     order = [place for place in found.order() if np.isfinite(found.rank[place])]
     figure = new_figure(2.8, COLUMN_IN if len(order) <= 16 else FULL_WIDTH_IN)
@@ -90,20 +90,13 @@ def interaction_intervals(title: str, run: Run, side: Side) -> Figure:
         axes.vlines(x, ci.low[pairs], ci.high[pairs], colors=QUIET, linewidth=0.7)
         sure = found.significant[pairs]
         for full in (True, False):
-            face = "#1b1b1b" if full else "white"
-            axes.scatter(
-                x[sure == full],
-                value[sure == full],
-                s=9,
-                facecolors=face,
-                edgecolors="#1b1b1b",
-                linewidths=0.6,
-                zorder=3,
-            )
+            face, here = "#1b1b1b" if full else "white", sure == full
+            axes.scatter(x[here], value[here], s=9, facecolors=face, edgecolors="#1b1b1b", linewidths=0.6, zorder=3)
         axes.axhline(0, color=QUIET, linewidth=0.6)
         note = tame(axes, value)
         player_axis(axes, players)
-        axes.set_ylabel(f"{apart} apart\n({side.unit}{';' if note else ''})\n{note}", fontsize=6.5)
+        beyond = f", {note}".replace(" beyond", "\nbeyond") if note else ""
+        axes.set_ylabel(f"{apart} apart\n({side.unit}{beyond})", fontsize=6.5)
     for axes in grid:
         axes.label_outer()
     words = "interactions of neighbours, below 0 redundancy, above synergy; filled: significant"
@@ -149,7 +142,13 @@ def quantisations(runs: Sequence[tuple[str, Run, Side]]) -> dict[str, Figure]:
     alike: dict[tuple[object, ...], list[tuple[str, Run, Side]]] = {}
     for each in runs:
         _, run, side = each
-        key = (run.manifest.model.id, run.manifest.design.names, tuple(run.tasks), side.value, side.overall.estimator)
+        key = (
+            run.manifest.model.id,
+            run.manifest.design.names,
+            tuple(sorted(run.tasks)),
+            side.value,
+            side.overall.estimator,
+        )
         alike.setdefault(key, []).append(each)
     found = {}
     for place, group in enumerate(several for several in alike.values() if len(several) > 1):

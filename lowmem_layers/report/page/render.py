@@ -83,10 +83,8 @@ def page(
         data.append({"title": title, **run_data(run, findings, side, more_values)})
     shown_data = {"runs": data, "compared": [each.to_json() for each in compared]} if data else None
     parts = [_part(run, findings, title) for (run, findings), title in zip(runs, titles, strict=True)]
-    one = f"Which sublayers of {titles[0]} matter?"
-    return _render(
-        one if len(runs) == 1 else "Which sublayers matter?", parts, shown_data, picture, tables, listings, compared
-    )
+    heading = f"Which sublayers of {titles[0]} matter?" if len(runs) == 1 else "Which sublayers matter?"
+    return _render(heading, parts, shown_data, picture, tables, listings, compared)
 
 
 def _render(
