@@ -38,8 +38,8 @@ def hostile(tmp_path_factory):
 
     made = Bench(metrics={"one": "acc", HOSTILE: "acc"})
 
-    def prepare(spec, announce):
-        prepared = made.prepare(spec, announce)
+    def prepare(*arguments):
+        prepared = made.prepare(*arguments)
         named = {"three": HOSTILE}
         tasks = tuple(replace(task, name=named.get(task.name, task.name)) for task in prepared.tasks)
         encoded = tuple(
