@@ -78,7 +78,8 @@ def importance(
     metavar="FOLDER",
     help="Write to this folder. [default: RUN/report; for several runs ./report]",
 )
-def report(runs: tuple[str, ...], output: str | None) -> None:
+@click.option("--paper", is_flag=True, help="Also draw figures for a paper, as SVG, PNG and PDF, into figures/paper.")
+def report(runs: tuple[str, ...], output: str | None, paper: bool) -> None:
     """Write figures, tables and a page about one or more runs.
 
     Several runs (models, tasks, quantisations) share one page, which compares each of them with the first. Prints the
@@ -89,9 +90,14 @@ def report(runs: tuple[str, ...], output: str | None) -> None:
 
     opened = [open_run(run) for run in runs]
     if len(opened) == 1:
-        click.echo(str(write_report(opened[0], output, every_value=True)))
+        page = write_report(opened[0], output, every_value=True)
     else:
-        click.echo(str(write_joint_report(opened, output or "report")))
+        page = write_joint_report(opened, output or "report")
+    if paper:
+        from lowmem_layers.report.paper import write_paper_figures
+
+        write_paper_figures(opened, page.parent / "figures" / "paper")
+    click.echo(str(page))
 
 
 @click.command()

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, MultipleLocator
 
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
-from lowmem_layers.report.style import MARKERS, kind_words
+from lowmem_layers.report.style import MARKERS, kind_words, shown
 
 MOST_TICKS = 32
 _MOST_SIGNS = 90  # of all names along x before they are slanted
@@ -48,12 +48,10 @@ def player_axis(axes: Axes, players: Sequence[Player | Group], most_ticks: int =
     sublayers = [player for player in players if isinstance(player, Player)]
     if len(sublayers) < len(players):
         every = -(-len(players) // most_ticks)
-        shown = range(0, len(players), every)
-        names = [players[place].name for place in shown]
+        places = range(0, len(players), every)
+        names = [shown(players[place].name) for place in places]
         slanted = sum(map(len, names)) > _MOST_SIGNS
-        axes.set_xticks(
-            list(shown), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", parse_math=False
-        )
+        axes.set_xticks(list(places), names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
         axes.set_xlim(-0.7, len(players) - 0.3)
         axes.set_xlabel("group of sublayers")
         return

@@ -113,8 +113,8 @@ def share_pie(players: Sequence[Player | Group], found: Importance, title: str) 
     return figure
 
 
-def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, with_intervals: bool = False) -> None:
-    """Draw the shares as a pie, with captions of the four largest."""
+def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, in_grid: bool = False) -> None:
+    """Draw the shares as a pie, with captions of the four largest; in a grid small ones, with intervals."""
     shares, ci = np.nan_to_num(found.share), found.share_ci.times(100)
     if shares.sum() <= 0:
         axes.axis("off")
@@ -124,7 +124,7 @@ def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, wit
     captions = ["" for _ in found.players]
     for place in largest:
         if shares[place] > 0:
-            ends = f"\n{interval(float(ci.low[place]), float(ci.high[place]), 1)}" if with_intervals else ""
+            ends = f" {interval(float(ci.low[place]), float(ci.high[place]), 1)}" if in_grid else ""
             captions[place] = f"{shown(found.players[place])}\n{100 * shares[place]:.1f} %{ends}"
     _, texts = axes.pie(
         shares,
@@ -134,8 +134,9 @@ def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, wit
         wedgeprops={"linewidth": 0.4 if len(shares) <= 80 else 0.15, "edgecolor": "white"},
         radius=1.0,
     )[:2]
-    _caption(axes, texts, captions, *((0.5, 6) if with_intervals else (0.36, 7)))
-    axes.set_xlim(-1.75, 1.75)
+    _caption(axes, texts, captions, *((0.5, 5.5) if in_grid else (0.36, 7)))
+    wide = 3.3 if in_grid else 1.75
+    axes.set_xlim(-wide, wide)
     axes.set_ylim(-1.15, 1.15)
 
 
@@ -192,7 +193,7 @@ def _caption(axes: Axes, texts: list, captions: list[str], apart: float, size: f
         right = x > 0
         height = min([y, 0.9, *(above - apart for above in placed[right])])
         placed[right].append(height)
-        axes.annotate(
+        written = axes.annotate(
             caption,
             xy=(x / 1.1, y / 1.1),
             xytext=(1.2 if right else -1.2, height),
@@ -201,3 +202,4 @@ def _caption(axes: Axes, texts: list, captions: list[str], apart: float, size: f
             fontsize=size,
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": QUIET, "shrinkA": 1, "shrinkB": 0},
         )
+        written.set_in_layout(False)  # the axes' limits leave room

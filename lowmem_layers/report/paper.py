@@ -7,11 +7,13 @@ tasks' own metrics, as in the study; the others too, unless the log-likelihood i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from lowmem_layers.findings.findings import Side, find
 from lowmem_layers.findings.run import Run
+from lowmem_layers.record.files import make_folder
 from lowmem_layers.report.axes import MOST_TICKS, kind_legend, kind_samples
 from lowmem_layers.report.figures import bars_on, levels_on, pie_on
 from lowmem_layers.report.page.comparisons import run_titles
@@ -22,10 +24,10 @@ from lowmem_layers.report.paper_maps import (
     quantisations,
     rank_plot,
 )
-from lowmem_layers.report.style import COLUMN_IN, FULL_WIDTH_IN, new_figure, paper_style, shown
+from lowmem_layers.report.style import COLUMN_IN, FORMATS, FULL_WIDTH_IN, new_figure, paper_style, save, shown
 
 _NARROW_LAYERS = 40  # decoder layers that fit into one column's panel
-_PIES = 4  # beside each other
+_PIES = 3  # beside each other
 
 
 def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Figure]:
@@ -57,21 +59,40 @@ def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Fi
     return found
 
 
+def write_paper_figures(runs: Sequence[Run], folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Save every figure that these runs allow, by the tasks' own metrics and by the log-likelihood; give the files.
+
+    Raises:
+        RecordError: a record is damaged, or the folder cannot be written.
+    """
+    make_folder(folder)
+    written = []
+    for value, ending in ((None, ""), ("loglikelihood", "-loglikelihood")):
+        for name, figure in paper_figures(runs, value).items():
+            if value is not None and name.startswith(("figure-2", "figure-3", "figure-4", "figure-5")):
+                continue  # the study's figures of accuracies
+            with paper_style():
+                save(figure, folder, f"{name}{ending}", formats)
+            written += [folder / f"{name}{ending}.{form}" for form in formats]
+    return written
+
+
 def share_grid(runs: Sequence[tuple[str, Run, Side]]) -> Figure:
     """Draw a pie of shares for every run and task, with intervals of the four largest. Source: figure 2."""
     most = max(len(side.found) for _, _, side in runs)
     columns = min(most, _PIES)
-    rows = -(-most // columns)  # of each run, whose pies go over several lines where there are many tasks
+    rows = [-(-len(side.found) // columns) for _, _, side in runs]  # of each run: many tasks take several lines
     width = COLUMN_IN if columns == 1 else FULL_WIDTH_IN * columns / _PIES
-    figure = new_figure((0.3 + 1.7 * rows) * len(runs), width)
-    for part, (title, run, side) in zip(figure.subfigures(len(runs), 1, squeeze=False)[:, 0], runs, strict=True):
-        grid = part.subplots(rows, columns, squeeze=False)
+    figure = new_figure(0.3 * len(runs) + 1.2 * sum(rows), width)
+    parts = figure.subfigures(len(runs), 1, squeeze=False, height_ratios=[0.3 + 1.2 * each for each in rows])[:, 0]
+    for part, n_rows, (title, run, side) in zip(parts, rows, runs, strict=True):
+        grid = part.subplots(n_rows, columns, squeeze=False)
         part.suptitle(shown(title), fontsize=8)
         for axes in grid.flat[len(side.found) :]:
             axes.axis("off")
         for axes, found in zip(grid.flat, side.found, strict=False):
-            pie_on(axes, run.manifest.design.players, found, with_intervals=True)
-            axes.set_title(shown(found.task), fontsize=7, loc="center", parse_math=False)
+            pie_on(axes, run.manifest.design.players, found, in_grid=True)
+            axes.set_title(shown(found.task), fontsize=7, loc="center")
     return figure
 
 
@@ -92,7 +113,7 @@ def ablation_panels(title: str, run: Run, side: Side) -> Figure:
         ticks = MOST_TICKS // columns // 2 * 2
         found = side.singles[place], side.full[place], side.scale, chances.get(task)
         lines = max(lines, levels_on(axes, players, *found, ticks), key=len)
-        axes.set_title(shown(task), pad=3, parse_math=False)
+        axes.set_title(shown(task), pad=3)
         if place + columns < n_panels:
             axes.set_xlabel("")
         if place % columns == 0:

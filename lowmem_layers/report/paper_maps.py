@@ -40,11 +40,11 @@ def importance_map(title: str, run: Run, side: Side) -> Figure:
         cmap="RdBu_r",
         norm=SymLogNorm(linear_to, vmin=-most, vmax=most),
     )
-    axes.set_yticks(range(len(grid)), [shown(found.task) for found in side.found], parse_math=False)
+    axes.set_yticks(range(len(grid)), [shown(found.task) for found in side.found])
     axes.invert_yaxis()
     axes.grid(visible=False)
     player_axis(axes, players)
-    axes.set_title(shown(f"{title}, by {side.words}"), fontsize=8, parse_math=False)
+    axes.set_title(shown(f"{title}, by {side.words}"), fontsize=8)
     bar = figure.colorbar(mesh, ax=axes, label=f"estimate\n({side.unit})", pad=0.01, aspect=8)
     ticks = [-most, 0.0, most] if linear_to > 0.7 * most else [-most, -linear_to, 0.0, linear_to, most]
     bar.set_ticks(ticks, labels=[f"{float(f'{tick:.2g}'):g}" for tick in ticks])
@@ -66,11 +66,11 @@ def rank_plot(title: str, run: Run, side: Side) -> Figure:
         axes.scatter(x[chosen], found.rank[order][chosen], s=9, marker=marker, color=kind, linewidths=0, zorder=3)
     every = -(-len(order) // _NAMED)
     names = [shown(found.players[place]) for place in order]
-    axes.set_xticks(x[::every], names[::every], rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_xticks(x[::every], names[::every], rotation=60, ha="right", rotation_mode="anchor")
     axes.set_xlim(0, len(order) + 1)
     axes.set_ylim(len(players) + 0.7, 0.3)
     axes.set_ylabel("rank, 95 % interval")
-    axes.set_title(shown(f"{title}: {found.task} by {side.words}"), pad=14, parse_math=False)
+    axes.set_title(shown(f"{title}: {found.task} by {side.words}"), pad=14)
     kind_legend(axes, players)
     return figure
 
@@ -100,7 +100,7 @@ def interaction_intervals(title: str, run: Run, side: Side) -> Figure:
     for axes in grid:
         axes.label_outer()
     words = "interactions of neighbours, below 0 redundancy, above synergy; filled: significant"
-    grid[0].set_title(shown(f"{title}: {words}"), fontsize=8, parse_math=False)
+    grid[0].set_title(shown(f"{title}: {words}"), fontsize=8)
     return figure
 
 
@@ -132,7 +132,7 @@ def items_figure(title: str, run: Run, side: Side) -> Figure:
     axes.set_ylim(max(low.min(), value.min() - span), min(high.max(), value.max() + span))
     axes.set_xlabel(f"items (of {total:,})")
     axes.set_ylabel(f"{found.estimator} estimate ({side.unit})")
-    axes.set_title(shown(title), parse_math=False)
+    axes.set_title(shown(title))
     axes.legend(ncols=2 if len(players) > 2 else 1, fontsize=6)
     return figure
 
@@ -142,16 +142,11 @@ def quantisations(runs: Sequence[tuple[str, Run, Side]]) -> dict[str, Figure]:
     alike: dict[tuple[object, ...], list[tuple[str, Run, Side]]] = {}
     for each in runs:
         _, run, side = each
-        key = (
-            run.manifest.model.id,
-            run.manifest.design.names,
-            tuple(sorted(run.tasks)),
-            side.value,
-            side.overall.estimator,
-        )
-        alike.setdefault(key, []).append(each)
+        about = run.manifest.model.id, tuple(sorted(run.tasks)), side.value, side.overall.estimator
+        alike.setdefault((about, run.manifest.design.names), []).append(each)
     found = {}
-    for place, group in enumerate(several for several in alike.values() if len(several) > 1):
+    groups = [each for each in alike.values() if len({_width(run) for _, run, _ in each}) > 1]
+    for place, group in enumerate(groups):
         players = group[0][1].manifest.design.players
         figure = new_figure(2.6)
         axes = figure.subplots()
@@ -164,9 +159,7 @@ def quantisations(runs: Sequence[tuple[str, Run, Side]]) -> dict[str, Figure]:
             value = side.scale * side.overall.value
             intervals_on(axes, x, value, side.overall.ci.times(side.scale), [shade] * len(x))
             axes.scatter(x, value, s=8, marker=shape, color=shade, linewidths=0, zorder=3)
-            unpacked = packing_of(run) == "none"
-            name = shown(run.manifest.model.dtype if unpacked else packing_of(run))
-            samples.append(Line2D([], [], linestyle="", marker=shape, color=shade, label=name, markersize=4))
+            samples.append(Line2D([], [], linestyle="", marker=shape, color=shade, label=_width(run), markersize=4))
         axes.axhline(0, color=QUIET, linewidth=0.6)
         side = group[0][2]
         note = tame(axes, np.concatenate([each.scale * each.overall.value for _, _, each in group]))
@@ -176,3 +169,8 @@ def quantisations(runs: Sequence[tuple[str, Run, Side]]) -> dict[str, Figure]:
         axes.legend(handles=samples, loc="lower right", bbox_to_anchor=(1.0, 0.99), ncols=len(samples), borderaxespad=0)
         found[f"quantisations{f'-{place + 1}' if place else ''}"] = figure
     return found
+
+
+def _width(run: Run) -> str:
+    """Name what a run's weights were packed in; unpacked ones have a dtype."""
+    return shown(run.manifest.model.dtype if packing_of(run) == "none" else packing_of(run))

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
@@ -50,6 +51,7 @@ _RC: dict[str, Any] = {
     "savefig.dpi": 200,
     "svg.hashsalt": "lowmem-layers",
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 _NO_DATES: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
@@ -76,6 +78,9 @@ def new_figure(height_in: float, width_in: float = FULL_WIDTH_IN) -> Figure:
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> None:
     """Write a figure in these formats, without dates; laid out once, alike in all."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text() != shown(text.get_text()):
+            text.set_text(shown(text.get_text()))
     for form in formats:
         figure.savefig(folder / f"{name}.{form}", metadata=_NO_DATES[form])
         figure.set_layout_engine("none")

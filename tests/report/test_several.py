@@ -17,7 +17,8 @@ from tests.dictionary import Bench, DictionaryEngine
 
 def made(folder, model, seed, **options):
     asked = {"tasks": ("one", "three"), "max_removed": 2, **options}
-    bench = Bench(engine=DictionaryEngine(seed=seed), model={"id": model, "dtype": "float32"})
+    about = model if isinstance(model, dict) else {"id": model, "dtype": "float32"}
+    bench = Bench(engine=DictionaryEngine(seed=seed), model=about)
     return run_study(StudySpec(**asked), folder, prepare=bench.prepare)
 
 
