@@ -31,6 +31,7 @@ class DictionaryEngine:
     error: type[BaseException] = KeyboardInterrupt
     scored: list[tuple[str, ...]] = field(default_factory=list)
     poison: dict[str, float] = field(default_factory=dict)
+    narrowed: list[dict[str, Any]] = field(default_factory=list)
 
     def plan_tiles(self, items: Sequence[Any], coalitions: Sequence[Any]) -> list[list[int]]:
         """Deal the items out in an order that is not theirs."""
@@ -54,8 +55,8 @@ class DictionaryEngine:
         return 10 * len(items) * len(coalitions)
 
     def describe(self) -> dict[str, Any]:
-        """Describe nothing much."""
-        return {"tile_items": self.tile_items}
+        """Describe nothing much, and where memory is to have run out."""
+        return {"tile_items": self.tile_items, **({"narrowed": self.narrowed} if self.narrowed and self.scored else {})}
 
     def _block(self, item: EncodedItem, coalitions: Sequence[Any]) -> np.ndarray:
         rows = []

@@ -44,14 +44,27 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except PermissionError as error:
         hint = "change the permissions of it or of a folder above it, or name another place"
         return complain(f"permission denied: {error.filename or error}", hint, 2)
-    except MemoryError:
-        return complain("out of memory", "give fewer bytes with --max-cpu-memory, or close other programs", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        return complain(
+            "out of memory", "give fewer bytes with --max-cpu-memory or --max-gpu-memory, or close other programs", 1
+        )
     except (BrokenPipeError, SystemExit):
         # The reader of our output has left (`| head`); click turns this into SystemExit(1). There is nobody to tell,
         # and Python must not complain at exit either, when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     return status if isinstance(status, int) else 0
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Tell whether memory ran out, without importing torch where nothing has."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from lowmem_layers.model.memory import is_shortage
+
+    return is_shortage(error)
 
 
 def complain(message: str, hint: str, status: int, word: str = "error") -> int:

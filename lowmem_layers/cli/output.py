@@ -25,6 +25,7 @@ _SUFFIXES = {
     ".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table", ".md": "markdown", ".tex": "latex",
 }  # fmt: skip
 _SHOWN_ROWS = 200
+SUMMARY_ROWS = 10  # sublayers in the table at the end of a run
 _BATCH_ROWS = 50_000  # as Python objects at a time
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

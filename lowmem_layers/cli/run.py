@@ -16,6 +16,7 @@ import click
 from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
 from lowmem_layers.cli.entry import Interrupted
 from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options
+from lowmem_layers.cli.output import SUMMARY_ROWS
 from lowmem_layers.record.spec import default_folder
 
 
@@ -36,7 +37,14 @@ from lowmem_layers.record.spec import default_folder
     default="auto",
     help="How progress is shown, on stderr. With json and none, stdout gets the run folder only. [default: auto]",
 )
-def run(out: str | None, display: str, **options: Any) -> None:
+@click.option(
+    "--all-rows",
+    cls=GroupedOption,
+    heading=OUTPUT,
+    is_flag=True,
+    help=f"At the end, list all sublayers, not only the {SUMMARY_ROWS} most important.",
+)
+def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
     """Measure which sublayers of a language model matter.
 
     The same command again continues an interrupted run.
@@ -69,7 +77,7 @@ def run(out: str | None, display: str, **options: Any) -> None:
         return
     from lowmem_layers.cli.summary import summarise
 
-    summarise(finished, findings, page)
+    summarise(finished, findings, page, n_rows=None if all_rows else SUMMARY_ROWS)
 
 
 @contextlib.contextmanager

@@ -12,20 +12,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lowmem_layers.cli.output import visible
+from lowmem_layers.cli.output import SUMMARY_ROWS, visible
 from lowmem_layers.findings.findings import Findings, Side
-from lowmem_layers.findings.rows import level_rows, minus, number
+from lowmem_layers.findings.rows import interval, level_rows, minus, number
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
-from lowmem_layers.game.uncertainty.intervals import Interval
 
-_MOST_ROWS = 64
 _WIDEST = 200  # columns
 
 
-def summarise(run: Run, findings: Findings, page: Path, console: Console | None = None) -> None:
-    """Print what a finished run found.
+def summarise(
+    run: Run, findings: Findings, page: Path, console: Console | None = None, n_rows: int | None = SUMMARY_ROWS
+) -> None:
+    """Print what a finished run found: at most `n_rows` sublayers (None: all of them), and what is certain.
 
     Names come from data: markup, emoji codes and control characters in them are shown as they are.
     """
@@ -38,11 +38,13 @@ def summarise(run: Run, findings: Findings, page: Path, console: Console | None 
     # 1) importance; no number is cut short, whatever the terminal's width
     if findings.sides:
         width, console.width = console.width, max(console.width, _WIDEST)
-        console.print(importance_table(run.manifest.design.players, findings.sides), crop=False)
+        console.print(importance_table(run.manifest.design.players, findings.sides, n_rows), crop=False)
         console.width = width
-        hidden = len(findings.sides[-1].overall.players) - _MOST_ROWS
+        hidden = 0 if n_rows is None else len(findings.sides[-1].overall.players) - n_rows
         if hidden > 0:
-            say(f"and {hidden} more: lowmem-layers importance {folder}")
+            say(f"{hidden} more rows: lowmem-layers importance {folder}, or --all-rows with run")
+        for line in certain_lines(findings.sides):
+            say(line, whole=False)
     # 2) the full model on each task
     header, rows = level_rows(findings.tasks)
     levels = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -60,37 +62,57 @@ def summarise(run: Run, findings: Findings, page: Path, console: Console | None 
     say(f"all numbers lowmem-layers importance {folder} --format csv")
 
 
-def importance_table(players: Sequence[Player | Group], sides: Sequence[Side]) -> Table:
-    """Lay out every sublayer, the most important by log-likelihood first; ± are 95 % intervals."""
+def importance_table(
+    players: Sequence[Player | Group], sides: Sequence[Side], n_rows: int | None = SUMMARY_ROWS
+) -> Table:
+    """Lay out the sublayers that matter most by log-likelihood: at most `n_rows` of them (None: all)."""
+    chosen = sides[-1].overall.order()[:n_rows]
+    whose = "players" if any(isinstance(player, Group) for player in players) else "sublayers"
+    count = (
+        f"The {len(chosen)} most important of {len(players)}" if len(chosen) < len(players) else f"All {len(players)}"
+    )
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
-        title=Text("Importance, ± 95 %: " + ", ".join(f"by {side.words} ({side.unit})" for side in sides)),
+        title=Text(f"{count} {whose}, by {sides[-1].words}\nestimates with 95 % intervals"),
         title_justify="left",
         title_style="bold",
     )
     table.add_column("sublayer", no_wrap=True)
-    for side, style in zip(sides, ("", "cyan"), strict=False):
-        for name in ("estimate", "drop", "share"):
-            heading = f"{side.short}\n{name}"
-            table.add_column(heading, justify="right", no_wrap=True, header_style=style)
-    for place in sides[-1].overall.order()[:_MOST_ROWS]:
+    for side in sides:
+        table.add_column(f"estimate\n{side.short} ({side.unit})", justify="right", no_wrap=True)
+    for heading in (f"drop\n({sides[-1].unit})", "share\n(%)", "possible\nranks"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    overall = sides[-1].overall
+    for place in chosen:
         player, cells = players[place], []
         for side in sides:
-            found = side.overall
-            cells += [
-                _with_half(side, found.value[place], found.ci.at(place)),
-                _with_half(side, found.ablation_drop[place], found.ablation_ci.at(place)),
-                f"{number(100 * found.share[place], 1)} %",
-            ]
+            value, ci = side.scale * side.overall.value[place], side.overall.ci.times(side.scale).at(place)
+            ends = interval(ci.low, ci.high, _digits(side, value))
+            cells.append(number(value, _digits(side, value)) + ("" if ends == "–" else f" {ends}"))
+        drop = sides[-1].scale * overall.ablation_drop[place]
+        ranks = overall.rank_ci.at(place)
+        ends = dict.fromkeys((number(ranks.low, 0), number(ranks.high, 0)))  # one where both are the same
+        cells += [number(drop, _digits(sides[-1], drop)), number(100 * overall.share[place], 1), "–".join(ends)]
         colour = "green" if isinstance(player, Group) else "red" if player.is_attention else "blue"
-        table.add_row(Text(visible(player.name), style=colour), *cells)
+        table.add_row(Text(visible(player.name), style=colour), *map(minus, cells))
     return table
 
 
-def _with_half(side: Side, value: float, ci: Interval[float]) -> str:
-    """Write a value with half its interval's width."""
-    digits = 1 if side.scale == 100.0 or abs(side.scale * value) >= 10 else 2
-    half = side.scale * (ci.high - ci.low) / 2
-    return minus(number(side.scale * value, digits)) + (f" ±{half:.{digits}f}" if np.isfinite(half) else "")
+def certain_lines(sides: Sequence[Side]) -> list[str]:
+    """Say for each side what its intervals prove: how many sublayers matter, and which are certainly on top."""
+    lines = []
+    for side in sides:
+        found = side.overall
+        known = np.isfinite(found.ci.low)
+        matter = int((found.ci.low[known] > 0).sum())
+        on_top = [found.players[place] for place in found.order() if found.top_k_decision[place] == 1]
+        top = f"certainly among the top {found.top_k}: {', '.join(on_top) or 'none yet'}"
+        lines.append(f"by {side.words}, {matter} of {len(found.players)} certainly matter (95 % each); {top}")
+    return lines
+
+
+def _digits(side: Side, value: float) -> int:
+    """Choose the decimals of a value in its unit: fewer for per cent and for large numbers."""
+    return 1 if side.scale == 100.0 or abs(value) >= 10 else 2

@@ -15,6 +15,7 @@ from lowmem_layers.engine.sweep import Sizes
 from lowmem_layers.engine.trie import Row, lay_out
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.players.tree import PrefixTree
+from lowmem_layers.model.anatomy.forward import WIDE_ROWS
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.tasks.items import EncodedItem
 
@@ -86,8 +87,10 @@ class Widths:
         About four intermediates of a sublayer's widest product are alive at once, and six of the hidden width.
         """
         layer = sizes.chunk_tokens * (4 * self.widest + 6 * self.hidden) * self.itemsize
-        logits = self.vocabulary * (sizes.head_rows * self.itemsize + min(sizes.head_rows, sizes.softmax_rows) * 4)
-        return max(layer, logits)
+        wide = max(4, self.itemsize)  # logits of a model that computes in 16 bits are float32
+        logits = self.vocabulary * (sizes.head_rows * wide + min(sizes.head_rows, sizes.softmax_rows) * 4)
+        embedding = (WIDE_ROWS + sizes.head_rows) * self.hidden * 4 if self.itemsize < 4 else 0
+        return max(layer, logits + embedding)
 
     def room_beside(self, sizes: Sizes, budget_bytes: int) -> int:
         """Count the bytes that a budget leaves for states beside one chunk.
@@ -113,10 +116,8 @@ def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
 
 def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_bytes: int) -> Sizes:
     """Halve chunks until one takes at most a quarter of the memory given, or is as small as is sensible."""
-    least = least_sizes(sizes, device)
-    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != least:
-        tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
-        sizes = replace(sizes, chunk_tokens=tokens, head_rows=rows)
+    while _CHUNK_SHARE * widths.chunk_bytes(sizes) > budget_bytes and sizes != (smaller := halved(sizes, device)):
+        sizes = smaller
     return sizes
 
 
@@ -124,6 +125,13 @@ def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
     """Give the smallest chunks that are computed; their logits have as few rows as a product may have."""
     tokens = min(sizes.chunk_tokens, _LEAST_CHUNK_TOKENS[device.type])
     return replace(sizes, chunk_tokens=tokens, head_rows=min(sizes.head_rows, LEAST_ROWS))
+
+
+def halved(sizes: Sizes, device: torch.device) -> Sizes:
+    """Halve chunks that were too large after all; the smallest that are computed stay as they are."""
+    least = least_sizes(sizes, device)
+    tokens, rows = max(least.chunk_tokens, sizes.chunk_tokens // 2), max(least.head_rows, sizes.head_rows // 2)
+    return replace(sizes, chunk_tokens=tokens, head_rows=rows)
 
 
 def least_room(widths: Widths, sizes: Sizes, device: torch.device, item_bytes: int) -> int:

@@ -13,6 +13,7 @@ from lowmem_layers.engine.batches import Batch, make_batches, plain_inputs, tree
 from lowmem_layers.engine.budget import (
     ItemCost,
     Widths,
+    halved,
     plan_tiles,
     sizes_for,
     sizes_within,
@@ -23,10 +24,11 @@ from lowmem_layers.engine.examination import Verdict, examine_engine
 from lowmem_layers.engine.scoring import Head
 from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
 from lowmem_layers.engine.trie import Row, lay_out, plain_rows
-from lowmem_layers.errors import EngineError
+from lowmem_layers.errors import EngineError, ShortageError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-from lowmem_layers.model.memory import available_device_bytes
+from lowmem_layers.model.anatomy.forward import has_wide_head
+from lowmem_layers.model.memory import available_device_bytes, is_shortage
 from lowmem_layers.model.placement import usual_states_bytes
 from lowmem_layers.tasks.items import EncodedItem
 
@@ -65,6 +67,7 @@ class Engine:
         self.tile_work = tile_work or tile_work_for(model.device)
         self.verdict: Verdict | None = None
         self.counted_applications = 0
+        self.narrowed: tuple[dict[str, str | int], ...] = ()
         self._given_layout: Layout = layout
         self._head = Head(model, self.sizes.softmax_rows)
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
@@ -139,20 +142,53 @@ class Engine:
         """Score the items of one tile under every coalition.
 
         Shapes: per item (coalitions, choices), float64 nats. `on_work` is told the multiply-adds done since its last
-        call.
+        call; less than nothing where work was lost.
+
+        Where memory runs out, the tile is computed again in chunks half as large, and so are all tiles after it;
+        `narrowed` says so. Other chunks are other orders of addition: numbers may differ in their last bits.
 
         Raises:
             EngineError: the engine was not examined.
+            ShortageError: memory runs out with the smallest chunks, too.
         """
+        tell = on_work or (lambda _: None)
+        while (scores := self._attempt(items, coalitions, tell)) is None:  # what it held is freed by now
+            self._narrow(items[0])
+        return scores
+
+    def _attempt(
+        self, items: Sequence[EncodedItem], coalitions: Sequence[Removed], tell: Callable[[int], None]
+    ) -> list[np.ndarray] | None:
+        """Score a tile with the sizes as they are. Return None where memory runs out."""
         tree = self._tree(coalitions)
-        batches = self._batches(items, tree)
-        sweep = self._sweep(tree, self._inputs, on_work or (lambda _: None))
+        sweep = self._sweep(tree, self._inputs, tell)
         scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
-        for owners, values in sweep.run(batches):
-            for column, (item, choice) in enumerate(owners):
-                scores[item][:, choice] = values[:, column].cpu().numpy()
+        try:
+            for owners, values in sweep.run(self._batches(items, tree)):
+                for column, (item, choice) in enumerate(owners):
+                    scores[item][:, choice] = values[:, column].cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            tell(-sweep.counter.work)
+            return None
         self.counted_applications += sweep.counter.applications
         return scores
+
+    def _narrow(self, first: EncodedItem) -> None:
+        """Halve the chunks, since memory ran out in the tile that begins with an item."""
+        device, sizes = self.model.device, halved(self.sizes, self.model.device)
+        if sizes == self.sizes:
+            raise ShortageError(
+                f"{device.type}: out of memory in chunks of {sizes.chunk_tokens} tokens, the smallest that there are",
+                "finished tiles are kept: close other programs and run the same command again; or begin again with a "
+                f"smaller --max-{'gpu' if device.type == 'cuda' else 'cpu'}-memory, which makes smaller tiles",
+            )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.sizes = sizes
+        about = {"task": first.task, "first_item": first.id}
+        self.narrowed += ({**about, "chunk_tokens": sizes.chunk_tokens, "head_rows": sizes.head_rows},)
 
     @torch.inference_mode()
     def time_layers(
@@ -174,7 +210,9 @@ class Engine:
         """
         found = asdict(self.verdict) if self.verdict is not None else {}
         sizes = {**asdict(self.sizes), "budget_bytes": self.budget_bytes, "tile_work": self.tile_work}
-        return {"layout": self.layout, "sizes": sizes, "self_test": found}
+        head = {"head": "float32"} if has_wide_head(self.model.module) else {}
+        narrowed = {"narrowed": list(self.narrowed)} if self.narrowed else {}
+        return {"layout": self.layout, "sizes": sizes, "self_test": found, **head, **narrowed}
 
     def _tree(self, coalitions: Sequence[Removed]) -> PrefixTree:
         key = tuple(coalitions)

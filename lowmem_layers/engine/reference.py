@@ -1,8 +1,8 @@
 """The other route to every number: one whole forward pass of the model's own code for each coalition and each choice.
 
 Nothing is shared here: the sublayers are removed in place, every choice is a sequence of its own without padding, and
-the log-softmax runs over whole rows of logits. The sweep is checked against it when a run starts, in the tests and in
-the benchmarks.
+the log-softmax runs over whole rows of logits (in float32 where the model computes in 16 bits, see `wide_head`). The
+sweep is checked against it when a run starts, in the tests and in the benchmarks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from lowmem_layers.game.players.tree import Removed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.anatomy.forward import wide_head
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 
@@ -29,7 +30,7 @@ def reference_loglikelihoods(
 
     def score(choice: EncodedChoice, removed: Removed) -> float:
         ids = torch.tensor([choice.tokens[:-1]], device=model.device)  # (1, T)
-        with model.removed(removed), model.streaming():
+        with model.removed(removed), model.streaming(), wide_head(model.module):
             logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
         wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)  # (T, V)
         wanted = torch.tensor(choice.tokens[-choice.n_scored :], device=model.device)

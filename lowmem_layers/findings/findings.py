@@ -211,9 +211,8 @@ def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
 
 
 def coalition_means(table: ValueTable, coalitions: Sequence[Removed], level: float = 0.95) -> Means:
-    """Average v(S) over items, with clustered intervals (of accuracies: within 0 and 1)."""
+    """Average v(S) over items, with clustered intervals."""
     weights = np.zeros((len(coalitions), len(table.coalitions)))  # each row takes one coalition's column
     weights[np.arange(len(coalitions)), [table.column_index(removed) for removed in coalitions]] = 1.0
     influence = estimate_influence(table, weights)
-    ci = mean_interval(influence, level)
-    return Means(influence.value, ci.clip(0.0, 1.0) if table.is_binary else ci)
+    return Means(influence.value, mean_interval(influence, level))

@@ -20,6 +20,7 @@ from lowmem_layers.engine.budget import sizes_for
 from lowmem_layers.forecast.machine import wait_and_read_clock
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect, text_config
+from lowmem_layers.model.anatomy.forward import float32_product
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers, set_tensor
 from lowmem_layers.model.formats import FOUR_BIT, TARGETS, unpack
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
@@ -72,7 +73,8 @@ def measure_speed(
     weight = torch.randn(columns, text.hidden_size, dtype=dtype, device=device)  # (V', D)
 
     def head() -> None:
-        logits = torch.nn.functional.linear(states, weight)
+        wide = states.dtype.itemsize == 2
+        logits = float32_product(states, weight, None) if wide else torch.nn.functional.linear(states, weight)
         for block in logits.split(sizes.softmax_rows):
             block.log_softmax(-1, dtype=torch.float32)
 

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 _PIECE_NUMBERS = 1 << 22
+_SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
 
 def resident_bytes() -> int:
@@ -65,6 +66,16 @@ def only_new_objects_collected() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether an exception means that memory ran out: torch and CUDA's libraries have several for it.
+
+    Source: torch 2.13, c10/cuda/CUDACachingAllocator.cpp, c10/core/impl/alloc_cpu.cpp, ATen/cuda/CUDABlas.cpp.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

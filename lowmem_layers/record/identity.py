@@ -70,7 +70,7 @@ def _content(task: TaskRecord) -> dict[str, Any]:
 def _arithmetic(engine: EngineRecord) -> dict[str, Any]:
     """Take what decides the order of additions. Sizes that only decide the tile plan are left out: the plan is kept."""
     sizes = {name: size for name, size in engine.sizes.items() if name not in ("budget_bytes", "tile_work")}
-    return {"layout": engine.layout, **sizes}
+    return {"layout": engine.layout, "head": engine.more.get("head"), **sizes}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> Iterator[str]:

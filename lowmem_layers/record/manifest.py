@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -85,18 +85,23 @@ class MachineRecord:
 class EngineRecord:
     """How the engine computes.
 
-    `layout` and `sizes` decide the order of additions; `self_test` and `more` are what the engine says besides.
+    `layout` and `sizes` decide the order of additions; `self_test` and `more` are what the engine says besides;
+    `narrowed` names the tiles before which memory ran out, and the smaller chunks from there on.
     """
 
     layout: str | None = None
     sizes: Mapping[str, int | float] = field(default_factory=dict)
     self_test: Mapping[str, Json] = field(default_factory=dict)
+    narrowed: tuple[Mapping[str, Json], ...] = ()
     more: Mapping[str, Json] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Json]:
         """Give everything that is known of the engine, as JSON takes it."""
         known = {} if self.layout is None else {"layout": self.layout}
-        return {**known, "sizes": dict(self.sizes), "self_test": dict(self.self_test), **self.more}
+        found: dict[str, Json] = {**known, "sizes": dict(self.sizes), "self_test": dict(self.self_test)}
+        if self.narrowed:
+            found["narrowed"] = [dict(each) for each in self.narrowed]
+        return {**found, **self.more}
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,10 @@ class Manifest:
     def with_status(self, status: Status, elapsed_s: float, stopped: str = "") -> Manifest:
         """Give the same record with another status, and more time on its account."""
         return replace(self, status=status, elapsed_s=round(self.elapsed_s + elapsed_s, 3), stopped=stopped)
+
+    def with_narrowed(self, narrowed: Sequence[Mapping[str, Json]]) -> Manifest:
+        """Give the same record with further tiles before which memory ran out."""
+        return replace(self, engine=replace(self.engine, narrowed=(*self.engine.narrowed, *narrowed)))
 
 
 def described(about: Mapping[str, Json], kind: type[Described], rest: str) -> Described:

@@ -107,7 +107,8 @@ def _settled(
     same_run(folder, known, manifest)
     tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
     prepared.engine.check_tiles(tiles, known.plan.coalitions)
-    return replace(manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan)
+    manifest = replace(manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan)
+    return manifest.with_narrowed(known.engine.narrowed)
 
 
 def _measured(
@@ -129,6 +130,7 @@ def _measured(
         raise
     finally:
         ended = manifest.with_status(status, clock() - start, stopped)
+        ended = ended.with_narrowed(prepared.engine.describe().get("narrowed", ()))
         # When the disk is full, the error on its way says more than a second one would.
         with contextlib.suppress(RecordError) if status != "done" else contextlib.nullcontext():
             if (folder / RUN_FILE).exists():  # a run that could not begin leaves no run.json

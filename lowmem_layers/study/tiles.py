@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowmem_layers.findings.statement import proven
+from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.record.folder import finished_tiles
 from lowmem_layers.record.items import rows_of
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.study.contracts import Engine, Prepared
 from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
 
 _N_LEADERS = 5
@@ -72,7 +74,7 @@ def score_tiles(
     # 2) tile by tile: score, commit, announce, and see whether the statement is proven
     for tile in left:
         start = clock()
-        scores = prepared.engine.score(encoded[tile], plan.coalitions, lambda amount: announce(WorkDone(amount)))
+        scores = _scores_of(encoded[tile], plan.coalitions, prepared.engine, announce)
         write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
         values.add(tile, scores)
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
@@ -80,6 +82,21 @@ def score_tiles(
         if stopped := proven(values, until, value):
             break
     return stopped
+
+
+def _scores_of(
+    items: Sequence[Any], coalitions: Sequence[Removed], engine: Engine, announce: Announce
+) -> list[np.ndarray]:
+    """Score a tile; announce the work while it is done, and where memory ran out. Shapes: as `Engine.score` says."""
+    before = len(engine.describe().get("narrowed", ()))
+    scores = engine.score(items, coalitions, lambda amount: announce(WorkDone(amount)))
+    for each in engine.describe().get("narrowed", ())[before:]:
+        text = (
+            f"note: out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
+            f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
+        )
+        announce(StageStarted(text))
+    return scores
 
 
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:

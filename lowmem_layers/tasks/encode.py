@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows, check_tokens
+from lowmem_layers.tasks.pieces import encode_pieces
 from lowmem_layers.tasks.text import encode_windows
 
 Bos = Literal["auto", "none", "always"]
@@ -144,11 +145,13 @@ class _Encoder:
             raise TaskError(
                 "this tokenizer has neither a BOS nor an EOS token to begin a text with", "use another model"
             )
-        # 1) encode the whole text in one call
-        text = task.items[0].continuations[0]
-        encoding = self.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens = list(encoding["input_ids"][0])
-        starts = [start for start, _ in encoding["offset_mapping"][0]]
+
+        # 1) encode the text piece by piece
+        def encode(text: str) -> tuple[list[int], list[int]]:
+            encoding = self.tokenizer([text], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return encoding["input_ids"][0], [start for start, _ in encoding["offset_mapping"][0]]
+
+        tokens, starts = encode_pieces(task.items[0].continuations[0], encode)
         # 2) find out, with any text, whether a text begins with the prefix token under this rule
         opened = self._encode(["a"])["a"]
         lead = self.prefix if opened[:1] == self.prefix else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -42,6 +42,40 @@ def read_split(place: Path | HubSource, split: str) -> Iterator[Record]:
 
 
 def read_file(path: Path) -> Iterator[Record]:
+    """Read a data file, and the labels beside it where it has none: `valid.jsonl` and `valid-labels.lst`.
+
+    Raises:
+        TaskError: a file is missing, damaged, or of another kind, or the labels do not fit the records.
+    """
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    return with_labels(list(_records_of(path)), labels) if labels.is_file() else _records_of(path)
+
+
+def with_labels(records: Sequence[Record], path: Path) -> Iterator[Record]:
+    """Put the n-th line of a file of labels into the n-th record, as its field `label`.
+
+    PIQA's authors (and those of other data sets of that time) publish their items and labels in two files.
+
+    Raises:
+        TaskError: there are more or fewer labels than records, or a record has a label of its own that is another one.
+    """
+    with open_data(path) as file:
+        lines = [line.strip() for line in file.read().decode("utf-8-sig", "backslashreplace").rstrip().splitlines()]
+    if len(lines) != len(records):
+        first = records[0].where.rpartition(", ")[0] if records else path.name
+        raise TaskError(
+            f"{path.name} has {len(lines)} labels for the {len(records)} items of {first}",
+            "fetch both files again, from the same place",
+        )
+    for number, (record, line) in enumerate(zip(records, lines, strict=True), start=1):
+        where = f"{path.name}, line {number}"
+        own = record.fields.get("label")
+        if own is not None and str(own) != line:
+            record.fail("label", f"{shown(own)}, but {where} says {line}", f"remove {path.name}, or the field")
+        yield Record({**record.fields, "label": line}, f"{record.where} ({where})")  # whoever reads it checks it
+
+
+def _records_of(path: Path) -> Iterator[Record]:
     """Read a data file; its suffix tells parquet from JSON, and its first sign a JSON list from JSON lines.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -66,7 +66,13 @@ def read_text(path: Path) -> str:
 
 
 def encode_windows(
-    task: Task, windows: Windows, tokens: list[int], starts: list[int], lead: list[int], first: list[int], longest: int
+    task: Task,
+    windows: Windows,
+    tokens: Sequence[int],
+    starts: Sequence[int],
+    lead: list[int],
+    first: list[int],
+    longest: int,
 ) -> Iterator[EncodedItem]:
     """Cut a tokenised text into items whose scored parts follow each other without gap or overlap.
 
@@ -86,7 +92,7 @@ def encode_windows(
         # 2) the scored tokens, and before them as many as fit: the last token is only predicted, so one more fits
         opening = lead or (first if begin == 0 else [])
         earliest = max(0, end - (window + 1 - len(lead)))
-        seen = opening + tokens[earliest:end]
+        seen = [*opening, *tokens[earliest:end]]
         n_cut = earliest - max(0, end - (windows.window + 1 - len(lead)))  # what a longer model would have seen
         # 3) the piece of text that is scored: white space before the first token and after the last one counts too
         piece = text[starts[begin] if begin else 0 : starts[end] if end < len(tokens) else len(text)]

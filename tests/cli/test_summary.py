@@ -43,7 +43,7 @@ def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_shown_once(tmp_path, b
     assert "%" not in row
     assert row.rstrip().endswith("–")
     assert text.count("top 3 by") == 1
-    assert text.count("estimate") == 1
+    assert text.count("estimate ") == 1
 
 
 @pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", ":smile:", "a\x1b[31mb\x07", "\x9b2J"])
@@ -56,6 +56,23 @@ def test_names_are_shown_as_they_are(tmp_path, bench, name):
     assert f" task {visible(name)} " in text
     assert f"top 3 by accuracy: {visible(name)}, rest" in text or f"rest, {visible(name)}" in text
     assert not set(text) & {"\x1b", "\x07", "\x9b"}
+
+
+def test_ten_rows_and_what_is_certain_about_them(tmp_path, bench):
+    run = run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=bench(n_layers=8).prepare)
+    side = find(run).sides[-1].overall
+    text = summary(run)
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith((" attn.", " ffn."))]
+    assert rows == [side.players[place] for place in side.order()[:10]]
+    assert "The 10 most important of 16 sublayers" in text
+    assert "6 more rows: lowmem-layers importance" in text
+    matter = int((side.ci.low > 0).sum())
+    words = f"by gold answer's log-likelihood, {matter} of 16 certainly matter (95 % each); certainly among the top 3: "
+    assert words in " ".join(text.split())
+    stream = io.StringIO()
+    summarise(run, find(run), Path("p"), Console(file=stream, width=80), n_rows=None)
+    assert stream.getvalue().count("\n attn.") + stream.getvalue().count("\n ffn.") == 16
+    assert "more rows" not in stream.getvalue()
 
 
 def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):

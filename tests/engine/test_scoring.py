@@ -55,3 +55,27 @@ def test_pairs_name_every_scored_token_once_with_its_owner():
     ]  # fmt: skip
     assert pairs.owners == ((0, 0), (0, 1), (0, 0), (0, 1))
     assert np.all(np.diff(pairs.nodes) >= 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "phi"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_a_model_in_16_bits_are_not_rounded_to_16_bits(family, dtype):
+    """Against the same head in float64 on the same states: only the final norm's own rounding is left."""
+    model = DecoderModel(families.tiny_model(family).to(dtype))
+    model.examine()
+    states = (20 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))).to(dtype)
+    logits = own_logits(model.module, model.anatomy.layers, states)
+    assert logits.dtype == torch.float32
+    seen = []
+    head = model.module.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    own_logits(model.module, model.anatomy.layers, states)
+    handle.remove()
+    bias = None if head.bias is None else head.bias.double()
+    exact = torch.nn.functional.linear(seen[0].double(), head.weight.double(), bias)
+    raw = []
+    handle = head.register_forward_hook(lambda _m, _a, output: raw.append(output))
+    own_logits(model.module, model.anatomy.layers, states)
+    handle.remove()
+    assert torch.allclose(raw[0].double(), exact, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(raw[0], raw[0].to(dtype).float()), "16 bits would not have been enough"

@@ -10,7 +10,17 @@ from scipy import stats
 from scipy.special import ndtr, stdtr, stdtrit
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game import ValueTable, estimate, shares, windows
+from lowmem_layers.game import (
+    ValueTable,
+    all_coalitions,
+    compare,
+    estimate,
+    interactions,
+    permutations,
+    shares,
+    windows,
+)
+from lowmem_layers.game.answers.importance import estimate_permutations
 from lowmem_layers.game.uncertainty.errors import degrees_of_freedom, influence_of, mean_over_tasks, tied
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
 
@@ -25,6 +35,26 @@ def accuracies(n_items, seed=0, loss=(0.5, 0.3, 0.1, 0.02, 0.0, 0.0), max_remove
     coalitions = tuple(windows(len(loss), max_removed))
     columns = [right[:, 0] & kept[:, list(removed)].all(axis=1) for removed in coalitions]
     return ValueTable(NAMES[: len(loss)], coalitions, np.stack(columns, axis=1).astype(float))
+
+
+def test_no_interval_of_accuracies_leaves_what_an_accuracy_can_be():
+    """Student's t with one degree of freedom says ±449 points of two items; a drop is at most 100."""
+    table, other = accuracies(2), accuracies(2, seed=3)
+    found = estimate([table, other])
+    for ci in (estimate(table).ci, found.ci, found.ablation_ci):
+        assert (ci.low.min(), ci.high.max()) == (-1.0, 1.0)
+    together = interactions(table)
+    assert (together.ci.low.min(), together.ci.high.max()) == (-2.0, 2.0)
+    difference = compare(table, other)
+    assert (difference.ci.low.min(), difference.ci.high.max()) == (-2.0, 2.0)
+    assert np.abs(difference.ci_a.low).max() == 1.0
+    orders = permutations(len(NAMES), 4, 0)
+    coalitions = tuple(all_coalitions(len(NAMES)))
+    values = np.array([[float(not removed) for removed in coalitions], [1.0] * len(coalitions)])
+    walked = ValueTable(NAMES, coalitions, values)
+    assert estimate_permutations(walked, orders).ci.high.max() <= 1.0
+    nats = replace(table, values=-5.0 * table.values, in_unit_interval=False)
+    assert estimate(nats).ci.high.max() > 5.0, "nats have no bounds"
 
 
 @pytest.mark.parametrize("dof", [1.0, 2.5, 7.0, 30.0, 499.0, 1e5])

@@ -174,6 +174,22 @@ def test_where_weights_live_and_how_many_cores_there_are_does_not_matter(tmp_pat
     assert run.manifest.machine.threads == 2, "the first call's threads are taken again"
 
 
+def test_where_memory_ran_out_is_announced_once_and_kept_in_the_record(tmp_path, bench, engine, spec):
+    short = {"task": "one", "first_item": "q0", "chunk_tokens": 512, "head_rows": 256}
+    heard = []
+    failing = bench(engine=engine(fail_at=2, narrowed=[short]))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=failing.prepare, announce=heard.append)
+    notes = [event.stage for event in heard if isinstance(event, StageStarted) and "out of memory" in event.stage]
+    assert notes == [
+        "note: out of memory in the tile of one q0: computed again in chunks of 512 tokens, as are all tiles after it; "
+        "the last bits of their numbers may differ"
+    ]
+    again = {**short, "first_item": "q5"}
+    run_study(spec, tmp_path / "r", prepare=bench(engine=engine(narrowed=[again])).prepare)
+    assert [dict(each) for each in open_run(tmp_path / "r").manifest.engine.narrowed] == [short, again]
+
+
 def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):
     run_study(spec, tmp_path / "r", prepare=bench().prepare)
     with locked(tmp_path / "r"), pytest.raises(RecordError, match=rf"another process \(process {os.getpid()}\)"):

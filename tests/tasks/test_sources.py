@@ -124,6 +124,48 @@ def test_validation_files_go_by_other_names(name, tmp_path, records, jsonl):
     assert len(task.items) == 1
 
 
+@pytest.mark.parametrize("place", ["piqa.jsonl", "piqa/valid.jsonl", "piqa/dev.jsonl"])
+@pytest.mark.parametrize("own", [True, False])
+def test_piqa_is_read_in_its_authors_two_files(place, own, tmp_path, records, jsonl):
+    several = [{**records["piqa"][0], "label": place % 2} for place in range(3)]
+    (tmp_path / "one").mkdir()
+    jsonl(tmp_path / "one" / "piqa.jsonl", several)
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    jsonl(path, several if own else [{key: one[key] for key in ("goal", "sol1", "sol2")} for one in several])
+    path.with_name(f"{path.stem}-labels.lst").write_text("0\n1\n0\n")
+    assert fingerprint("piqa", tmp_path) == fingerprint("piqa", tmp_path / "one")
+    (first,) = load_tasks(["piqa"], data_dir=tmp_path, limit=2)
+    assert [item.gold for item in first.items] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("0\n1\n", r"piqa-labels\.lst has 2 labels for the 3 items of piqa\.jsonl"),
+        ("0\n1\n0\n0\n", "has 4 labels for the 3 items"),
+        ("", "has 0 labels for the 3 items"),
+        ("0\n2\n0", r"line 2 \(piqa-labels\.lst, line 2\), field 'label': 2 is outside the 2 choices"),
+        ("0\n\n0", "field 'label': expected a whole number from 0 to 1, got ''"),
+        ("0 1\n1\n0", "field 'label': expected a whole number from 0 to 1, got '0 1'"),
+        ("0\n\u0661\n0", "field 'label': expected a whole number"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, said, tmp_path, jsonl):
+    jsonl(tmp_path / "piqa.jsonl", [{"goal": "To warm soup,", "sol1": "a", "sol2": "b"}] * 3)
+    (tmp_path / "piqa-labels.lst").write_text(labels, encoding="utf-8")
+    with pytest.raises(TaskError, match=said) as caught:
+        load_tasks(["piqa"], data_dir=tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def test_two_labels_that_contradict_each_other_are_refused(tmp_path, records, jsonl):
+    jsonl(tmp_path / "piqa.jsonl", records["piqa"])
+    (tmp_path / "piqa-labels.lst").write_text("1\n")
+    with pytest.raises(TaskError, match=r"field 'label': 0, but piqa-labels\.lst, line 1 says 1"):
+        load_tasks(["piqa"], data_dir=tmp_path)
+
+
 def test_a_copy_with_the_split_in_several_folders_is_refused(tmp_path, records):
     for name in ("one", "two"):
         as_parquet(tmp_path, name, records["arc_easy"])

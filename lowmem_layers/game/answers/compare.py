@@ -30,6 +30,7 @@ from lowmem_layers.game.uncertainty.errors import (
     contributions,
     influence_of,
     mean_over_tasks,
+    reach_of,
     summed_dof,
     with_coin_flip_item,
 )
@@ -141,7 +142,9 @@ class _Sides:
         """Subtract B from A, piece by piece."""
         binary = self.first.is_binary and self.second.is_binary
         pieces = self.first.pieces - self.second.pieces
-        return Influence(self.first.value - self.second.value, pieces, self.dof, binary, self.first.n_shared)
+        value, (a, b) = self.first.value - self.second.value, (self.first.reach, self.second.reach)
+        reach = None if a is None or b is None else a - b[::-1]
+        return Influence(value, pieces, self.dof, binary, self.first.n_shared, reach)
 
 
 def _mean_of(parts: Sequence[_Sides]) -> _Sides:
@@ -205,4 +208,5 @@ def _by_weights(table: ValueTable, estimator: Estimator, max_removed: int | None
     """Estimate with the estimator's weights, with the coin-flip item where `flip` says so."""
     weights = estimator_weights(estimator, table.coalitions, table.players, max_removed)
     estimate = influence_of(contributions(table, weights), table.cluster_codes)
+    estimate = replace(estimate, reach=reach_of(table, weights))
     return with_coin_flip_item(estimate, weights, table.n_items, table.n_clusters) if flip else estimate

@@ -119,4 +119,5 @@ def permutation_influence(
     if table.is_binary and table.n_clusters > 1:
         of_items = with_coin_flip_item(of_items, weights, table.n_items, table.n_clusters)
     pieces = np.concatenate([of_items.pieces, of_orders.pieces])
-    return Influence(of_items.value, pieces, dof, table.is_binary, n_shared=len(of_orders.pieces))
+    reach = np.array([-1.0, 1.0])[:, None].repeat(table.n_players, axis=1) if table.is_bounded else None
+    return Influence(of_items.value, pieces, dof, table.is_binary, len(of_orders.pieces), reach)

@@ -7,7 +7,7 @@ and comparisons need nothing else: the pieces give variances, covariances betwee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Influence:
     Σ pieces · pieces; `dof` (players,), the degrees of freedom of the variances, nan for fewer than 2 clusters.
     `is_binary`: the values were 0 or 1 and the pieces hold the coin-flip item (`with_coin_flip_item`).
     `n_shared` counts the last pieces: those of errors that tasks share (their removal orders), row by row.
+    `reach` (2, players): the least and the most that an estimate of bounded values can be; None without bounds.
     """
 
     value: FloatArray
@@ -32,6 +33,7 @@ class Influence:
     dof: FloatArray
     is_binary: bool = False
     n_shared: int = 0
+    reach: FloatArray | None = None
 
     @property
     def variance(self) -> FloatArray:
@@ -122,7 +124,7 @@ def with_coin_flip_item(
     """
     used = weights[:, (weights != 0).any(axis=0)]  # (players, coalitions that matter)
     extra = 0.5 * np.sqrt(items * n_items / n_clusters) / n_items * used.T
-    return Influence(estimate.value, np.concatenate([estimate.pieces, extra]), estimate.dof, True)
+    return replace(estimate, pieces=np.concatenate([estimate.pieces, extra]), is_binary=True)
 
 
 def estimate_influence(table: ValueTable, weights: FloatArray, coin_flip_items: float = 1.0) -> Influence:
@@ -131,9 +133,20 @@ def estimate_influence(table: ValueTable, weights: FloatArray, coin_flip_items: 
     Shapes: `weights` (players, coalitions).
     """
     estimate = influence_of(contributions(table, weights), table.cluster_codes)
+    estimate = replace(estimate, reach=reach_of(table, weights))
     if not table.is_binary:
         return estimate
     return with_coin_flip_item(estimate, weights, table.n_items, table.n_clusters, coin_flip_items)
+
+
+def reach_of(table: ValueTable, weights: FloatArray) -> FloatArray | None:
+    """Bound what weighted means of values within 0 and 1 can be: the sums of the negative and of the positive weights.
+
+    Shapes: `weights` (players, coalitions); returns (2, players), or None for values without bounds.
+    """
+    if not table.is_bounded:
+        return None
+    return np.array([np.minimum(weights, 0.0).sum(axis=1), np.maximum(weights, 0.0).sum(axis=1)])
 
 
 def sum_by(rows: FloatArray, codes: IntArray, n_groups: int) -> FloatArray:
@@ -206,7 +219,9 @@ def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
     pieces = joined_pieces([part.pieces for part in parts], n_shared) / len(parts)
     values = np.array([part.value for part in parts])
     value = tied(values.mean(axis=0), np.abs(values).max(initial=0.0, where=np.isfinite(values)))
-    return Influence(value, pieces, dof, all(part.is_binary for part in parts), n_shared)
+    reaches = [part.reach for part in parts if part.reach is not None]
+    reach = np.mean(reaches, axis=0) if len(reaches) == len(parts) else None
+    return Influence(value, pieces, dof, all(part.is_binary for part in parts), n_shared, reach)
 
 
 def shared_pieces(parts: Sequence[Influence]) -> int:

@@ -55,12 +55,17 @@ def mean_interval(estimate: Influence, level: float) -> Interval[FloatArray]:
 
     Each alone falls 1–2 points short of a nominal 95 % on 30 skewed items; with many items they are the same
     (benchmarks/coverage.py has what was measured, and what else was tried).
+    No end lies beyond what the estimate can be: a drop of an accuracy is at most 1.
     Shapes: (players,); nan with fewer than 2 clusters.
     """
     quantile = stdtrit(estimate.dof, 0.5 + level / 2)
     below, above = skewed_radii(quantile, estimate.skewness, estimate.is_binary)
     error = estimate.standard_error
-    return Interval(estimate.value - below * error, estimate.value + above * error)
+    interval = Interval(estimate.value - below * error, estimate.value + above * error)
+    if estimate.reach is None:
+        return interval
+    least, most = estimate.reach
+    return Interval(np.maximum(interval.low, least), np.minimum(interval.high, most))
 
 
 def skewed_radii(quantile: FloatArray, skewness: FloatArray, is_binary: bool) -> tuple[FloatArray, FloatArray]:

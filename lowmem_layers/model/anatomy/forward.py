@@ -19,6 +19,9 @@ from torch import nn
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.dissection import LayerAnatomy
 
+WIDE_ROWS = 1024
+"""So many tokens' output embeddings are turned to float32 at once."""
+
 
 @dataclass(frozen=True)
 class LayerCall:
@@ -83,15 +86,54 @@ def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]
 
 
 def own_logits(module: Any, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> torch.Tensor:
-    """Get logits from states behind the last layer, by the model's own head path. Shapes: (S, D) → (S, V)."""
+    """Get logits from states behind the last layer, by the model's own head path; see `wide_head`.
+
+    Shapes: (S, D) → (S, V).
+    """
     given = states[:, None]  # (S, 1, D): one position a row, so that no length limit applies
 
     def hand_on(returns_tuple: bool) -> Callable[..., Any]:
         return lambda *args, **kwargs: (given, None) if returns_tuple else given
 
     ids = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)  # (S, 1)
-    with _stand_in({layer.layer: hand_on(layer.layer_returns_tuple) for layer in layers}):
+    with wide_head(module), _stand_in({layer.layer: hand_on(layer.layer_returns_tuple) for layer in layers}):
         return module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0]
+
+
+@contextlib.contextmanager
+def wide_head(module: Any) -> Iterator[None]:
+    """Give a model that computes in 16 bits an output embedding with float32 logits, for the length of a `with` block.
+
+    Logits of 10 to 40 rounded to bfloat16 are up to 0.12 apart: choices tie exactly, and log-likelihoods of long
+    continuations are off by more than a nat. States and weights stay as they are; only the sums are not rounded.
+    """
+    if not has_wide_head(module):
+        yield
+        return
+    head = module.get_output_embeddings()
+    with _stand_in({head: lambda hidden: float32_product(hidden, head.weight, head.bias)}):
+        yield
+
+
+def has_wide_head(module: Any) -> bool:
+    """Tell whether a model's logits are computed in float32 though its states have 16 bits."""
+    head = module.get_output_embeddings()
+    return type(head) is nn.Linear and head.weight.dtype.itemsize == 2
+
+
+def float32_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Multiply 16-bit numbers, and add up and return in float32. Shapes: (…, D), (V, D), (V,) → (…, V)."""
+    rows = hidden.flatten(0, -2)  # (R, D)
+    if weight.device.type == "cuda":
+        logits = torch.mm(rows, weight.t(), out_dtype=torch.float32)  # (R, V)
+    else:
+        wide = rows.float()
+        logits = wide.new_empty(len(rows), len(weight))
+        for low in range(0, len(weight), WIDE_ROWS):  # no float32 copy of the whole embedding
+            piece = slice(low, low + WIDE_ROWS)
+            logits[:, piece] = wide @ weight[piece].float().t()
+    logits = logits if bias is None else logits + bias
+    return logits.unflatten(0, hidden.shape[:-1])
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch import nn
 
 from lowmem_layers.errors import LowmemLayersError, RemovalError
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy
+from lowmem_layers.model.memory import is_shortage
 
 
 class Stub(nn.Module):
@@ -50,9 +51,11 @@ def refusing(model: nn.Module, when: str) -> Iterator[None]:
     """
     try:
         yield
-    except (LowmemLayersError, MemoryError, OSError, torch.OutOfMemoryError):
+    except (LowmemLayersError, OSError):
         raise
     except Exception as error:
+        if is_shortage(error):
+            raise
         first_line = (str(error).strip() or "no message").splitlines()[0]
         raise RemovalError(
             f"{type(model).__name__}: {when}, its own code raised {type(error).__name__}: {first_line}",
