@@ -9,6 +9,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.comparing import packing_of
 from lowmem_layers.findings.findings import Side
 from lowmem_layers.findings.run import Run
@@ -105,8 +106,14 @@ def interaction_intervals(title: str, run: Run, side: Side) -> Figure:
 
 
 def items_figure(title: str, run: Run, side: Side) -> Figure:
-    """Draw the leading sublayers' estimates against the number of items, with intervals: how soon they settle."""
-    players, found = run.manifest.design.players, side.overall
+    """Draw the leading sublayers' estimates against the number of items, with intervals: how soon they settle.
+
+    Raises:
+        UsageError: the run walked removal orders, whose errors do not shrink with the items alone.
+    """
+    players, found, estimator = run.manifest.design.players, side.overall, run.manifest.design.estimator
+    if estimator == "permutation":
+        raise UsageError(f"{run.folder} walked removal orders", "run it without --coalitions permutations")
     leading = found.order()[:_FOLLOWED]
     total = sum(table.n_items for table in side.tables)
     parts = np.unique(np.geomspace(min(4 / min(table.n_items for table in side.tables), 1.0), 1.0, 9))
@@ -115,7 +122,7 @@ def items_figure(title: str, run: Run, side: Side) -> Figure:
     lines = []
     for part in parts:
         tables = [table.take_items(range(max(2, round(part * table.n_items)))) for table in side.tables]
-        weights = [estimator_weights(found.estimator, each.coalitions, each.players) for each in tables]
+        weights = [estimator_weights(estimator, each.coalitions, each.players) for each in tables]
         each = mean_over_tasks([estimate_influence(t, w) for t, w in zip(tables, weights, strict=True)])
         ci = mean_interval(each, 0.95).times(side.scale)
         lines.append((sum(table.n_items for table in tables), side.scale * each.value, ci.low, ci.high))

@@ -19,7 +19,7 @@ from lowmem_layers.findings.findings import coalition_means, find
 from lowmem_layers.game.answers.cornerstone import cornerstones
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
-from lowmem_layers.report.page import page
+from lowmem_layers.report.page.render import page
 
 
 def measure(tmp_path, bench, tasks=("one", "three"), metrics=None, **options):
@@ -190,7 +190,7 @@ def test_items_that_were_cut_are_counted_recorded_and_told(cut_run, tmp_path):
         f"too long for the model, and cut on the left: {len(lost)} of {len(done)} items of three (up to {most} tokens)"
     )
     assert find(cut_run).cut == told
-    assert f"T{told[1:]}." in page(cut_run, find(cut_run), [])
+    assert f"T{told[1:]}." in page([(cut_run, find(cut_run))], None, [])
     stream = io.StringIO()
     summarise(cut_run, find(cut_run), tmp_path, Console(file=stream, width=200))
     assert told in stream.getvalue()
