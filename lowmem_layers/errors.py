@@ -8,6 +8,7 @@ LowmemLayersError            any error that this package raises on purpose; it c
 │   ├── TaskError            a task, a data file or an item is unusable
 │   ├── BudgetError          the work does not fit the memory that was given
 │   └── RecordError          a run folder is missing, is damaged or belongs to another run
+│       └── DamagedError     a file of a run folder is not as it was written; what it held can be made again
 ├── ShortageError            memory ran out while something was computed (exit status 1)
 └── EngineError              a computation broke a promise of this package (exit status 1)
 """
@@ -62,6 +63,10 @@ class BudgetError(UsageError):
 
 class RecordError(UsageError):
     """A run folder is missing, is damaged or belongs to another run."""
+
+
+class DamagedError(RecordError):
+    """A file of a run folder is not as it was written; what it held can be made again."""
 
 
 class ShortageError(LowmemLayersError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import click
 
 from lowmem_layers._version import __version__
+from lowmem_layers.cli.asking import power
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
 from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
@@ -22,6 +23,7 @@ _COMMANDS: Mapping[str, click.Command] = {
     "compare": compare,
     "interactions": interactions,
     "tables": tables,
+    "power": power,
     "models": models,
     "tasks": tasks,
     "doctor": doctor,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 import click
 
@@ -12,22 +18,51 @@ from lowmem_layers.cli.output import visible
 from lowmem_layers.errors import LowmemLayersError
 
 INTERRUPTED = 130
+_SAME_INTERRUPT_S = 2.0
 
 
 class Interrupted(Exception):
-    """The run was stopped by Ctrl-C or SIGTERM; the message says how to continue."""
+    """The run was stopped by Ctrl-C, SIGTERM or SIGHUP; the message says how to continue."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line (None: that of this process) and leave with its exit status."""
-    sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
+@contextlib.contextmanager
+def as_interrupts() -> Iterator[None]:
+    """Treat SIGTERM (a job scheduler) and SIGHUP (the terminal was closed) like Ctrl-C.
+
+    A second signal within two seconds changes nothing: the first one is at work, and the record is being closed. Later
+    ones count again, in case that a library caught the first. What `nohup` ignores stays ignored.
+    """
+    last_s = -math.inf
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= _SAME_INTERRUPT_S:
+            last_s = now_s
+            raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        numbers = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run one command; give its exit status: 0 done, 2 bad usage or input, 1 failed, 130 interrupted."""
-    from lowmem_layers.cli.app import app
-
     try:
+        from lowmem_layers.cli.app import app
+        from lowmem_layers.record.files import check_text
+
+        for argument in arguments:
+            check_text("an argument", argument)
         status = app.main(list(arguments), prog_name="lowmem-layers", standalone_mode=False)
         sys.stdout.flush()
     except LowmemLayersError as error:
@@ -55,6 +90,11 @@ def run_command_line(arguments: Sequence[str]) -> int:
         # and Python must not complain at exit either, when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:  # of a file: its name is too long, the disk is full or broken; of a network: no file
+        what = error.strerror or str(error) or type(error).__name__
+        if error.filename is None:
+            return complain(what, "", 1)
+        return complain(f"{what}: {error.filename}", "name another file or folder", 2)
     return status if isinstance(status, int) else 0
 
 
@@ -69,7 +109,8 @@ def _is_shortage(error: Exception) -> bool:
 
 def complain(message: str, hint: str, status: int, word: str = "error") -> int:
     """Write `error: …` and `hint: …`, one line each, and give the status back."""
-    for name, text in ((word, message), ("hint", hint)):
-        if text:
-            click.echo(f"{name}: {visible(' '.join(text.split()))}", err=True)
+    with contextlib.suppress(OSError):  # the terminal was closed: there is nobody to tell
+        for name, text in ((word, message), ("hint", hint)):
+            if text:
+                click.echo(f"{name}: {visible(' '.join(text.split()))}", err=True)
     return status

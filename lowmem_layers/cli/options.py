@@ -28,6 +28,10 @@ MEMORY, OUTPUT = "Memory and device", "Output"
 # Listed here too because the modules that own these names need numpy, which `--help` does not wait for; tests compare.
 VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability or nll_per_byte"
 ESTIMATOR_NAMES = "neighbourhood, stratified, ablation, shapley or permutation"
+SIZE_WORDS = (
+    "Effect to resolve, in the unit of the value: 0.01 is one point of accuracy; a negative one is a gain. "
+    "[default: 0.01; 0.05 nats]"
+)
 
 _DEFAULTS = StudySpec().resolved()
 _COLUMN = 30  # where the words begin, alike under all headings

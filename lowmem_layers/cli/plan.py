@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lowmem_layers.cli.options import MEMORY, GroupedCommand, GroupedOption, spec_from, study_options
+from lowmem_layers.cli.options import (
+    MEMORY,
+    OUTPUT,
+    SIZE_WORDS,
+    GroupedCommand,
+    GroupedOption,
+    spec_from,
+    study_options,
+)
 from lowmem_layers.cli.output import chosen_format, data_options, write_data
 
 if TYPE_CHECKING:
+    from lowmem_layers.findings.power import Foretold
     from lowmem_layers.forecast.forecast import Forecast
 
 
@@ -23,19 +34,39 @@ if TYPE_CHECKING:
     metavar="CARD",
     help="Plan for this card, for example rtx-4090. [default: measure this machine]",
 )
+@click.option(
+    "--pilot",
+    cls=GroupedOption,
+    heading=OUTPUT,
+    metavar="RUN",
+    help="Also say how many items an effect takes, and how long they take, by the spread in this earlier run.",
+)
+@click.option("--size", cls=GroupedOption, heading=OUTPUT, type=float, metavar="X", help="With --pilot: " + SIZE_WORDS)
 @data_options
-def plan(card: str | None, form: str | None, output: str | None, **options: Any) -> None:
+def plan(
+    card: str | None, pilot: str | None, size: float | None, form: str | None, output: str | None, **options: Any
+) -> None:
     """Say what a run would take; loads no weights.
 
     Takes the options of run. --model also takes llama-3-8b, llama-3-70b and mixtral-8x7b, whose shapes are shipped.
+
+    \b
+    Example: lowmem-layers plan --tasks piqa --pilot runs/small --size 0.02
     """
+    if size is not None and pilot is None:
+        raise click.UsageError("--size goes with --pilot")
     import pyarrow as pa
 
+    from lowmem_layers.findings.power import foretell
+    from lowmem_layers.findings.run import open_run
     from lowmem_layers.forecast.forecast import forecast_study
 
     chosen_format(form, output)
+    # 1) the pilot first: what is wrong with it is said before anything is measured
+    foretold = [] if pilot is None else foretell(open_run(pilot), options["value"], None, size)
+    # 2) the forecast, and what it means for the items that the pilot asks for
     found = forecast_study(spec_from(options), card)
-    rows = [{"what": what, "value": value} for what, value in _rows(found)]
+    rows = [{"what": what, "value": value} for what, value in [*_rows(found), *_pilot_rows(foretold, found)]]
     write_data(pa.Table.from_pylist(rows), form, output)
     if not found.machine.measured:
         click.echo("speeds are the card's data sheet at 60 % of its peak, not a measurement", err=True)
@@ -77,3 +108,23 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
         ("bringing weights in", f"{spell_time(work.streaming_s)}, meanwhile"),
         ("in all, about", f"{spell_time(3600 * work.hours)} ({work.hours:.2f} h)"),
     ]
+
+
+def _pilot_rows(foretold: Sequence[Foretold], found: Forecast) -> list[tuple[str, str]]:
+    """Say how many items the pilot's spread asks for, and how long this run would take with so many."""
+    from lowmem_layers.cli.display.progress import spell_time
+    from lowmem_layers.findings.power import count_items
+
+    rows = []
+    for each in foretold:
+        typical, most = each.typical, each.needed.items[each.worst]
+        what = f"items for an effect of {each.needed.size:g} on {each.task} ({each.estimator})"
+        rows.append(
+            (
+                what,
+                f"{count_items(typical)} for the median sublayer, {count_items(most)} for {each.players[each.worst]}",
+            )
+        )
+        hours = found.work.hours * typical / len(found.tokens.trunk)
+        rows.append(("in all, with so many for the median", spell_time(3600 * hours) if isfinite(hours) else "unknown"))
+    return rows

@@ -7,15 +7,15 @@ import click
 from lowmem_layers.cli.options import ESTIMATOR_NAMES, VALUE_NAMES
 from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, write_data
 
-_VALUE = click.option(
+VALUE = click.option(
     "--value", metavar="NAME", help=f"Measure importance by {VALUE_NAMES}. [default: the task's own metric]"
 )
-_ESTIMATOR = click.option(
+ESTIMATOR = click.option(
     "--estimator",
     metavar="NAME",
     help=f"Estimator: {ESTIMATOR_NAMES}. [default: the one that the run's coalitions were made for]",
 )
-_LEVEL = click.option(
+LEVEL = click.option(
     "--level", type=float, metavar="P", default=0.95, show_default=True, help="Confidence level of the intervals."
 )
 
@@ -38,9 +38,9 @@ def scores(run: str, form: str | None, output: str | None) -> None:
 
 @click.command()
 @click.argument("run")
-@_VALUE
-@_ESTIMATOR
-@_LEVEL
+@VALUE
+@ESTIMATOR
+@LEVEL
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -103,12 +103,12 @@ def report(runs: tuple[str, ...], output: str | None, paper: bool) -> None:
 @click.command()
 @click.argument("run_a")
 @click.argument("run_b")
-@_VALUE
-@_ESTIMATOR
+@VALUE
+@ESTIMATOR
 @click.option(
     "--max-removed", type=int, metavar="L", help="Use only windows of up to L. [default: all that both runs have]"
 )
-@_LEVEL
+@LEVEL
 @click.option(
     "--correction",
     metavar="holm|bh",
@@ -164,8 +164,8 @@ def compare(
 
 @click.command()
 @click.argument("run")
-@_VALUE
-@_LEVEL
+@VALUE
+@LEVEL
 @data_options
 def interactions(run: str, value: str | None, level: float, form: str | None, output: str | None) -> None:
     """Write which neighbouring sublayers of a run interact.

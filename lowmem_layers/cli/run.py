@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -54,41 +50,25 @@ def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
     folder = Path(out) if out else default_folder(spec)
     shown = choose_display(display, f"{Path(spec.model).name} · {spec.quant} · {','.join(spec.tasks)}")
 
-    # 2) the run itself
+    # 2) the run itself, and what was found: computed once, for the page and for the terminal
     try:
-        with _terminated_as_interrupted(), shown as announce:
+        with shown as announce:
             from lowmem_layers import run_study
 
             finished = run_study(spec, folder, announce=announce)
+        from lowmem_layers.findings.findings import find
+        from lowmem_layers.report import write_report
+
+        findings = find(finished)
+        page = write_report(finished, formats=("svg",), findings=findings)
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["lowmem-layers", *sys.argv[1:]])
         kept = f"finished tiles are kept in {folder}; to go on: {command}"
         begun = (folder / "run.json").exists()
         raise Interrupted(kept if begun else f"nothing was recorded yet; start again with: {command}") from interrupt
-
-    # 3) what was found: computed once, for the page and for the terminal
-    from lowmem_layers.findings.findings import find
-    from lowmem_layers.report import write_report
-
-    findings = find(finished)
-    page = write_report(finished, formats=("svg",), findings=findings)
     if display in ("json", "none"):
         click.echo(str(finished.folder))
         return
     from lowmem_layers.cli.summary import summarise
 
     summarise(finished, findings, page, n_rows=None if all_rows else SUMMARY_ROWS)
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that a run stopped by a job scheduler leaves a consistent record too."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

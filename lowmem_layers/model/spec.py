@@ -15,6 +15,7 @@ Offload = Literal["auto", "none", "cpu", "disk"]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 
+_MOST_BYTES = 2.0**63
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
@@ -70,7 +71,10 @@ def parse_bytes(text: str) -> int:
         raise UsageError(f"{text!r} is not a size in bytes", "write it like 8GiB, 500MB or 1073741824")
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000
-    return int(float(number) * base ** " KMGT".index(prefix.upper() or " "))
+    size = float(number) * base ** " KMGT".index(prefix.upper() or " ")
+    if size >= _MOST_BYTES:  # `inf` too, which so many digits become
+        raise UsageError(f"{text:.20} is more bytes than 64 bits can count", "write it like 8GiB or 500MB")
+    return int(size)
 
 
 def format_bytes(n_bytes: float) -> str:

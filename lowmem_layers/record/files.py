@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lowmem_layers.errors import RecordError
+from lowmem_layers.errors import RecordError, UsageError
 
 TEMPORARY = ".partial"
 
@@ -43,6 +44,24 @@ def write_text(path: Path, text: str) -> None:
         partial.write_bytes(data)
 
     write_whole(path, fill)
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written to any file: no zero byte, and no half of a surrogate pair.
+
+    Python makes such halves of bytes that are no UTF-8, in a command line or in a file's name.
+    """
+    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
+
+
+def check_text(what: str, text: Any) -> None:
+    """Refuse a text that cannot be written to a file.
+
+    Raises:
+        UsageError: it holds a zero byte, or bytes that are no UTF-8.
+    """
+    if isinstance(text, str) and not is_text(text):
+        raise UsageError(f"{what} is no text: {text[:40]!a}", "name files and options in UTF-8, without zero bytes")
 
 
 def make_folder(folder: Path) -> None:

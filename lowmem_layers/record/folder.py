@@ -25,22 +25,25 @@ def known_run(folder: Path, specification: Specification) -> Manifest | None:
     Raises:
         RecordError: the folder holds another run or other files, or cannot be written.
     """
-    if (folder / RUN_FILE).exists():
-        manifest = read_manifest(folder)
-        same_identity(folder, manifest, specification.identity())
-        return manifest
-    if folder.exists() and not folder.is_dir():
-        raise RecordError(f"{folder} is a file", "--out takes a folder")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in names if name.removesuffix(TEMPORARY) not in _OURS]
-    if foreign:
-        raise RecordError(
-            f"{folder} is not a run folder: it holds {foreign[0]} and no {RUN_FILE}",
-            "choose a new or an empty folder with --out",
-        )
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise RecordError(f"cannot write to {above}", "choose another folder with --out")
+    try:
+        if (folder / RUN_FILE).exists():
+            manifest = read_manifest(folder)
+            same_identity(folder, manifest, specification.identity())
+            return manifest
+        if folder.exists() and not folder.is_dir():
+            raise RecordError(f"{folder} is a file", "--out takes a folder")
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        foreign = [name for name in names if name.removesuffix(TEMPORARY) not in _OURS]
+        if foreign:
+            raise RecordError(
+                f"{folder} is not a run folder: it holds {foreign[0]} and no {RUN_FILE}",
+                "choose a new or an empty folder with --out",
+            )
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise RecordError(f"cannot write to {above}", "choose another folder with --out")
+    except OSError as error:  # a name that is too long, a loop of links, a closed folder
+        raise RecordError(f"cannot use {folder}: {error.strerror}", "choose another folder with --out") from error
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lowmem_layers.errors import RecordError
+from lowmem_layers.errors import DamagedError
 from lowmem_layers.tasks.items import EncodedItem
 
 ITEMS_FILE = "items.parquet"
@@ -84,19 +84,19 @@ def rows_from_table(table: pa.Table, path: Path) -> list[ItemRow]:
     """Read `items_table` back, of an earlier version too.
 
     Raises:
-        RecordError: a column is missing, or an item has no gold.
+        DamagedError: a column is missing, or an item has no gold.
     """
     if table.column_names == ITEMS_SCHEMA.names[:-1]:  # of a version that did not count what was cut
         table = table.append_column(ITEMS_SCHEMA.field("n_cut"), pa.nulls(len(table), pa.int32()))
     if not table.schema.equals(ITEMS_SCHEMA):
-        raise RecordError(f"{path} is damaged: its columns are {', '.join(table.column_names)}", _HINT)
+        raise DamagedError(f"{path} is damaged: its columns are {', '.join(table.column_names)}", _HINT)
     flat = zip(*(table[name].to_pylist() for name in ITEMS_SCHEMA.names), strict=True)
     rows: list[ItemRow] = []
     for (task, name), group in groupby(flat, key=lambda row: row[:2]):
         choices = list(group)
         gold = [row[2] for row in choices if row[3]]
         if len(gold) != 1 or [row[2] for row in choices] != list(range(len(choices))):
-            raise RecordError(f"{path} is damaged: item {name} of {task} has {len(gold)} gold choices", _HINT)
+            raise DamagedError(f"{path} is damaged: item {name} of {task} has {len(gold)} gold choices", _HINT)
         chars, sizes, _, n_tokens, n_cut = zip(*(row[4:] for row in choices), strict=True)
         rows.append(ItemRow(task, name, gold[0], choices[0][6], chars, sizes, n_tokens, n_cut))
     return rows

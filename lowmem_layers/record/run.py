@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lowmem_layers.errors import RecordError
+from lowmem_layers.errors import DamagedError
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.record.folder import finished_tiles
 from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_from_table
@@ -112,7 +112,7 @@ class RunRecord:
         rows = rows_from_table(read_table(path, _ITEMS_HINT), path)
         said = Counter({entry.task: entry.items for entry in self.manifest.data})
         if Counter(row.task for row in rows) != said:
-            raise RecordError(
+            raise DamagedError(
                 f"{path} does not hold the {self.manifest.n_items} items of the tasks that run.json names", _ITEMS_HINT
             )
         return CollectedValues(self.folder, self.manifest, rows, self._finished)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lowmem_layers.game.players.coalitions import MAX_EXACT_PLAYERS
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.players.groups import Group, Grouping
 from lowmem_layers.game.players.player import parse_player
-from lowmem_layers.record.files import write_text
+from lowmem_layers.record.files import is_text, write_text
 from lowmem_layers.record.manifest import (
     Count,
     EngineRecord,
@@ -116,7 +117,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         found["cuts"] = list(design.cuts)
     found["removed"] = [" ".join(map(str, removed)) for removed in manifest.plan.coalitions]
     found["tiles"] = [spell_tile(tile) for tile in manifest.plan.tiles]
+    found["checksum"] = checksum(json.loads(json.dumps(found)))  # of what a reader will find
     write_text(folder / RUN_FILE, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def checksum(stored: Mapping[str, Any]) -> str:
+    """Hash everything that run.json says but for its checksum: sha256 of the JSON with sorted keys."""
+    rest = {name: value for name, value in stored.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -129,17 +137,25 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         for where, text in _texts(stored, ""):
-            if any("\ud800" <= sign <= "\udfff" for sign in text):
+            if not is_text(text):
                 raise _Damage(f"{where} is no text: {text!a}")
         schema = stored.get("schema") if isinstance(stored, dict) else None
         if schema != SCHEMA:
-            raise RecordError(f"{path} has schema {schema!r:.40}; this version reads {SCHEMA}", START_ANEW)
-        return _from_json(stored)
+            later = isinstance(schema, int) and schema > SCHEMA
+            hint = "a later version of lowmem-layers wrote it: update yours" if later else START_ANEW
+            raise RecordError(f"{path} has schema {schema!r:.40}; this version reads {SCHEMA}", hint)
+        manifest = _from_json(stored)
+        if stored.get("checksum", "") not in ("", checksum(stored)):  # records of 0.2 and before have none
+            raise RecordError(
+                f"{path} is not as it was written: its checksum is another",
+                'if you changed it on purpose, remove its line "checksum"; else start the run again in another folder',
+            )
+        return manifest
     except FileNotFoundError as error:
         raise RecordError(
             f"{folder} is not a run folder: it holds no {RUN_FILE}", "lowmem-layers run writes one; its end says where"
         ) from error
-    except (NotADirectoryError, PermissionError) as error:
+    except OSError as error:  # a name that is too long, a closed folder, a broken disk
         raise RecordError(f"cannot read {path}: {error.strerror}", "give the folder of a run") from error
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")  # msgspec's own words: the place comes last

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lowmem_layers.errors import EngineError, RecordError
+from lowmem_layers.errors import DamagedError, EngineError, RecordError
 from lowmem_layers.record.files import write_whole
 from lowmem_layers.record.items import ItemRow
 
@@ -26,8 +28,9 @@ SCORES_SCHEMA = pa.schema(
         ("gold", pa.int8()),
     ]
 )
+_CHECKSUM = b"sha256"  # its name in the metadata of the file
 _KEYS = [name for name in SCORES_SCHEMA.names if name != "loglikelihood"]
-_HINT = "remove that file and run the same command again: only its items are scored anew"
+_HINT = "run the same command again: only its items are scored anew"
 
 
 def tile_file(folder: Path, tile: int) -> Path:
@@ -58,33 +61,59 @@ def scores_table(items: Sequence[ItemRow], removed: Sequence[str], scores: Seque
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file, whole or not at all; the same table gives the same bytes.
+    """Write a parquet file and the hash of its content, whole or not at all; the same table gives the same bytes.
 
     Raises:
         RecordError: the file cannot be written.
     """
-    write_whole(
-        path,
-        lambda partial: pq.write_table(
-            table, partial, compression="zstd", compression_level=3, write_page_checksum=True
-        ),
-    )
+    described = table.replace_schema_metadata({_CHECKSUM: content_hash(table)})
+
+    def fill(partial: Path) -> None:
+        with pa.OSFile(str(partial), "wb") as file:  # pyarrow would take a path such as hf://x for an address
+            pq.write_table(described, file, compression="zstd", compression_level=3, write_page_checksum=True)
+
+    write_whole(path, fill)
 
 
 def read_table(path: Path, hint: str = _HINT) -> pa.Table:
-    """Read a parquet file of the record, its checksums verified.
+    """Read a parquet file of the record; the checksums of its pages and the hash of its content are verified.
+
+    Parquet's own checksums do not cover the headers of pages and the file's footer, where a flipped bit can change
+    names or numbers. Files of version 0.2 and before have no hash of their content.
 
     Raises:
-        RecordError: the file is missing or damaged.
+        DamagedError: the file is missing or damaged.
+        RecordError: it may not be read.
     """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
+        with pa.OSFile(str(path)) as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        table.validate(full=True)  # text that is no UTF-8, places outside a dictionary
+        stored = (table.schema.metadata or {}).get(_CHECKSUM)
+        if stored is not None and stored.decode("ascii", "replace") != content_hash(table):
+            raise DamagedError(f"{path} is damaged: its content has another checksum", hint)
+        return table.replace_schema_metadata(None)
     except PermissionError as error:
         raise RecordError(f"cannot read {path}: permission denied", "change its permissions") from error
+    except MemoryError:  # pyarrow's is an ArrowException, too
+        raise
     except FileNotFoundError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror or error}", hint) from error
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise RecordError(f"{path} is damaged: {str(error).splitlines()[0]}", hint) from error
+        raise DamagedError(f"cannot read {path}: no such file", hint) from error
+    except (pa.ArrowException, OSError, EOFError, ValueError, TypeError) as error:  # the last two: bytes, no text
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DamagedError(f"{path} is damaged: {reason}", hint) from error
+
+
+def content_hash(table: pa.Table) -> str:
+    """Hash what a table says: sha256.
+
+    Of a tile, the log-likelihoods as little-endian float64, in order: its other columns follow from run.json and the
+    items. Of any other table, the JSON object of its columns: name to list of values.
+    """
+    if "loglikelihood" in table.column_names:
+        numbers = table["loglikelihood"].to_numpy().astype("<f8", copy=False)
+        return hashlib.sha256(numbers.tobytes()).hexdigest()
+    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()
 
 
 def read_tile(path: Path, items: Sequence[ItemRow], removed: Sequence[str]) -> list[np.ndarray]:
@@ -93,7 +122,7 @@ def read_tile(path: Path, items: Sequence[ItemRow], removed: Sequence[str]) -> l
     Shapes: one array (coalitions, choices) for each item, nats.
 
     Raises:
-        RecordError: the file is missing or damaged.
+        DamagedError: the file is missing or damaged.
     """
     flat = read_tile_table(path, items, removed)["loglikelihood"].to_numpy()
     ends = np.cumsum([item.n_choices * len(removed) for item in items])
@@ -104,16 +133,18 @@ def read_tile_table(path: Path, items: Sequence[ItemRow], removed: Sequence[str]
     """Read a tile's table; its rows must be those of this tile.
 
     Raises:
-        RecordError: the file is missing or damaged.
+        DamagedError: the file is missing or damaged.
     """
     table = read_table(path)
     expected = _keys(items, removed)
     for name in _KEYS:
         if name not in table.column_names or not _same(table[name], expected[name]):
-            raise RecordError(f"{path} is damaged: its column {name} is not that of this tile", _HINT)
-    if "loglikelihood" not in table.column_names or table["loglikelihood"].null_count:
-        raise RecordError(f"{path} is damaged: scores are missing", _HINT)
-    return table
+            raise DamagedError(f"{path} is damaged: its column {name} is not that of this tile", _HINT)
+    numbers = table["loglikelihood"] if "loglikelihood" in table.column_names else pa.chunked_array([], pa.float64())
+    if numbers.type != pa.float64() or numbers.null_count or len(numbers) != len(expected):
+        raise DamagedError(f"{path} is damaged: scores are missing", _HINT)
+    place = SCORES_SCHEMA.names.index("loglikelihood")
+    return expected.add_column(place, SCORES_SCHEMA.field(place), numbers)
 
 
 def _keys(items: Sequence[ItemRow], removed: Sequence[str]) -> pa.Table:

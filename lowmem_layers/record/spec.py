@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
+from lowmem_layers.record.files import check_text
 
 if TYPE_CHECKING:  # these rooms need numpy, and `--help` reads this module without waiting for it
     from lowmem_layers.game.players.design import CoalitionsKind
@@ -238,7 +239,11 @@ def _plain(value: Any) -> Any:
 
 
 def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions: CoalitionsKind) -> None:
-    """Refuse numbers that are too small, tasks that are not named once, and options that contradict each other."""
+    """Refuse texts that no file can hold, numbers too small, tasks named twice, options that contradict each other."""
+    for field in fields(passed):
+        texts = getattr(passed, field.name)
+        for text in texts if isinstance(texts, tuple) else (texts,):
+            check_text("--" + field.name.replace("_", "-"), text)
     for option, value, least in (
         ("--limit", given.limit, 1),
         ("--max-removed", given.max_removed, 0),

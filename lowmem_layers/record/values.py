@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lowmem_layers.errors import RecordError
+from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.game.players.coalitions import coalition_name
 from lowmem_layers.game.players.groups import grouped_table
 from lowmem_layers.game.values.table import FloatArray, Planned, ValueTable
@@ -66,19 +66,30 @@ class CollectedValues:
         needy = {task for task, name in self._keys(value) if metric_named(name).needs_choices}
         return all(row.n_choices > 1 for row in self.rows if row.task in needy)
 
-    def collect(self, *values: str | None) -> None:
+    def collect(self, *values: str | None, lost: Callable[[int, DamagedError], None] | None = None) -> None:
         """See that these metrics are computed for every finished tile; None means each task's own metric.
 
+        With `lost`, a damaged tile is no longer counted as finished, and `lost` is told of it.
+
         Raises:
-            RecordError: a file is damaged.
+            DamagedError: a file is damaged, and there is no `lost`.
             UsageError: an unknown metric, or one that a task does not allow.
         """
         keys = {key for value in values for key in self._keys(value) if key not in self._arrays}
         if not keys:
             return
         new = {key: np.empty((len(self._items[key[0]]), len(self.removed))) for key in keys}
-        for tile in self.tiles:
-            self._fill(new, tile, read_tile(tile_file(self.folder, tile), self.rows_of(tile), self.removed))
+        for tile in tuple(self.tiles):
+            try:
+                scores = read_tile(tile_file(self.folder, tile), self.rows_of(tile), self.removed)
+            except DamagedError as error:
+                if lost is None:
+                    raise
+                lost(tile, error)
+                self.tiles.remove(tile)
+                self._done[list(self.manifest.plan.tiles[tile])] = False
+                continue
+            self._fill(new, tile, scores)
         self._arrays |= new
 
     def add(self, tile: int, scores: Sequence[np.ndarray]) -> None:

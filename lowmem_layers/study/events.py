@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,13 @@ class StageStarted:
     """A stage of the run begins; `stage` says in words what is being done."""
 
     stage: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something happened that the user should know of, though the run goes on; `words` say what."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,19 @@ class RunFinished:
     elapsed_s: float
 
 
-Event = StageStarted | ModelExamined | RunPlanned | WorkDone | TileCommitted | RunFinished
+Event = StageStarted | Noted | ModelExamined | RunPlanned | WorkDone | TileCommitted | RunFinished
 Announce = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
     """Take no notice of an event."""
+
+
+def undisturbed(announce: Announce) -> Announce:
+    """Go on when nobody can be told any more: the terminal was closed, or the reader of a pipe has left."""
+
+    def heard(event: Event) -> None:
+        with contextlib.suppress(OSError):
+            announce(event)
+
+    return heard

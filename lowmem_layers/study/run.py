@@ -8,22 +8,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from lowmem_layers.errors import RecordError
-from lowmem_layers.findings.run import Run, open_run
+from lowmem_layers.errors import DamagedError, RecordError
+from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.record.files import make_folder
 from lowmem_layers.record.folder import known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
-from lowmem_layers.record.items import ITEMS_FILE, items_table, rows_of
+from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_from_table, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
-from lowmem_layers.record.scores import SCORES_FOLDER, write_table
+from lowmem_layers.record.scores import SCORES_FOLDER, read_table, write_table
 from lowmem_layers.record.spec import Specification, StudySpec, default_folder
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks
 from lowmem_layers.study.description import describe_run
 from lowmem_layers.study.design import plan_design
-from lowmem_layers.study.events import Announce, RunFinished, StageStarted, ignore
+from lowmem_layers.study.events import Announce, Noted, RunFinished, StageStarted, ignore, undisturbed
 from lowmem_layers.study.pilot import settle_cuts
 from lowmem_layers.study.tiles import collect_earlier, score_tiles
 
@@ -53,17 +53,18 @@ def run_study(
         from lowmem_layers.study.prepare import prepare_study, read_tasks
 
         prepare, read = prepare_study, read or read_tasks
+    announce = undisturbed(announce)
     with contextlib.ExitStack() as stack:
         # 1) what the folder holds: another run is refused, a complete one given back
         known = known_run(folder, specification)
         if known is not None:
             stack.enter_context(locked(folder))
-            if read is not None and _is_complete(folder, known, specification, read):
+            if read is not None and (complete := _complete(folder, known, specification, read)) is not None:
                 announce(StageStarted("complete already"))
-                return open_run(folder)
+                return complete
             specification = replace(specification, threads=specification.threads or known.machine.threads)
             if known.versions.get("code") not in (None, code_digest()):
-                announce(StageStarted("note: this package's code has changed since the run began"))
+                announce(Noted("this package's code has changed since the run began"))
         # 2) the model, the items and the engine; bad input is refused here, before anything is written
         prepared = prepare(specification, announce, known.engine if known is not None else None)
         # 3) what is measured, and in which folder; then tile by tile
@@ -71,11 +72,17 @@ def run_study(
         return _measured(folder, manifest, prepared, announce, clock)
 
 
-def _is_complete(folder: Path, known: Manifest, specification: Specification, read: ReadTasks) -> bool:
-    """Tell whether nothing is left to do: every tile there (or stopped early), of data that are still the same."""
+def _complete(folder: Path, known: Manifest, specification: Specification, read: ReadTasks) -> Run | None:
+    """Open a run to which nothing is left to do: every tile there and sound, or stopped early, of the same data."""
     data = [(task.name, dict(task.source)) for task in read(specification)]
-    same = data == [(entry.task, entry.source) for entry in known.data]
-    return same and known.status == "done" and not Run(folder, known).is_unfinished
+    run = Run(folder, known)
+    if known.status != "done" or data != [(entry.task, entry.source) for entry in known.data] or run.is_unfinished:
+        return None
+    try:
+        values = collect_earlier(folder, known, run.item_rows, ignore)
+    except DamagedError:
+        return None  # the items: they are written anew
+    return Run(folder, known, values) if len(values.tiles) == len(run.values.tiles) else None
 
 
 def _settled(
@@ -120,16 +127,17 @@ def _measured(
     stopped = ""
     try:
         tidy(folder)
-        write_table(folder / ITEMS_FILE, items_table(rows_of(prepared.encoded)))
+        rows = rows_of(prepared.encoded)
+        _keep_items(folder, rows, announce)
         write_manifest(folder, manifest)
-        values = collect_earlier(folder, manifest, prepared)
+        values = collect_earlier(folder, manifest, rows, announce)
         stopped = score_tiles(values, prepared, announce, clock)
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        ended = manifest.with_status(status, clock() - start, stopped)
+        ended = manifest.with_status(status, max(0.0, clock() - start), stopped)
         ended = ended.with_narrowed(prepared.engine.describe().get("narrowed", ()))
         # When the disk is full, the error on its way says more than a second one would.
         with contextlib.suppress(RecordError) if status != "done" else contextlib.nullcontext():
@@ -137,3 +145,16 @@ def _measured(
                 write_manifest(folder, ended)
         announce(RunFinished(str(folder), status, clock() - start))
     return Run(folder, ended, values)
+
+
+def _keep_items(folder: Path, rows: list[ItemRow], announce: Announce) -> None:
+    """See that the folder holds the list of items; a damaged one is said so and written anew."""
+    path = folder / ITEMS_FILE
+    if path.exists():
+        try:
+            if rows_from_table(read_table(path), path) == rows:
+                return
+            announce(Noted(f"{path} did not hold this run's items; it is written anew"))
+        except DamagedError as error:
+            announce(Noted(f"{error.message}; it is written anew"))
+    write_table(path, items_table(rows))

@@ -9,29 +9,36 @@ from typing import Any
 
 import numpy as np
 
+from lowmem_layers.errors import DamagedError
 from lowmem_layers.findings.statement import proven
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.record.folder import finished_tiles
-from lowmem_layers.record.items import rows_of
+from lowmem_layers.record.items import ItemRow
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Engine, Prepared
-from lowmem_layers.study.events import Announce, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.events import Announce, Noted, RunPlanned, StageStarted, TileCommitted, WorkDone
 
 _N_LEADERS = 5
 
 
-def collect_earlier(folder: Path, manifest: Manifest, prepared: Prepared) -> CollectedValues:
+def collect_earlier(folder: Path, manifest: Manifest, rows: Sequence[ItemRow], announce: Announce) -> CollectedValues:
     """Read the tiles of earlier calls, each once, for the metrics that findings and the statement to stop at need.
 
+    A damaged tile is said so, and does not count as finished: it is scored again.
+
     Raises:
-        RecordError: a finished tile is damaged.
+        RecordError: there are scores that are no tile of this run, or a tile may not be read.
     """
+
+    def lost(tile: int, error: DamagedError) -> None:
+        announce(Noted(f"{error.message}; its {len(manifest.plan.tiles[tile])} items are scored again"))
+
     tiles = finished_tiles(folder, len(manifest.plan.tiles))
-    values = CollectedValues(folder, manifest, rows_of(prepared.encoded), tiles)
+    values = CollectedValues(folder, manifest, rows, tiles)
     wanted = (None, "loglikelihood", *([manifest.resolved.value] if manifest.resolved.until is not None else []))
-    values.collect(*(name for name in wanted if values.allows(name)))
+    values.collect(*(name for name in wanted if values.allows(name)), lost=lost)
     return values
 
 
@@ -66,8 +73,10 @@ def score_tiles(
             work_done=sum(work[tile] for tile in values.tiles),
         )
     )
-    stopped = proven(values, until, value)
-    left = [] if stopped else sorted(set(range(len(plan.tiles))) - set(values.tiles))
+    lost = set(finished_tiles(folder, len(plan.tiles))) - set(values.tiles)  # damaged: they do not stay in the record
+    stopped = "" if lost else proven(values, until, value)
+    rest = [] if stopped else sorted(set(range(len(plan.tiles))) - lost - set(values.tiles))
+    left = [*sorted(lost), *rest]
     if left:
         announce(StageStarted("scoring"))
 
@@ -79,7 +88,8 @@ def score_tiles(
         values.add(tile, scores)
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
         announce(TileCommitted(tile, len(encoded[tile]), work[tile], *done, clock() - start, ahead))
-        if stopped := proven(values, until, value):
+        lost.discard(tile)
+        if not lost and (stopped := proven(values, until, value)):
             break
     return stopped
 

@@ -43,8 +43,8 @@ class Metric:
     """One metric.
 
     `words` name the metric in a sentence, `short` in the head of a narrow column. Times `scale`, a value is shown in
-    `unit` with `decimals`. `has_chance` tells whether guessing has a known value; `needs_choices` whether an item must
-    have two choices at least.
+    `unit` with `decimals`. `usual_effect` is the size of a difference that one usually wants to resolve. `has_chance`
+    tells whether guessing has a known value; `needs_choices` whether an item must have two choices at least.
     """
 
     name: Value
@@ -53,6 +53,7 @@ class Metric:
     unit: str
     scale: float
     decimals: int
+    usual_effect: float
     has_chance: bool
     needs_choices: bool
     compute: Callable[[Scored], Floats]
@@ -146,6 +147,7 @@ _ROWS = (
         unit="points",
         scale=100.0,
         decimals=1,
+        usual_effect=0.01,
         has_chance=True,
         needs_choices=True,
         compute=lambda given: accuracy(given, given.scores),
@@ -157,6 +159,7 @@ _ROWS = (
         unit="points",
         scale=100.0,
         decimals=1,
+        usual_effect=0.01,
         has_chance=True,
         needs_choices=True,
         # each choice's log-likelihood is divided by its characters, as lm-evaluation-harness does for its acc_norm
@@ -169,6 +172,7 @@ _ROWS = (
         unit="nats",
         scale=1.0,
         decimals=2,
+        usual_effect=0.05,
         has_chance=False,
         needs_choices=False,
         compute=lambda given: given.of_gold(given.scores),
@@ -180,6 +184,7 @@ _ROWS = (
         unit="nats",
         scale=1.0,
         decimals=2,
+        usual_effect=0.05,
         has_chance=False,
         needs_choices=True,
         compute=margin,
@@ -191,6 +196,7 @@ _ROWS = (
         unit="points",
         scale=100.0,
         decimals=1,
+        usual_effect=0.01,
         has_chance=False,
         needs_choices=True,
         compute=probability,
@@ -202,6 +208,7 @@ _ROWS = (
         unit="nats per byte",
         scale=1.0,
         decimals=3,
+        usual_effect=0.01,
         has_chance=False,
         needs_choices=False,
         # minus the loss in nats per byte, so that larger is better

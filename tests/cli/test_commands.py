@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -16,7 +17,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from lowmem_layers.cli.entry import run_command_line
+from lowmem_layers.cli.entry import as_interrupts, run_command_line
 from lowmem_layers.study import prepare
 
 COMMANDS = [
@@ -28,6 +29,7 @@ COMMANDS = [
     "compare",
     "interactions",
     "tables",
+    "power",
     "models",
     "tasks",
     "doctor",
@@ -142,6 +144,10 @@ def test_version(capfd):
         (["run", "--limit", "0"], "--limit 0", "at least 1"),
         (["run", "--tasks", ","], "no task is named", "--tasks"),
         (["run", "--max-cpu-memory", "8 gigs"], "'8 gigs' is not a size", "8GiB"),
+        (["run", "--max-gpu-memory", "9" * 400], "more bytes than 64 bits", "8GiB"),
+        (["run", "--revision", "\udcff"], "an argument is no text: '\\udcff'", "UTF-8"),
+        (["run", "--tasks", "x" * 300 + ".toml"], "File name too long", "another"),
+        (["scores", "x" * 300], "File name too long", "run"),
         (["run", "--display", "fancy"], "--display 'fancy'", "auto, rich"),
         (["run", "--tasks", "quik"], "no task 'quik'", "quick"),
         (["scores", "/nowhere"], "/nowhere is not a run folder", "run"),
@@ -261,26 +267,46 @@ def test_json_events(capfd, small, tmp_path, monkeypatch):
     assert events[-1]["fraction"] == 1.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_resume(capfd, small, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupted_run_says_how_to_resume(capfd, small, tmp_path, monkeypatch, number, times):
     monkeypatch.chdir(tmp_path)
     scored = small.engine._block
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
 
     def slow(item, coalitions):
         if len(small.engine.scored) == 2:
-            os.kill(os.getpid(), number)
-            time.sleep(5)
+            with contextlib.ExitStack() as stack:  # the others come while the first one is on its way
+                for _ in range(times - 1):
+                    stack.callback(os.kill, os.getpid(), number)
+                os.kill(os.getpid(), number)
+                time.sleep(5)
         return scored(item, coalitions)
 
     small.engine._block = slow
-    status, _, err = call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--out", "r", "--display", "none")
+    with as_interrupts():
+        status, _, err = call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--out", "r", "--display", "none")
     assert status == 130
     assert err.splitlines()[-2] == "note: interrupted"
     assert "finished tiles are kept in r; to go on:" in err.splitlines()[-1]
     assert json.loads((tmp_path / "r" / "run.json").read_text())["status"] == "interrupted"
     del small.engine._block
     assert call(capfd, "run", "--tasks", "one", "--max-removed", "1", "--out", "r", "--display", "none")[0] == 0
+
+
+def test_an_interrupt_during_the_imports_is_one_line():
+    code = (
+        "import os, signal, sys\n"
+        "from lowmem_layers.cli import main\n"
+        "class Kill:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'lowmem_layers.cli.results': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Kill())\n"
+        "main(['tasks'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "note: interrupted\n")
 
 
 def test_a_closed_pipe_is_quiet(finished):
@@ -318,16 +344,18 @@ def test_tasks_and_models(capfd):
     assert json.loads(out)[0]["model"] == "SmolLM2-135M-Instruct"
 
 
-def test_a_plan_of_a_shipped_shape(capfd, monkeypatch):
+def test_a_plan_of_a_shipped_shape(capfd, finished):
     pytest.importorskip("gguf")
     from lowmem_layers.model.checkpoint.embedded import find_embedded_model
 
     if find_embedded_model() is None:
         pytest.skip("the embedded model, whose tokenizer counts, is not installed")
     arguments = ("--model", "llama-3-8b", "--quant", "4bit", "--limit", "3", "--for", "rtx-4090", "--format", "json")
-    status, out, err = call(capfd, "plan", *arguments)
+    status, out, err = call(capfd, "plan", *arguments, "--pilot", finished.folder, "--size", "0.5")
     found = {row["what"]: row["value"] for row in json.loads(out)}
     assert status == 0
+    assert "for the median sublayer" in found["items for an effect of 0.5 on one (ablation)"]
+    assert found["in all, with so many for the median"]
     assert found["sublayers"] == "64"
     assert found["coalitions"] == "251"
     assert found["sublayer applications"].startswith("7,754 ")

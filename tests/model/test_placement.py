@@ -140,6 +140,12 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_bytes(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "9" * 400 + "GiB", "8388608TiB"])
+def test_a_size_beyond_64_bits_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="more bytes than 64 bits can count"):
+        parse_bytes(text)
+
+
 def test_sizes_are_written() -> None:
     assert [format_bytes(n) for n in (5, 2048, 3 << 20, 5 * GIB, 3 << 40)] == [
         "5 B", "2.0 KiB", "3.0 MiB", "5.0 GiB", "3.0 TiB",

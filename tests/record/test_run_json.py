@@ -89,7 +89,10 @@ def failure(action):
 
 
 def stored_in(folder):
-    return json.loads((folder / "run.json").read_text())
+    """Read run.json, without the checksum that no changed file would fit."""
+    stored = json.loads((folder / "run.json").read_text())
+    del stored["checksum"]
+    return stored
 
 
 def places(node, path=()):
@@ -216,6 +219,23 @@ def test_orders_that_do_not_fit_are_named(folders, path, wrong, said):
 def test_odd_files_are_refused(folders, text):
     with pytest.raises(RecordError, match=r"run\.json"):
         read_as(folders / "windows", text)
+
+
+@pytest.mark.parametrize(("path", "value"), [(("data", 0, "chance"), 0.5), (("model", "id"), "other"), (("seed",), 1)])
+def test_a_change_that_makes_sense_is_found_by_the_checksum(folders, path, value):
+    stored = json.loads((folders / "windows" / "run.json").read_text())
+    assert read_as(folders / "windows", stored).manifest.status == "done"
+    with pytest.raises(RecordError, match=r"run\.json is not as it was written") as caught:
+        read_as(folders / "windows", mutate(stored, path, value))
+    assert 'remove its line "checksum"' in caught.value.hint
+    assert read_as(folders / "windows", mutate(stored_in(folders / "windows"), path, value))
+
+
+@pytest.mark.parametrize(("schema", "hint"), [(2, "update yours"), (0, "another folder"), ("1", "another folder")])
+def test_other_schemas_are_refused(folders, schema, hint):
+    with pytest.raises(RecordError, match="has schema") as caught:
+        read_as(folders / "windows", stored_in(folders / "windows") | {"schema": schema})
+    assert hint in caught.value.hint
 
 
 def test_numbers_of_a_self_test_may_be_missing(folders):

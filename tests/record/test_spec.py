@@ -40,6 +40,8 @@ def test_the_papers_preset_and_what_overrides_it():
         ({"max_removed": -1}, "--max-removed -1", "at least 0"),
         ({"tasks": ()}, "no task", "--tasks"),
         ({"tasks": ("quick", "quick")}, "named twice", "once"),
+        ({"revision": "\ud800"}, r"--revision is no text: '\\ud800'", "UTF-8"),
+        ({"tasks": ("quick", "a\0b")}, "--tasks is no text", "zero bytes"),
         ({"until": "top"}, "no statement to stop at", "top3"),
         ({"until": "top3", "coalitions": "permutations"}, "noise of their own", "leave --until out"),
     ],

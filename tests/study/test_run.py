@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import platform
+import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowmem_layers import open_run, run_study
-from lowmem_layers.errors import RecordError, UsageError
+from lowmem_layers import StudySpec, open_run, run_study
+from lowmem_layers.errors import DamagedError, RecordError, UsageError
+from lowmem_layers.record.items import items_table, rows_of
 from lowmem_layers.record.lock import locked
-from lowmem_layers.study.events import RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.record.scores import write_table
+from lowmem_layers.study.events import Noted, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from tests.dictionary import make_item
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -111,7 +118,7 @@ def test_changed_code_is_announced_on_resuming(tmp_path, bench, engine, spec, mo
     monkeypatch.setattr("lowmem_layers.study.run.code_digest", lambda: "other")
     heard = []
     run_study(spec, tmp_path / "r", prepare=bench().prepare, announce=heard.append)
-    assert any("code has changed" in getattr(event, "stage", "") for event in heard)
+    assert any("code has changed" in note for note in notes(heard))
 
 
 def test_what_decides_when_to_stop_cannot_change_on_the_way(tmp_path, bench, spec):
@@ -196,6 +203,60 @@ def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):
         run_study(spec, tmp_path / "r", prepare=bench().prepare)
 
 
+@pytest.mark.parametrize("name", ["hf://x", "file:y", "with a space", "ü\n'\"#%?", "~", "-o", "C:\\runs", "x" * 200])
+def test_a_run_may_lie_on_an_odd_path(tmp_path, bench, spec, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_study(spec, name, prepare=bench().prepare)
+    assert run.folder == Path(name)
+    scores = run.scores()
+    assert open_run(name).scores().equals(scores)
+    (tmp_path / "elsewhere").mkdir()
+    moved = Path(name).rename(tmp_path / "elsewhere" / "moved")
+    assert run_study(spec, moved, prepare=bench().prepare).scores().equals(scores), "a run may be moved"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["d" * 200] * 30)])
+def test_a_path_that_is_too_long_is_refused(tmp_path, bench, spec, name):
+    with pytest.raises(RecordError, match=r"cannot use .*: File name too long"):
+        run_study(spec, tmp_path / name, prepare=bench().prepare)
+    with pytest.raises(RecordError, match=r"cannot read .*: File name too long"):
+        open_run(tmp_path / name)
+
+
+def test_an_abandoned_lock_is_no_lock(tmp_path, bench, spec):
+    """A process that was killed leaves its name in the file, and no lock."""
+    run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    (tmp_path / "r" / ".lock").write_text(f"{os.getppid()} {platform.node()}\n")
+    assert run_study(spec, tmp_path / "r", prepare=bench().prepare).manifest.status == "done"
+
+
+@pytest.mark.parametrize(
+    ("holder", "refused"),
+    [
+        ("", ""),
+        (f"{2**22 + 1} {platform.node()}", ""),
+        (f"{os.getppid()} {platform.node()}", rf"\(process {os.getppid()}\)"),
+        ("17 elsewhere", r"\(process 17 on elsewhere\)"),
+        ("half-written \xff", ""),
+    ],
+)
+def test_where_there_are_no_locks_the_name_in_the_file_counts(tmp_path, monkeypatch, holder, refused):
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    (tmp_path / ".lock").write_text(holder, encoding="latin-1")
+    if refused:
+        with pytest.raises(RecordError, match=refused), locked(tmp_path):
+            pass
+        return
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} {platform.node()}\n"
+    assert (tmp_path / ".lock").read_text() == ""
+
+
 def test_foreign_folders_files_and_unwritable_places_are_refused(tmp_path, bench, spec):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("\\section{Introduction}")
@@ -207,28 +268,40 @@ def test_foreign_folders_files_and_unwritable_places_are_refused(tmp_path, bench
         run_study(spec, "/proc/runs/r", prepare=bench().prepare)
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_the_record_consistent(tmp_path, bench, spec, monkeypatch):
-    def full(table, path, **options):
-        if "tile-00001" in str(path):
-            raise OSError(28, "No space left on device")
-        real(table, path, **options)
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits no process's files")
+def test_a_full_disk_is_one_clear_line_and_leaves_the_record_consistent(tmp_path, bench, engine, spec):
+    """The system itself refuses to write on: files may have 300 bytes from the second tile on."""
+    import resource
 
-    from lowmem_layers.record import scores as tables
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    made = bench()
+    real = made.engine.score
 
-    real = tables.pq.write_table
-    monkeypatch.setattr(tables.pq, "write_table", full)
-    with pytest.raises(RecordError, match=r"cannot write .*tile-00001.*No space left on device") as caught:
-        run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    def score(items, coalitions, on_work=None):
+        if len(made.engine.scored) == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+        return real(items, coalitions, on_work)
+
+    made.engine.score = score
+    try:
+        with pytest.raises(RecordError, match=r"cannot write .*tile-00001.*(too large|No space)") as caught:
+            run_study(spec, tmp_path / "r", prepare=made.prepare)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "--out" in caught.value.hint
     assert not list((tmp_path / "r").rglob("*.partial"))
-    monkeypatch.undo()
+    assert open_run(tmp_path / "r").n_items_done == 3
     assert run_study(spec, tmp_path / "r", prepare=bench().prepare).manifest.status == "done"
 
 
+def notes(heard):
+    return [event.words for event in heard if isinstance(event, Noted)]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "swap"])
-def test_a_damaged_tile_is_named(tmp_path, bench, spec, damage):
+def test_a_damaged_tile_is_named_and_made_again(tmp_path, bench, spec, damage):
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    path = run.folder / "scores" / "tile-00001.parquet"
+    before, path = digests(run.folder), run.folder / "scores" / "tile-00001.parquet"
     content = bytearray(path.read_bytes())
     if damage == "cut":
         content = content[: len(content) // 2]
@@ -239,14 +312,78 @@ def test_a_damaged_tile_is_named(tmp_path, bench, spec, damage):
     else:
         content = bytearray((run.folder / "scores" / "tile-00000.parquet").read_bytes())
     path.write_bytes(content)
-    for attempt in (
-        lambda: open_run(run.folder).scores(),
-        lambda: run_study(spec, run.folder, prepare=bench().prepare),
-    ):
-        with pytest.raises(RecordError, match=r"tile-00001\.parquet is damaged"):
-            attempt()
-    path.unlink()
-    assert run_study(spec, run.folder, prepare=bench().prepare).scores().equals(open_run(run.folder).scores())
+    with pytest.raises(DamagedError, match=r"tile-00001\.parquet is damaged"):
+        open_run(run.folder).scores()
+    heard, second = [], bench()
+    tasks = second.prepare(spec.resolved(), heard.append).tasks
+    again = run_study(spec, run.folder, prepare=second.prepare, read=lambda _: tasks, announce=heard.append)
+    assert len(second.engine.scored) == 1, "only the damaged tile"
+    assert [note for note in notes(heard) if "tile-00001.parquet is damaged" in note and "3 items are scored" in note]
+    assert len(notes(heard)) == 1
+    assert digests(run.folder) == before
+    assert again.scores().equals(open_run(run.folder).scores())
+
+
+def test_a_damaged_tile_of_a_run_that_stopped_early_is_made_again(tmp_path, bench, spec):
+    early = StudySpec(tasks=("one",), max_removed=1, until="ci=20", value="loglikelihood")
+    run = run_study(early, tmp_path / "r", prepare=bench(n_items=90).prepare)
+    before = digests(run.folder)
+    assert run.manifest.stopped
+    (run.folder / "scores" / "tile-00000.parquet").write_bytes(b"PAR1")
+    again = run_study(early, tmp_path / "r", prepare=bench(n_items=90).prepare)
+    assert (again.manifest.stopped, digests(run.folder)) == (run.manifest.stopped, before)
+
+
+def test_no_flipped_bit_changes_what_is_read(tmp_path, bench, spec):
+    """Pages, their headers and the footer of both kinds of file: found, or without any effect."""
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    rng, found = random.Random(0), Counter()
+    for path in (run.folder / "scores" / "tile-00001.parquet", run.folder / "items.parquet"):
+        whole = path.read_bytes()
+        before = run.scores(), run.items()
+        for place in rng.sample(range(8 * len(whole)), 100):
+            flipped = bytearray(whole)
+            flipped[place // 8] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            try:
+                opened = open_run(run.folder)
+                assert (opened.scores(), opened.items()) == before
+                found["harmless"] += 1
+            except DamagedError:
+                found["found"] += 1
+        path.write_bytes(whole)
+    assert found["found"] > found["harmless"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_damaged_items_are_written_anew(tmp_path, bench, spec, damage):
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    before, path = digests(run.folder), run.folder / "items.parquet"
+    if damage == "other":
+        write_table(path, items_table(rows_of([make_item("one", index, 2) for index in range(15)])))
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    heard: list = []
+    made = bench()
+    tasks = made.prepare(spec.resolved(), heard.append).tasks
+    run_study(spec, tmp_path / "r", prepare=made.prepare, read=lambda _: tasks, announce=heard.append)
+    assert digests(run.folder) == before
+    assert any("items.parquet" in note and "written anew" in note for note in notes(heard))
+
+
+def test_no_note_is_lost_on_a_display_that_is_gone(tmp_path, bench, spec):
+    """A closed terminal (EIO) or a pipe whose reader has left stops no run."""
+
+    def gone(event):
+        raise OSError(5, "Input/output error")
+
+    assert run_study(spec, tmp_path / "r", prepare=bench().prepare, announce=gone).manifest.status == "done"
+
+
+def test_a_clock_that_jumps_back_costs_nothing(tmp_path, bench, spec):
+    times = iter(range(1000, 0, -1))
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare, clock=lambda: next(times))
+    assert open_run(run.folder).manifest.elapsed_s == 0.0
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', "\udcff"])

@@ -20,15 +20,15 @@ from lowmem_layers.report import write_report
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Count how often each file is opened as parquet."""
+    """Count how often each tile is read."""
     count: Counter[str] = Counter()
-    real = scores.pq.ParquetFile
+    real = scores.read_table
 
-    def counting(path, **options):
+    def counting(path, *options):
         count[str(path)] += 1
-        return real(path, **options)
+        return real(path, *options)
 
-    monkeypatch.setattr(scores.pq, "ParquetFile", counting)
+    monkeypatch.setattr(scores, "read_table", counting)
     return count
 
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from lowmem_layers.cli.display.progress import Progress, advance, spell_time
 from lowmem_layers.cli.output import visible
-from lowmem_layers.study.events import Event, ModelExamined, RunFinished, RunPlanned, StageStarted
+from lowmem_layers.study.events import Event, ModelExamined, Noted, RunFinished, RunPlanned, StageStarted
 
 
 class PlainDisplay:
@@ -29,6 +29,8 @@ class PlainDisplay:
         match event:
             case StageStarted(stage):
                 line = stage
+            case Noted(words):
+                line = f"note: {words}"
             case ModelExamined():
                 layout = "rows share their prefixes" if event.takes_tries else "rows are computed one by one"
                 line = (

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
 from lowmem_layers.cli.output import visible
-from lowmem_layers.study.events import Event
+from lowmem_layers.study.events import Event, Noted
 
 _WIDEST = 100
 
@@ -43,7 +43,9 @@ class LiveDisplay:
         self._live.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take the event in; the next redraw shows it."""
+        """Take the event in; the next redraw shows it. A note stays on the screen, above the picture."""
+        if isinstance(event, Noted):
+            self._live.console.print(Text(visible(f"note: {event.words}"), style="yellow"))
         self._progress = advance(self._progress, event, self._clock())
 
     def picture(self) -> RenderableType:

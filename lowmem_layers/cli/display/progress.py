@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from lowmem_layers.study.events import (
     Event,
     ModelExamined,
+    Noted,
     RunFinished,
     RunPlanned,
     StageStarted,
@@ -75,7 +76,7 @@ def advance(progress: Progress, event: Event, now: float) -> Progress:
         case StageStarted(stage):
             since = now if stage == "scoring" else progress.scoring_since
             return replace(progress, stage=stage, scoring_since=since)
-        case ModelExamined():
+        case ModelExamined() | Noted():
             return progress
         case RunPlanned():
             return replace(progress, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
