@@ -166,6 +166,8 @@ def test_runs_are_switched_and_compared(browser, tmp_path):
     assert page.locator("#table td").all_text_contents() != before
     assert page.locator("#chart-compared .point").count() == 6
     assert page.locator("#chart-runs .hm").count() == 1
+    titles = page.locator("#choose-run option").all_text_contents()
+    assert page.locator("#table caption").nth(1).text_content() == f"A: {titles[0]}; B: {titles[1]}; all"
     assert overflow(page) == 0
     assert [error for error in errors if "auto-margin" not in error] == []
     page.close()

@@ -17,7 +17,7 @@ function comparedTo(compared, run, first, value, task) {
   const place = first.values.findIndex((each) => each.id === value.id);
   const found = of?.found[place] ?? {};
   const name = found[run.tasks[task]] ? run.tasks[task] : Object.keys(found).at(-1);
-  return name === undefined ? null : { a: first.title, b: of.b, task: name, ...found[name] };
+  return name === undefined ? null : { ...found[name], titles: [first.title, of.b], task: name };
 }
 
 function runsChart(view, look) {
@@ -29,7 +29,7 @@ function runsChart(view, look) {
   const words = runs.map(({ title, found }) => found.value.map((each, place) => `<b>${plain(view.run.players[place].name)}</b> in ${plain(title)}<br>${written(each, value.digits)} ${plain(value.unit)} ${interval(found.low[place], found.high[place], value.digits)}<br>rank ${written(found.rank[place], 0)}, ${found.items.toLocaleString("en")} items`));
   const trace = {
     type: "heatmap", z: grid, hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1, zmin: -most, zmax: most, colorscale: diverging(look), runs: runs.map((each) => each.index),
-    colorbar: { title: { text: plain(value.unit), side: "top" }, thickness: 10, outlinewidth: 0, ...(scale ? { tickvals: scale.ticks, ticktext: scale.words } : {}) },
+    colorbar: { title: { text: plain(value.unit), side: "top" }, thickness: 10, outlinewidth: 0, ...barTicks(scale, most) },
   };
   return { traces: [trace], layout: layoutOf(look, 140 + 34 * runs.length, { xaxis: placeAxis(view, "sublayer"), yaxis: { tickvals: runs.map((_, row) => row), ticktext: runs.map((each) => plain(each.title).replaceAll(" · ", "<br>")), autorange: "reversed", showgrid: false, zeroline: false } }) };
 }
@@ -54,7 +54,7 @@ function comparedChart(view, look) {
     }];
   });
   const words = `A − B (${plain(value.unit)}${scale ? "; compressed" : ""})`;
-  const title = `A ${plain(compared.a)}<br>B ${plain(compared.b)}, on ${plain(compared.task)}, ${compared.paired ? "paired" : "not paired"}`;
+  const title = `A ${plain(compared.titles[0])}<br>B ${plain(compared.titles[1])}, on ${plain(compared.task)}, ${compared.paired ? "paired" : "not paired"}`;
   return { traces, layout: layoutOf(look, 400, { title: { text: title, font: { size: 12, color: look.quiet }, x: 0, xanchor: "left" }, margin: { l: 56, r: 12, t: 80, b: 44 }, xaxis: layerAxis(view), yaxis: unitAxis(words, scale) }) };
 }
 
@@ -64,5 +64,5 @@ function comparedTable(view) {
   const columns = [{ name: "sublayer" }, { name: `A (${value.unit})`, digits: d }, { name: `B (${value.unit})`, digits: d }, { name: "A − B", digits: d }, { name: "95 % low", digits: d }, { name: "95 % high", digits: d }, { name: "adjusted p", digits: 3, shown: pValue }];
   const rows = compared.players.map((name, row) => [name, compared.a[row], compared.b[row], compared.value[row], compared.low[row], compared.high[row], compared.p[row]]);
   rows.sort((one, two) => (one[6] ?? 2) - (two[6] ?? 2) || Math.abs(two[3] ?? 0) - Math.abs(one[3] ?? 0));
-  return tableOf({ caption: `A: ${compared.a}; B: ${compared.b}; ${compared.task}`, file: "differences", columns, rows });
+  return tableOf({ caption: `A: ${compared.titles[0]}; B: ${compared.titles[1]}; ${compared.task}`, file: "differences", columns, rows });
 }
