@@ -199,7 +199,7 @@ def test_items_that_were_cut_are_counted_recorded_and_told(cut_run, tmp_path):
 def test_what_is_not_known_to_be_cut_is_not_told(finished, tmp_path):
     assert find(finished).cut == ""
     shutil.copytree(finished.folder, tmp_path / "old")
-    table = pq.read_table(tmp_path / "old" / "items.parquet").drop_columns(["n_cut"])
+    table = pq.read_table(tmp_path / "old" / "items.parquet").drop_columns(["n_cut"]).replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "old" / "items.parquet")
     old = open_run(tmp_path / "old")
     assert old.items()["n_cut"].null_count == len(old.items())
