@@ -46,11 +46,14 @@ def branches_by_name(module: Any, players: Any) -> list[list[Any]]:
     for path, child in decoder.named_modules():
         parent, _, name = path.rpartition(".")
         found_in = re.search(
-            r"(?:layers|h|blocks|block)\.(\d+)(?:\.(?:norm_attn_norm|shared_transf|mamba_decoder))?$", parent
+            r"(?:layers|h|blocks|block)\.(\d+)(?:\.(?:norm_attn_norm|mamba_decoder|self_attn|mlps))?$", parent
         )
         if not found_in:
             continue
         layer = found_in[1]
+        name = parent.rpartition(".")[2] if name.isdigit() else name  # one of several (LongCat)
+        if isinstance(child, torch.nn.ModuleList):
+            continue
         if MIXING.fullmatch(name) or FEED_FORWARD.fullmatch(name):
             found.setdefault((int(layer), MIXING.fullmatch(name) is not None), []).append(child)
     alone = Counter(player.layer for player in players)
@@ -63,14 +66,14 @@ def branches_by_name(module: Any, players: Any) -> list[list[Any]]:
 
 def zeroed(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Turn a module's output into zeros, or into the residual that it was handed (BLOOM, MPT)."""
-    first = output[0] if isinstance(output, tuple) else output
+    first = output[0] if isinstance(output, tuple | list) else output
     name = type(module).__name__
     blank = torch.zeros_like(first)
     if name in ("BloomAttention", "BloomMLP", "MptMLP"):
         blank = (args[1] if len(args) > 1 else kwargs["residual"]).clone()
     if name == "GPTNeoXJapaneseAttention":  # hands its bias to the layer, which adds it to the output
         return blank, output[1], None
-    return (blank, *output[1:]) if isinstance(output, tuple) else blank
+    return type(output)((blank, *output[1:])) if isinstance(output, tuple | list) else blank
 
 
 @torch.inference_mode()

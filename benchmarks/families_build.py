@@ -56,6 +56,11 @@ _RULES: tuple[tuple[str, int], ...] = (
 )  # fmt: skip
 
 _NEEDED = re.compile(r"head_dim|num_key_value_heads|num_experts_per_tok|n_routed_experts|n_shared_experts")
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_QWEN4 = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 4,
+    "indexer_compress_ratio": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 128, "ple_embed_dim": 16,
+}  # fmt: skip
 _LFM = ["conv", "full_attention", "conv", "full_attention"]
 
 
@@ -74,11 +79,27 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": _LFM},
     "mamba2": {"head_dim": 32, "num_heads": 4},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
-    "zamba2": {"attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "hybrid_layer_ids": [1, 3],
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    },
+    "bailing_hybrid": {"num_expert_group": 1, "num_experts_per_token": 2, "topk_group": 1},
+    "bert-generation": {"is_decoder": True},
+    "blt": {"encoder_config": {"hidden_size_global": 64}, "decoder_config": {"hidden_size_global": 64}},
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    },
     "zaya": {"num_experts_per_tok": 1},
-    "gemma4": {"text_config": {"hidden_size_per_layer_input": 0}},
-    "gemma4_text": {"hidden_size_per_layer_input": 0},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE),
+    },
+    "qwen4_exp_text": _QWEN4,
+    "qwen4_exp": {"text_config": _QWEN4},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
         "ffn_config": {"ffn_hidden_size": 96},

@@ -185,5 +185,6 @@ CASES: dict[str, Case] = {
     "modelopt-fp8": Case(modelopt_fp8, {"quant_method": "modelopt", "quant_algo": "FP8"}),
     "hqq-4": Case(hqq(4), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}),
     "hqq-8": Case(hqq(8), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 8}}}),
+    "hqq-3": Case(hqq(3), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 3}}}),
     "hqq-2": Case(hqq(2), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 2}}}),
 }

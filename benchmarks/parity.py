@@ -3,6 +3,7 @@
     python -m benchmarks.parity --data-dir FOLDER                       # SmolLM2-135M, every item, float32
     python -m benchmarks.parity --data-dir FOLDER --model FILE.gguf --limit 100
     python -m benchmarks.parity --data-dir FOLDER --tokens-only         # no forward passes
+    python -m benchmarks.parity --data-dir FOLDER --chat-template       # items as chats, by the tokenizer's template
     python -m benchmarks.parity --data-dir FOLDER --reference R.json    # keep the harness' answers as they come ...
     python -m benchmarks.parity --data-dir FOLDER --against R.json      # ... and compare with them again, or continue
 
@@ -88,6 +89,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--fewshot", type=int, default=0, help="examples, the first of TASK.train.jsonl")
     parser.add_argument("--bos", choices=("auto", "none"), default="auto")
+    parser.add_argument(
+        "--chat-template", action="store_true", help="write items as chats, by the tokenizer's template"
+    )
     parser.add_argument("--max-length", type=int, help="most tokens of a context (default: the model's window)")
     parser.add_argument("--batch-size", type=int, default=4, help="of the harness' side")
     parser.add_argument("--tokens-only", action="store_true")
@@ -112,11 +116,17 @@ def our_engine(model: str | None) -> Any:
 
 def compare(name: str, side: HarnessSide, engine: Any, options: argparse.Namespace, scratch: Path) -> Row:
     """Run both sides on one task."""
-    (task,) = load_tasks([name], data_dir=options.data_dir, limit=options.limit, fewshot=options.fewshot)
+    chosen = {"limit": options.limit, "fewshot": options.fewshot}
+    template = "tokenizer" if options.chat_template else None
+    (task,) = load_tasks([name], data_dir=options.data_dir, chat_template=template, **chosen)
     encoded = encode_task(task, side.tokenizer, bos=options.bos, max_length=side.max_length)
     theirs = harness_task(name, options, scratch)
     docs = [doc for _, doc in zip(task.items, theirs.eval_docs, strict=False)]
-    requests = [theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot)) for doc in docs]
+    chat = {"apply_chat_template": True, "chat_template": side.harness.apply_chat_template} if template else {}
+    requests = [
+        theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot, **chat), **chat)
+        for doc in docs
+    ]
     start = time.perf_counter()
     answers = side.answer(name, [one for several in requests for one in several])
     seconds = round(time.perf_counter() - start, 1)

@@ -76,7 +76,7 @@ def harness_model(model: Any, tokenizer: Any, options: argparse.Namespace) -> An
         )
     bare = Recording.__new__(Recording)
     bare.tokenizer, bare.backend, bare.add_bos_token, bare.custom_prefix_token_id = tokenizer, "causal", add_bos, None
-    bare.enable_thinking = False
+    bare.enable_thinking, bare.chat_template_args = False, {}
     return bare
 
 
@@ -143,6 +143,7 @@ def setting_of(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": "float32",
         "bos": options.bos,
         "fewshot": options.fewshot,
+        **({"chat_template": "tokenizer"} if options.chat_template else {}),
         "max_length": options.max_length,
         "limit": options.limit,
         "lm_eval": importlib.metadata.version("lm_eval"),

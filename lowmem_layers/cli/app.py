@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import click
 
 from lowmem_layers._version import __version__
-from lowmem_layers.cli.asking import power
+from lowmem_layers.cli.acting import proxies, prune
+from lowmem_layers.cli.asking import items, power
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
 from lowmem_layers.cli.results import compare, importance, interactions, report, scores, tables
@@ -23,7 +24,10 @@ _COMMANDS: Mapping[str, click.Command] = {
     "compare": compare,
     "interactions": interactions,
     "tables": tables,
+    "prune": prune,
+    "proxies": proxies,
     "power": power,
+    "items": items,
     "models": models,
     "tasks": tasks,
     "doctor": doctor,

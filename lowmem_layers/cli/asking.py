@@ -48,3 +48,49 @@ def power(
     write_data(power_table(found), form, output)
     for line in (*power_lines(found), *value_lines(opened, level, power)):
         click.echo(visible(line), err=True)
+
+
+@click.command()
+@click.argument("run")
+@VALUE
+@ESTIMATOR
+@click.option("--sublayers", metavar="NAMES", help="Only these, joined by commas. [default: all]")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="K",
+    default=3,
+    show_default=True,
+    help="How many items of each sublayer: those without which its estimate moves farthest.",
+)
+@click.option("--by-cluster", is_flag=True, help="Leave out whole clusters, such as all questions about one passage.")
+@data_options
+def items(
+    run: str,
+    value: str | None,
+    estimator: str | None,
+    sublayers: str | None,
+    top: int,
+    by_cluster: bool,
+    form: str | None,
+    output: str | None,
+) -> None:
+    """Write which items drive the estimate of each sublayer.
+
+    One row for each task, sublayer and item: what the estimate is without the item, and how much of it the largest 1 %
+    of all items carry.
+
+    \b
+    Example: lowmem-layers items RUN --sublayers ffn.0,attn.1 --top 10
+    """
+    from lowmem_layers import open_run
+    from lowmem_layers.findings.drivers import driver_lines, driver_table, find_drivers
+
+    chosen_format(form, output)
+    opened = open_run(run)
+    note_unfinished(opened)
+    found = find_drivers(opened, value, estimator, by_cluster=by_cluster)
+    names = [] if sublayers is None else [name.strip() for name in sublayers.split(",")]
+    write_data(driver_table(found, top, names, by_cluster=by_cluster), form, output)
+    for line in driver_lines(found, by_cluster=by_cluster):
+        click.echo(visible(line), err=True)

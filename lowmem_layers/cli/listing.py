@@ -95,7 +95,17 @@ def tasks(context: click.Context, form: str | None, output: str | None) -> None:
 @click.option("--items", type=click.IntRange(min=1), default=3, metavar="N", help="Number of items. [default: 3]")
 @click.option("--fewshot", type=int, metavar="K", help="Solved examples before each item. [default: the task's number]")
 @click.option("--fewshot-file", metavar="FILE", help="File with these examples. [default: the task's training data]")
-def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewshot_file: str | None) -> None:
+@click.option("--include-path", metavar="FOLDER", help="Folder with more task files of lm-evaluation-harness (YAML).")
+@click.option("--trust-task-code", is_flag=True, help="Run the Python code that task files of --include-path name.")
+def show(
+    name: str,
+    data_dir: str | None,
+    items: int,
+    fewshot: int | None,
+    fewshot_file: str | None,
+    include_path: str | None,
+    trust_task_code: bool,
+) -> None:
     """Print items of a task as the model sees them.
 
     The scored part is underlined on a terminal, and stands in ⟦brackets⟧ in a file or a pipe.
@@ -103,7 +113,7 @@ def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewsh
     from pathlib import Path
 
     from lowmem_layers.tasks import load_tasks
-    from lowmem_layers.tasks.show import show_items
+    from lowmem_layers.tasks.show import printable, show_items
 
     styled = sys.stdout.isatty()
     how = "underlined" if styled else "in ⟦brackets⟧"
@@ -113,10 +123,14 @@ def show(name: str, data_dir: str | None, items: int, fewshot: int | None, fewsh
         limit=items,
         fewshot=fewshot,
         fewshot_file=Path(fewshot_file) if fewshot_file else None,
+        include_path=Path(include_path) if include_path else None,
+        trust_task_code=trust_task_code,
     ):
-        click.echo(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}", err=True)
+        click.echo(
+            f"{printable(task.name)}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}", err=True
+        )
         for item in show_items(task, items):
-            click.secho(f"\n{item.id}", bold=True)
+            click.secho(f"\n{printable(item.id)}", bold=True)
             for index, choice in enumerate(item.choices):
                 gold = choice.gold
                 click.secho(f"{index}{' (gold)' if gold else ''} ", nl=False, fg="green" if gold else None)

@@ -26,7 +26,7 @@ from lowmem_layers.record.spec import (
 MODEL, TASK, REMOVED = "Model", "Task", "What is removed and estimated"
 MEMORY, OUTPUT = "Memory and device", "Output"
 # Listed here too because the modules that own these names need numpy, which `--help` does not wait for; tests compare.
-VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability or nll_per_byte"
+VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability, nll_per_byte or loglikelihood_per_char"
 ESTIMATOR_NAMES = "neighbourhood, stratified, ablation, shapley or permutation"
 SIZE_WORDS = (
     "Effect to resolve, in the unit of the value: 0.01 is one point of accuracy; a negative one is a gain. "
@@ -116,6 +116,16 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     _option(TASK, "--fewshot-file", "File with these examples. [default: the task's training data]", "FILE"),
     _option(TASK, "--window", "Task text:FILE: number of tokens that the model sees at once.", "TOKENS", type=int),
     _option(TASK, "--stride", "Task text:FILE: number of these that are scored, the last ones.", "TOKENS", type=int),
+    _option(TASK, "--include-path", "Folder with more task files of lm-evaluation-harness (YAML).", "FOLDER"),
+    _flag(TASK, "--trust-task-code", "Run the Python code that task files of --include-path name."),
+    _option(
+        TASK,
+        "--chat-template",
+        "Ask in a chat, by the tokenizer's template or by that in FILE; the choices are the assistant's answers.",
+        "[tokenizer|FILE]",
+        is_flag=False,
+        flag_value="tokenizer",
+    ),
     _option(TASK, "--bos", "Whether a BOS token comes first; auto leaves this to the tokenizer.", "|".join(BOS)),
     # What is removed and estimated
     _option(

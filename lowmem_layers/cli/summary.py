@@ -54,7 +54,8 @@ def summarise(
         levels.add_row(*(Text(visible(cell)) for cell in row))
     console.print(levels)
     # 3) what this says, and where to read on
-    for line in (*filter(None, (findings.cut, findings.verdict)), *findings.lines, ""):
+    said = (*findings.cautions, *findings.perplexities, *filter(None, (findings.cut, findings.verdict)))
+    for line in (*said, *findings.lines, ""):
         say(line, whole=False)
     say(f"run folder  {run.folder}")
     say(f"report      {page} (open it in a browser)")

@@ -70,6 +70,7 @@ class Engine:
         self.narrowed: tuple[dict[str, str | int], ...] = ()
         self._given_layout: Layout = layout
         self._head = Head(model, self.sizes.softmax_rows)
+        self._indices: dict[tuple[int, ...], torch.Tensor] = {}
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
 
     @torch.inference_mode()
@@ -246,7 +247,7 @@ class Engine:
         return tree_inputs(batch, self.model.config, self.model.dtype, self.model.device)
 
     def _sweep(self, tree: PrefixTree, inputs: Inputs, on_work: Callable[[int], None]) -> Sweep:
-        return Sweep(self.model, tree, self.sizes, self._head, inputs, Counter(on_work))
+        return Sweep(self.model, tree, self.sizes, self._head, inputs, Counter(on_work), self._indices)
 
     def _score_batch(self, batch: Batch, inputs: Inputs, coalitions: Sequence[Removed]) -> np.ndarray:
         """Score the one item of a batch, for the examination. Shapes: (coalitions, choices)."""

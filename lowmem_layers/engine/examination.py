@@ -71,6 +71,8 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
     item = EncodedItem("selftest", "0", choices, 0, "0")
     coalitions = [(), (middle,), tuple(sorted({0, max(0, middle - 1), len(model.players) - 1}))]
     # 2) the sweep against whole forward passes
+    with refusing(model.module, "run as a whole"):
+        _check_causal(model, draw[:12])
     with refusing(model.module, "with sublayers removed"):
         expected = reference_loglikelihoods(model, [item], coalitions)[0]  # (coalitions, choices)
     with refusing(model.module, "driven layer by layer"):
@@ -84,17 +86,36 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
         )
     # 3) a row that branches against plain ones, and against one in which every node sees all nodes before it
     row = trie_rows([item], cost=float)[0]
+    meaning = dict.fromkeys(program.whole for program in model.programs if program.whole)  # what removing means
     refused = _refuses_tree_masks(model, row)
     if refused:
-        return Verdict(False, refused, gap, float("nan"))
+        return Verdict(False, "; ".join((refused, *meaning)), gap, float("nan"))
     blind = replace(row, parents=tuple(range(-1, len(row) - 1)))
     branching, wrong = (score(Batch((each,)), _tree(model), coalitions) for each in (row, blind))
     trie_gap, contrast = float(np.abs(branching - plain).max()), float(np.abs(wrong - plain).max())
     takes = trie_gap <= min(_tolerance(model, plain), contrast / 4)
-    reason = f"branching rows differ from plain ones by {trie_gap:.2g} nats, rows with a wrong mask by {contrast:.2g}"
+    gaps = f"branching rows differ from plain ones by {trie_gap:.2g} nats, rows with a wrong mask by {contrast:.2g}"
     # 4) the family's own masks of one long sequence against ours for it, layer by layer
     verified = verified_length(model.config, model.max_length) if takes and _has_our_masks(model) else 0
-    return Verdict(takes and verified > 0, reason, gap, trie_gap, verified)
+    return Verdict(takes and verified > 0, "; ".join((gaps, *meaning)), gap, trie_gap, verified)
+
+
+def _check_causal(model: DecoderModel, tokens: list[int]) -> None:
+    """See that no token changes what is predicted before it, or log-likelihoods of texts would mean nothing.
+
+    Raises:
+        RemovalError: it does: a masked language model, a diffusion model, or a decoder whose config says otherwise.
+    """
+    rows = torch.tensor([tokens, [*tokens[:-1], tokens[-1] - 1]], device=model.device)  # (2, T)
+    with model.streaming():
+        logits = model.module(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits.float()
+    before = logits[:, :-1]  # (2, T − 1, V)
+    gap, size = (before[0] - before[1]).abs().max().item(), before.abs().max().item()
+    if not gap <= (1e-3 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, size):
+        raise RemovalError(
+            f"{type(model.module).__name__}: another last token changes the logits before it by up to {gap:.3g}",
+            "it does not predict each token from those before it alone; lowmem-layers takes causal language models",
+        )
 
 
 def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
@@ -106,6 +127,8 @@ def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
     """
     if any(player.kind == "mixer" for player in model.players):
         return "mixers carry a state from token to token, which knows no branches"
+    if any(program.ffn_mixes for program in model.programs):
+        return "feed-forwards mix tokens by their place in the row"
     for name, size in windows(model.config).items():
         # A sliding window is also compared mask by mask; what else attention leaves out, it leaves out inside.
         if "sliding_window" not in name and _LONGEST_WINDOW < size < model.max_length:

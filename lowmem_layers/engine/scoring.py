@@ -8,7 +8,7 @@ token, and only the same operation on the same rows gives the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,19 +65,33 @@ class Head:
         """V, the number of logits."""
         return self._model.shape.vocabulary
 
-    def loglikelihoods(self, states: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-        """Sum the log-probabilities of every choice's tokens.
+    def loglikelihoods(self, parts: Iterable[torch.Tensor], pairs: Pairs) -> torch.Tensor:
+        """Sum the log-probabilities of every choice's tokens, over the parts into which a batch's states were cut.
 
-        Shapes: `states` (C, S, D) → (C, number of choices), float64 nats, in host memory.
+        The device is waited for once, at the end.
+
+        Shapes: `parts` (C', S, D) each, C states in all → (C, number of choices), float64 nats, in host memory.
         """
+        at: torch.Tensor | None = None
+        found = []
+        for states in parts:
+            if at is None:
+                at = torch.from_numpy(np.stack([pairs.nodes, pairs.tokens])).to(states.device)  # (2, K)
+            found.append(self._logprobs(states, pairs, at))
+        logprobs = torch.cat(found).cpu()  # (C, K); a GPU would add in any order
+        sums = torch.zeros(len(logprobs), len(pairs.owners), dtype=torch.float64)
+        return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
+
+    def _logprobs(self, states: torch.Tensor, pairs: Pairs, at: torch.Tensor) -> torch.Tensor:
+        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (2, K) → (C, K) float64."""
         n_states, n_scored, width = states.shape
         flat = states.reshape(-1, width)  # (C·S, D)
         enough = flat.repeat(-(-LEAST_ROWS // len(flat)), 1) if len(flat) < LEAST_ROWS else flat
         logits = own_logits(self._model.module, self._model.anatomy.layers, enough)[: len(flat)]  # (C·S, V)
         # 1) what is read: pairs of a row and a token, state by state, rows ascending
-        rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()  # (C·K,)
-        tokens = np.tile(pairs.tokens, n_states)  # (C·K,)
-        index = torch.from_numpy(np.stack([rows, tokens])).to(logits.device)  # (2, C·K)
+        rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()  # (C·K,), on the host
+        first = n_scored * torch.arange(n_states, device=at.device)  # (C,)
+        index = torch.stack([(first[:, None] + at[0]).flatten(), at[1].repeat(n_states)])  # (2, C·K)
         # 2) the log-softmax of a block of rows, and what is read off it
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         parts = []
@@ -85,7 +99,4 @@ class Head:
             block = logits[low : low + self._softmax_rows].log_softmax(-1, dtype=wide)
             begin, end = np.searchsorted(rows, [low, low + self._softmax_rows])
             parts.append(block[index[0, begin:end] - low, index[1, begin:end]])
-        logprobs = torch.cat(parts).double().view(n_states, -1).cpu()  # (C, K); a GPU would add in any order
-        # 3) each choice's sum
-        sums = torch.zeros(n_states, len(pairs.owners), dtype=torch.float64)
-        return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
+        return torch.cat(parts).double().view(n_states, -1)

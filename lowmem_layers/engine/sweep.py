@@ -20,9 +20,10 @@ from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.player import Role
 from lowmem_layers.game.players.tree import PrefixTree, Step
-from lowmem_layers.model.anatomy.branches import branch_output
+from lowmem_layers.model.anatomy.branches import branch_output, run_layer
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
+from lowmem_layers.model.anatomy.removal import layer_without
 from lowmem_layers.model.homes.store import Visit
 
 
@@ -62,12 +63,14 @@ class Counter:
 
 @dataclass
 class Live:
-    """The live states of one batch. Shapes: `states` (slots, g, T, D), later (slots, 1, S, D); `pending` alike.
+    """The live states of one batch. Shapes: `states` (slots, g, T, D), later (slots, 1, S, D); `pending` alike;
+    `scored` (S,), indices into g · T.
 
     `pending` holds what attention adds while a layer whose sublayers act in parallel is under way.
     """
 
     batch: Batch
+    scored: torch.Tensor
     states: torch.Tensor
     calls: Sequence[LayerCall]
     stretcher: Stretcher
@@ -90,6 +93,7 @@ class Sweep:
     head: Head
     inputs: Callable[[Batch], dict[str, Any]]
     counter: Counter = field(default_factory=lambda: Counter(lambda _: None))
+    indices: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)  # brought to the device once
 
     def run(self, batches: Sequence[Batch]) -> Iterator[tuple[tuple[tuple[int, int], ...], torch.Tensor]]:
         """Evaluate all coalitions on the batches of a tile.
@@ -113,7 +117,8 @@ class Sweep:
         states = torch.empty(self.tree.n_slots, *hidden.shape, dtype=hidden.dtype, device=hidden.device)
         states[0] = hidden
         growths = [growth(a, b) for a, b in zip(first.calls, twice.calls, strict=True)]
-        return Live(batch, states, first.calls, Stretcher(growths))
+        scored = torch.tensor(batch.scored, device=hidden.device)
+        return Live(batch, scored, states, first.calls, Stretcher(growths))
 
     def visit_layers(self, live: Sequence[Live]) -> None:
         """Visit every layer once with all live states.
@@ -140,9 +145,16 @@ class Sweep:
 
     def _visit(self, layer: int, live: Live) -> None:
         """Advance the states of one batch through one layer."""
-        steps = self._steps(layer)
+        steps, program = self._steps(layer), self.model.programs[layer]
         attn, ffn = steps.get("attn"), steps.get("ffn")
-        if self.model.programs[layer].parallel and attn and ffn:
+        is_last = layer == len(self.model.programs) - 1
+        if program.whole:
+            self._run_whole(layer, steps, live)
+            if is_last:
+                _keep_scored(live)
+            live.stretcher.forget()
+            return
+        if program.parallel and attn and ffn:
             # The feed-forward reads the same input as attention, whose output is kept apart until then.
             live.pending = torch.zeros_like(live.states[: self.tree.live_slots[ffn.position]])
             _fork(attn, live)
@@ -150,8 +162,7 @@ class Sweep:
                 live.pending[rows] = self._branch(layer, "attn", attn, live.states[rows], live)
         elif attn:
             self._advance(layer, "attn", attn, live)
-        is_last = layer == len(self.model.programs) - 1
-        if is_last:
+        if is_last and not program.ffn_mixes:
             _keep_scored(live)
         if ffn:
             self._advance(layer, "ffn", ffn, live)
@@ -159,9 +170,37 @@ class Sweep:
             n_live = self.tree.live_slots[ffn.position]
             live.states[:n_live].add_(live.pending[:n_live])
             live.pending = None
-        if isinstance(scale := self.model.programs[layer].anatomy.scale, torch.Tensor):
+        if isinstance(scale := program.anatomy.scale, torch.Tensor):
             live.states.mul_(scale)
+        if is_last and program.ffn_mixes:
+            _keep_scored(live)
         live.stretcher.forget()
+
+    def _run_whole(self, layer: int, steps: Mapping[Role, Step], live: Live) -> None:
+        """Advance all states by the layer's own forward, each without the sublayers that it has removed."""
+        anatomy, call = self.model.programs[layer].anatomy, live.calls[layer]
+        # 1) fork at all of the layer's sublayers; who is copied has what its source has
+        n_live = 1 if layer == 0 else self.tree.live_slots[min(step.position for step in steps.values()) - 1]
+        present: list[frozenset[Role]] = [frozenset[Role]()] * n_live
+        for role, step in steps.items():
+            _fork(step, live)
+            present += [present[source] for source, _ in step.copies]
+            advanced = set(step.advanced)
+            for slot in advanced:
+                present[slot] = present[slot].union((role,))
+            self.counter.applications += len(advanced)
+        # 2) states with the same sublayers together
+        for kept in dict.fromkeys(present):
+            slots = [slot for slot, roles in enumerate(present) if roles == kept]
+            macs = sum(self.model.shape.macs[steps[role].position] for role in kept)
+            with layer_without(anatomy, *(role for role in steps if role not in kept)):
+                for rows in self._chunks(slots, live):
+                    wide = _widened(live.states[rows])  # (c, g, T, D)
+                    stretched = live.stretcher.stretch(layer, call, len(wide))
+                    output = run_layer(anatomy, wide.flatten(0, 1), stretched).reshape(wide.shape)
+                    n_states = live.states[rows].shape[0]
+                    live.states[rows] = output[:n_states]
+                    self.counter.count_work(n_states * live.tokens * macs)
 
     def _advance(self, layer: int, role: Role, step: Step, live: Live) -> None:
         """Fork, then add a sublayer's output to the states that keep it, in place."""
@@ -177,34 +216,51 @@ class Sweep:
     def _branch(self, layer: int, role: Role, step: Step, x: torch.Tensor, live: Live) -> torch.Tensor:
         """Compute what one sublayer adds to one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
         program = self.model.programs[layer]
-        n_positions = x.shape[0] * x.shape[1] * x.shape[2]
-        # So few positions would be multiplied by another kernel, which rounds differently: repeat them.
-        wide = x.repeat(-(-LEAST_ROWS // n_positions), 1, 1, 1) if n_positions < LEAST_ROWS else x
+        wide = _widened(x)
         call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(wide))
         output = branch_output(program.anatomy, role, program.forms[role], wide.flatten(0, 1), call)  # (c·g, T, D)
         self.counter.add(len(x), len(x) * live.tokens * self.model.shape.macs[step.position])
         return output.reshape(wide.shape)[: len(x)]
 
-    def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | list[int]]:
-        """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side."""
+    def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | torch.Tensor]:
+        """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side.
+
+        Other indices are kept on the device: bringing them there makes the host wait.
+        """
         positions = live.states.shape[1] * live.states.shape[2]
         size = max(1, self.sizes.chunk_tokens // positions)
         side_by_side = len(slots) > 0 and slots[-1] - slots[0] == len(slots) - 1
         for low in range(0, len(slots), size):
-            part = list(slots[low : low + size])
-            yield slice(part[0], part[-1] + 1) if side_by_side else part
+            part = tuple(slots[low : low + size])
+            if side_by_side:
+                yield slice(part[0], part[-1] + 1)
+                continue
+            if part not in self.indices:
+                self.indices[part] = torch.tensor(part, device=live.states.device)
+            yield self.indices[part]
 
     def _finish(self, live: Live) -> tuple[tuple[tuple[int, int], ...], torch.Tensor]:
         """Score every final state. Shapes: (coalitions, owners)."""
         states = live.states[:, 0]  # (slots, S, D)
         pairs = pairs_of(live.batch.rows, live.batch.n_nodes, live.batch.scored)
         size = max(1, self.sizes.head_rows // states.shape[1])
-        parts = []
-        for low in range(0, len(states), size):
-            parts.append(self.head.loglikelihoods(states[low : low + size], pairs))
-            self.counter.count_work(parts[-1].shape[0] * states.shape[1] * states.shape[2] * self.head.vocabulary)
-        by_slot = torch.cat(parts)
+
+        def parts() -> Iterator[torch.Tensor]:
+            for part in states.split(size):
+                yield part
+                self.counter.count_work(part.numel() * self.head.vocabulary)
+
+        by_slot = self.head.loglikelihoods(parts(), pairs)
         return pairs.owners, by_slot[list(self.tree.final_slots)]
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """Repeat so few positions as would be multiplied by another kernel, which rounds differently.
+
+    Shapes: `x` (c, g, T, D), the result as many states or more.
+    """
+    n_positions = x.shape[0] * x.shape[1] * x.shape[2]
+    return x.repeat(-(-LEAST_ROWS // n_positions), 1, 1, 1) if n_positions < LEAST_ROWS else x
 
 
 def _fork(step: Step, live: Live) -> None:
@@ -217,8 +273,7 @@ def _fork(step: Step, live: Live) -> None:
 
 def _keep_scored(live: Live) -> None:
     """Drop all positions but the scored ones. Shapes: (slots, g, T, D) → (slots, 1, S, D)."""
-    index = torch.tensor(live.batch.scored, device=live.states.device)  # (S,) into g · T
-    live.states = live.states.flatten(1, 2)[:, index][:, None]
+    live.states = live.states.flatten(1, 2)[:, live.scored][:, None]
     if live.pending is not None:
-        live.pending = live.pending.flatten(1, 2)[:, index][:, None]
+        live.pending = live.pending.flatten(1, 2)[:, live.scored][:, None]
     live.scored_only = True

@@ -13,6 +13,7 @@ from lowmem_layers.findings.importance import ESTIMATORS, N_TOP, EstimatorName
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison, Walks, compare
 from lowmem_layers.game.players.coalitions import coalition_name
+from lowmem_layers.game.uncertainty.disattenuation import Corrected
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.multiplicity import Correction
 from lowmem_layers.game.values.table import ValueTable
@@ -144,6 +145,12 @@ def agreement_table(found: dict[str, Comparison]) -> pa.Table:
             "changed": int(np.sum(one.significant)),
             "players": len(one.players),
             "correction": one.correction,
+            "spearman_corrected": one.corrected.spearman,
+            "spearman_corrected_low": one.corrected.spearman_ci.low,
+            "spearman_corrected_high": one.corrected.spearman_ci.high,
+            "pearson_corrected": one.corrected.pearson,
+            "pearson_corrected_low": one.corrected.pearson_ci.low,
+            "pearson_corrected_high": one.corrected.pearson_ci.high,
         }
         for task, one in found.items()
     ]
@@ -174,6 +181,7 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
             f"{task} ({items}): "
             f"{correlation_words('Spearman', same.spearman, same.spearman_ci)}, "
             f"{correlation_words('Kendall', same.kendall, same.kendall_ci)}; "
+            f"{corrected_words(one.corrected)}; "
             f"{certain}; "
             f"{same.overlap} of the top {same.top_k} are the same{bounds(same.overlap_ci, 0)}; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
@@ -187,6 +195,13 @@ def correlation_words(name: str, value: float, ci: Interval[float]) -> str:
     if np.isnan(value):
         return f"no {name} (all values of a run are tied, or one is unknown)"
     return f"{name} {value:.2f}{bounds(ci, 2)}"
+
+
+def corrected_words(found: Corrected) -> str:
+    """Say Spearman's correlation of the true importances; or that they do not differ by more than noise."""
+    if np.isnan(found.spearman):
+        return "without noise unknown (a run's values differ by no more than noise, or one is unknown)"
+    return f"without noise {correlation_words('Spearman', found.spearman, found.spearman_ci)}"
 
 
 def bounds(ci: Interval[float], decimals: int) -> str:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowmem_layers.findings.cautions import cautions
 from lowmem_layers.findings.importance import N_TOP, estimates
 from lowmem_layers.findings.paper import refusal, tables_of
+from lowmem_layers.findings.perplexity import perplexity_lines
 from lowmem_layers.findings.statement import verdict
 from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
 from lowmem_layers.game.answers.importance import Importance
@@ -87,7 +89,8 @@ class Findings:
     `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
     same, none where nothing was removed. `cornerstones` has the verdict on each task whose metric has a chance level.
     `paper` holds the paper's tables 1 to 4, where the run is one of their kind. `lines` say what matters most,
-    `verdict` what a statement to stop at has proven, `cut` which items were too long for the model.
+    `cautions` what must be known before any number is read, `verdict` what a statement to stop at has proven, `cut`
+    which items were too long for the model, `perplexities` those of the harness' tasks that have one.
     """
 
     sides: tuple[Side, ...]
@@ -97,6 +100,8 @@ class Findings:
     lines: tuple[str, ...]
     verdict: str
     cut: str
+    cautions: tuple[str, ...] = ()
+    perplexities: tuple[str, ...] = ()
 
 
 def find(run: Run) -> Findings:
@@ -141,7 +146,10 @@ def compute_findings(run: Run) -> Findings:
         )
     paper = tables_of([run]) if sides and refusal(run) is None else None
     lines = tuple(cornerstone_lines(judged, tasks, sides))
-    return Findings(sides, tasks, judged, paper, lines, verdict(run), cut_line(run.values.rows_done))
+    found = [(side.words, side.unit, side.scale, side.overall) for side in sides]
+    careful = cautions([(each.task, each.level.ci.low[0], each.chance) for each in tasks], found)
+    cut, perplexities = cut_line(run.values.rows_done), perplexity_lines(run)
+    return Findings(sides, tasks, judged, paper, lines, verdict(run), cut, careful, perplexities)
 
 
 def side(run: Run, value: str | None) -> Side:
@@ -189,7 +197,12 @@ def cornerstone_lines(
         f"cornerstone sublayers of {task}: {', '.join(found.names) or f'none certain after {n_items[task]:,} items'}"
         for task, found in judged
     ]
-    lines += [f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))}" for side in sides]
+    for side in sides:
+        sure = ", ".join(side.overall.certain_top)
+        lines.append(
+            f"top {N_TOP} by {side.words}: {', '.join(top_sublayers(side.overall))} "
+            f"({f'certain at {100 * side.overall.level:g} % together: {sure}' if sure else 'none of them certain'})"
+        )
     return lines + [f"(rule: {found.rule})" for _, found in judged[:1]]
 
 

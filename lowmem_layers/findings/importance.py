@@ -38,7 +38,16 @@ IMPORTANCE_SCHEMA = pa.schema(
         ("share_ci_high", pa.float64()),
         ("top", pa.string()),
         ("n_items", pa.int32()),
+        ("n_clusters", pa.int32()),
+        ("level", pa.float64()),
+        ("rank_together_low", pa.int32()),
+        ("rank_together_high", pa.int32()),
+        ("ci_holds_from", pa.int32()),
+        ("note", pa.string()),
     ]
+)
+CONTRADICTION = (
+    "estimate and drop have opposite signs: most windows start from models that lack a neighbour, perhaps collapsed"
 )
 _MEMBERSHIP = {1: "in", -1: "out", 0: "undecided"}
 
@@ -77,6 +86,9 @@ def as_table(found: Sequence[Importance]) -> pa.Table:
             "estimator": [each.estimator] * n_players,
             "top": [_MEMBERSHIP[int(decision)] for decision in each.top_k_decision],
             "n_items": [each.n_items] * n_players,
+            "n_clusters": [each.n_clusters] * n_players,
+            "level": [each.level] * n_players,
+            "note": [CONTRADICTION if yes else "" for yes in each.contradicts],
         }
         for field in IMPORTANCE_SCHEMA:
             if field.name in columns:

@@ -147,7 +147,7 @@ def tasks_at_hand(spec: Specification) -> list[Task] | None:
     try:
         return read_tasks(spec)
     except TaskError:
-        if spec.data_dir is not None or spec.fewshot or not set(spec.tasks) <= set(_COUNTED):
+        if spec.data_dir is not None or spec.fewshot or spec.chat_template or not set(spec.tasks) <= set(_COUNTED):
             raise
         return None
 

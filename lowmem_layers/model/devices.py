@@ -27,10 +27,40 @@ def resolve_device(name: DeviceName) -> torch.device:
 
 
 def resolve_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
-    """Take `auto` as bfloat16 where the hardware multiplies it natively, else as float32."""
+    """Take `auto` as bfloat16 where the hardware multiplies it natively; else as float16 on a GPU, float32 on a CPU."""
     if name != "auto":
         return _DTYPES[name]
-    return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    if has_native_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def settle_arithmetic(device: torch.device) -> dict[str, str]:
+    """Switch off whatever trades a GPU's accuracy for speed, and cuDNN's attention; say so for the run's record.
+
+    Sums of 16-bit products stay in float32, float32 products are not made of shorter ones (TF32). cuDNN builds its
+    attention kernel anew for every shape, which takes longer than it saves where shapes are many; the
+    memory-efficient one takes any mask. On a CPU nothing is to be settled.
+    """
+    if device.type != "cuda":
+        return {}
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    matmul.allow_bf16_reduced_precision_reduction = matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return {"tf32": "off", "16-bit sums": "float32", "masked attention": "memory-efficient, math"}
+
+
+def describe_gpu(device: torch.device) -> dict[str, str]:
+    """Name a GPU, its capability and the versions of what runs on it, for the run's record; nothing of a CPU."""
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    found = {"name": properties.name, "capability": f"{properties.major}.{properties.minor}"}
+    found["memory_bytes"] = str(properties.total_memory)
+    if torch.version.hip is not None:
+        return {**found, "rocm": torch.version.hip}
+    return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

@@ -23,7 +23,7 @@ from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, Safet
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
 from lowmem_layers.model.checkpoint.texts import keep_texts, read_config, read_tokenizer
-from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype
+from lowmem_layers.model.devices import describe_gpu, dtype_name, resolve_device, resolve_dtype, settle_arithmetic
 from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking
 from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
 from lowmem_layers.model.homes.filling import Filling, fill_home
@@ -184,6 +184,7 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
     found, request, device = inspection, inspection.request, inspection.device
     dtype, packing = dtype_name(inspection.dtype), inspection.packing.label
     announce(f"loading {found.source.name} on {device.type} in {dtype}; decoder layers' weights: {packing}")
+    arithmetic, gpu = settle_arithmetic(device), describe_gpu(device)
     for line in _remarks(found):
         announce(line)
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
@@ -216,6 +217,7 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
         "expected_cpu_bytes": placement.cpu_bytes,
         "expected_loading_bytes": placement.loading_bytes,
         **store.describe(),
+        **({"arithmetic": arithmetic, "gpu": gpu} if gpu else {}),
     }
     return DecoderModel(found.module, found.tokenizer, store, description, found.shape)
 
@@ -223,6 +225,8 @@ def fill_model(inspection: Inspection, placement: Placement, announce: Announce 
 def _remarks(found: Inspection) -> list[str]:
     """Say what of the model's files will not be used, as far as their names and the config tell."""
     lines = []
+    if found.request.dtype == "auto" and found.dtype == torch.float16:
+        lines.append("this GPU has no bfloat16 of its own: computing in float16")
     if unread := [path.name for path in found.source.unread_files]:
         lines.append(f"not read, since the model's weights are in other files: {', '.join(unread)}")
     if found.own is not None and found.own.runs_quantised:

@@ -19,6 +19,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         RecordError: the file cannot be written (no room, no permission); nothing is left of it.
     """
     partial = path.with_name(path.name + TEMPORARY)
+    discard(partial)  # a link of that name would be written through
     try:
         write(partial)
         _to_disk(partial)
@@ -74,6 +75,17 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse to write where links lead elsewhere: a run folder may come from somebody else.
+
+    Raises:
+        RecordError: the folder, or something in it, is a link.
+    """
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink():
+            raise RecordError(f"{path} is a link, and what is written there would leave the run", "remove it")
 
 
 def discard(path: Path) -> None:

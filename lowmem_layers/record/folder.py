@@ -50,8 +50,9 @@ def known_run(folder: Path, specification: Specification) -> Manifest | None:
 def tidy(folder: Path) -> None:
     """Remove files that a killed process left half-written."""
     for place in (folder, folder / SCORES_FOLDER):
-        for path in place.glob(f"*{TEMPORARY}"):
-            discard(path)
+        for name in os.listdir(place):
+            if name.endswith(TEMPORARY):
+                discard(place / name)
 
 
 def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
@@ -60,13 +61,16 @@ def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
     Raises:
         RecordError: there are scores that are no tile of this run.
     """
-    expected = {tile_file(folder, tile): tile for tile in range(n_tiles)}
     scores = folder / SCORES_FOLDER
-    there = scores.iterdir() if scores.exists() else ()  # glob would take a closed folder for an empty one
-    found = sorted(path for path in there if path.suffix == ".parquet")
-    strange = [path for path in found if path not in expected]
+    if scores.is_symlink():
+        raise RecordError(f"{scores} is a link, and what is written there would leave the run", "move the whole run")
+    expected = {tile_file(folder, tile).name: tile for tile in range(n_tiles)}
+    # Names, not paths: there may be a hundred thousand. A glob would take a closed folder for an empty one.
+    found = sorted(name for name in os.listdir(scores) if name.endswith(".parquet")) if scores.exists() else []
+    strange = [name for name in found if name not in expected]
     if strange:
         raise RecordError(
-            f"{strange[0]} is no tile of this run, which has {n_tiles}", "remove that file, or give another --out"
+            f"{scores / strange[0]} is no tile of this run, which has {n_tiles}",
+            "remove that file, or give another --out",
         )
-    return [expected[path] for path in found]
+    return sorted(expected[name] for name in found)

@@ -32,7 +32,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        handle = path.open("a+", encoding="utf-8", errors="replace")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # a link could lead to a file that is no lock
+        handle = os.fdopen(os.open(path, flags, 0o666), "r+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise cannot_write(path, error) from error
     with handle:
@@ -50,6 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{f'; if no run is going on there, remove {path}' if elsewhere else ''}",
             )
         try:
+            handle.seek(0)
             handle.truncate(0)
             handle.write(f"{ours}\n")
             handle.flush()

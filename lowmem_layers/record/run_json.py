@@ -35,6 +35,8 @@ from lowmem_layers.record.tile_plan import TilePlan, parse_tile, spell_tile
 
 SCHEMA = 1
 RUN_FILE = "run.json"
+MAX_ITEMS = 1_000_000  # so that a damaged or hostile file cannot fill the memory
+MAX_BYTES = 1 << 26
 START_ANEW = "start the run again in another folder with --out, or remove this one"
 
 _RESOLVED_ALWAYS = ("model", "quant", "tasks", "max_removed", "seed")  # options that every version has recorded
@@ -90,7 +92,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
     Raises:
         RecordError: the folder cannot be written.
+        UsageError: there are more items than a record may have.
     """
+    if manifest.n_items > MAX_ITEMS:
+        raise UsageError(f"{manifest.n_items:,} items are more than {MAX_ITEMS:,}", "take fewer with --limit")
     design = manifest.design
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -135,6 +140,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / RUN_FILE
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _Damage(f"it has more than {MAX_BYTES:,} bytes")
         stored = json.loads(path.read_text(encoding="utf-8"))
         for where, text in _texts(stored, ""):
             if not is_text(text):
@@ -211,12 +218,20 @@ def _from_json(stored: dict[str, Any]) -> Manifest:
     tasks, n_items = [task.task for task in file.data], sum(task.items for task in file.data)
     if len(set(tasks)) < len(tasks) or not tasks:
         raise _Damage(f"data: {len(tasks)} tasks, {len(set(tasks))} of them distinct")
-    tiles = tuple(parse_tile(text, n_items) for text in file.tiles)
+    if n_items > MAX_ITEMS:
+        raise _Damage(f"data: {n_items} items are more than {MAX_ITEMS:,}, the most that a run may have")
+    tiles: list[tuple[int, ...]] = []
+    n_held = 0
+    for text in file.tiles:
+        tiles.append(parse_tile(text, n_items))
+        n_held += len(tiles[-1])
+        if n_held > n_items:
+            raise _Damage(f"tiles: they hold more than the {n_items} items that there are")
     held = sorted(index for tile in tiles for index in tile)
     if not all(tiles) or len(held) != n_items or held != list(range(n_items)):
         raise _Damage(f"tiles: they do not hold each of {n_items} items once")
     as_stored = {name: getattr(file, name) for name in _AS_STORED}
-    return Manifest(resolved=resolved, design=design, plan=TilePlan(coalitions, tiles), **as_stored)
+    return Manifest(resolved=resolved, design=design, plan=TilePlan(coalitions, tuple(tiles)), **as_stored)
 
 
 def _design(file: _File, resolved: Specification) -> Design:

@@ -28,6 +28,9 @@ SCORES_SCHEMA = pa.schema(
         ("gold", pa.int8()),
     ]
 )
+MAX_ROWS = 2_000_000  # of any other table than a tile's
+_ROOM_BYTES, _ROW_BYTES = 1 << 26, 1 << 7  # what a table may take: this, and so much more for each row
+_LISTED = ["task", "item", "removed", "cluster"]  # texts that repeat: read as a dictionary, as tiles are written
 _CHECKSUM = b"sha256"  # its name in the metadata of the file
 _KEYS = [name for name in SCORES_SCHEMA.names if name != "loglikelihood"]
 _HINT = "run the same command again: only its items are scored anew"
@@ -75,11 +78,12 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_whole(path, fill)
 
 
-def read_table(path: Path, hint: str = _HINT) -> pa.Table:
+def read_table(path: Path, hint: str = _HINT, most_rows: int = MAX_ROWS) -> pa.Table:
     """Read a parquet file of the record; the checksums of its pages and the hash of its content are verified.
 
     Parquet's own checksums do not cover the headers of pages and the file's footer, where a flipped bit can change
-    names or numbers. Files of version 0.2 and before have no hash of their content.
+    names or numbers. Files of version 0.2 and before have no hash of their content. What a file claims to hold is
+    looked at before it is read, so that a small one cannot fill the memory.
 
     Raises:
         DamagedError: the file is missing or damaged.
@@ -87,7 +91,14 @@ def read_table(path: Path, hint: str = _HINT) -> pa.Table:
     """
     try:
         with pa.OSFile(str(path)) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            about = pq.read_metadata(file)
+            size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+            if about.num_rows > most_rows or size > _ROOM_BYTES + _ROW_BYTES * about.num_rows:
+                raise DamagedError(f"{path} is damaged: it claims {about.num_rows:,} rows of {size:,} bytes", hint)
+            listed = [name for name in _LISTED if name in about.schema.names]
+            table = pq.ParquetFile(file, metadata=about, page_checksum_verification=True, read_dictionary=listed).read()
+        if "loglikelihood" not in table.column_names:
+            table = _spelled_out(table)
         table.validate(full=True)  # text that is no UTF-8, places outside a dictionary
         stored = (table.schema.metadata or {}).get(_CHECKSUM)
         if stored is not None and stored.decode("ascii", "replace") != content_hash(table):
@@ -102,6 +113,24 @@ def read_table(path: Path, hint: str = _HINT) -> pa.Table:
     except (pa.ArrowException, OSError, EOFError, ValueError, TypeError) as error:  # the last two: bytes, no text
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DamagedError(f"{path} is damaged: {reason}", hint) from error
+
+
+def _spelled_out(table: pa.Table) -> pa.Table:
+    """Put its text in the place of each place in a dictionary, unless that would fill the memory.
+
+    Raises:
+        ValueError: a long text is repeated so often.
+    """
+    fields = []
+    for field in table.schema:
+        if pa.types.is_dictionary(field.type):
+            for chunk in table[field.name].chunks:
+                longest = max((len(text or "") for text in chunk.dictionary.to_pylist()), default=0)
+                if longest * len(table) > _ROOM_BYTES + _ROW_BYTES * len(table):
+                    raise ValueError(f"a text of {longest:,} characters in {field.name}, {len(table):,} rows")
+            field = field.with_type(field.type.value_type)
+        fields.append(field)
+    return table.cast(pa.schema(fields, table.schema.metadata))
 
 
 def content_hash(table: pa.Table) -> str:
@@ -135,7 +164,7 @@ def read_tile_table(path: Path, items: Sequence[ItemRow], removed: Sequence[str]
     Raises:
         DamagedError: the file is missing or damaged.
     """
-    table = read_table(path)
+    table = read_table(path, most_rows=sum(item.n_choices for item in items) * len(removed))
     expected = _keys(items, removed)
     for name in _KEYS:
         if name not in table.column_names or not _same(table[name], expected[name]):

@@ -37,12 +37,24 @@ PAPER_TASKS = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "open
 N_ORDERS = 32  # removal orders, where --permutations is not given
 MAX_REMOVED = 4  # the largest window, where --max-removed is not given; the paper's
 
+# Options whose meaning is what was passed; None is a meaning of theirs.
+_AS_PASSED = (
+    "revision", "trust_remote_code", "requantize", "data_dir", "limit", "fewshot", "fewshot_file", "chat_template",
+    "include_path", "trust_task_code", "until", "max_gpu_memory", "max_cpu_memory", "cache", "threads",
+)  # fmt: skip
 # Options that change no number of the record: where weights live and how much of them, and how the record is looked at.
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
-_NOT_IDENTITY = frozenset((*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file"))
+_NOT_IDENTITY = frozenset(
+    (*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file", "include_path", "trust_task_code")
+)
 # Options that came after the first release. They enter the identity only where they differ from what was usual before
 # them, so that earlier records keep their identity; earlier records do not name them.
-LATER_OPTIONS: dict[str, Any] = {"players": "sublayer", "coalitions": "windows", "permutations": None}
+LATER_OPTIONS: dict[str, Any] = {
+    "players": "sublayer",
+    "coalitions": "windows",
+    "permutations": None,
+    "chat_template": None,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,9 @@ class StudySpec:
     window: int | None = None
     stride: int | None = None
     bos: str | None = None
+    chat_template: str | None = None
+    include_path: str | None = None
+    trust_task_code: bool = False
     max_removed: int | None = None
     players: str | None = None
     coalitions: str | None = None
@@ -103,17 +118,11 @@ class StudySpec:
         # 3) the defaults fill in the rest
         return Specification(
             passed=self,
+            **{name: getattr(given, name) for name in _AS_PASSED},
             model=_or(given.model, EMBEDDED_MODEL),
-            revision=given.revision,
-            trust_remote_code=given.trust_remote_code,
             quant=one_of("--quant", _or(given.quant, "none"), QUANTISATIONS),
-            requantize=given.requantize,
             dtype=_or(one_of("--dtype", given.dtype, DTYPES), "auto"),
             tasks=tasks,
-            data_dir=given.data_dir,
-            limit=given.limit,
-            fewshot=given.fewshot,
-            fewshot_file=given.fewshot_file,
             window=_or(given.window, 512),
             stride=_or(given.stride, 256),
             bos=one_of("--bos", _or(given.bos, "auto"), BOS),
@@ -122,13 +131,8 @@ class StudySpec:
             coalitions=coalitions,
             permutations=_or(given.permutations, N_ORDERS) if coalitions == "permutations" else None,
             value=value,
-            until=given.until,
             device=one_of("--device", _or(given.device, "auto"), DEVICES),
             offload=one_of("--offload", _or(given.offload, "auto"), OFFLOADS),
-            max_gpu_memory=given.max_gpu_memory,
-            max_cpu_memory=given.max_cpu_memory,
-            cache=given.cache,
-            threads=given.threads,
             seed=_or(given.seed, 0),
         )
 
@@ -164,6 +168,9 @@ class Specification:
     window: int
     stride: int
     bos: Bos
+    chat_template: str | None
+    include_path: str | None
+    trust_task_code: bool
     max_removed: int
     players: str
     coalitions: CoalitionsKind
@@ -206,7 +213,10 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     meant = spec.resolved()
     names = [_slug(Path(name).stem if name.endswith((".toml", ".yaml")) else name) for name in meant.tasks]
     tasks = names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")
-    document = json.dumps({**meant.identity(), "data_dir": meant.data_dir, "device": meant.device}, sort_keys=True)
+    where = {"data_dir": meant.data_dir, "device": meant.device, **meant.identity()}
+    if meant.include_path is not None:  # named only where it is given, so that earlier folders keep their names
+        where["include_path"] = meant.include_path
+    document = json.dumps(where, sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:6]
     return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
 

@@ -43,4 +43,6 @@ def parse_tile(spelled: str, n_items: int) -> tuple[int, ...]:
         if last >= n_items:  # checked before a range is written out: a damaged one could fill the memory
             raise ValueError(f"tiles: {spelled!r:.40} is not a list of {n_items} items")
         indices.extend(range(first, last + 1))
+        if len(indices) > n_items:
+            raise ValueError(f"tiles: {spelled!r:.40} holds more than the {n_items} items that there are")
     return tuple(indices)

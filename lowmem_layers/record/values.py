@@ -33,6 +33,7 @@ class CollectedValues:
         self.removed = [coalition_name(removed, manifest.sublayers) for removed in manifest.plan.coalitions]
         self._arrays: dict[_Key, FloatArray] = {}  # (items of the task, coalitions); rows of unfinished items are empty
         self._tables: dict[str | None, list[ValueTable]] = {}
+        self._totals: dict[str, FloatArray] = {}  # sums over the finished items, kept up to date tile by tile
         self._done = np.zeros(len(rows), dtype=bool)
         for tile in self.tiles:
             self._done[list(manifest.plan.tiles[tile])] = True
@@ -55,7 +56,7 @@ class CollectedValues:
     @property
     def every_task_begun(self) -> bool:
         """Tell whether every task has finished items."""
-        return all(any(self._done[items]) for items in self._items.values())
+        return all(self._done[items].any() for items in self._items.values())
 
     def rows_of(self, tile: int) -> list[ItemRow]:
         """List the items of a tile."""
@@ -86,6 +87,7 @@ class CollectedValues:
                 if lost is None:
                     raise
                 lost(tile, error)
+                self._totals.clear()
                 self.tiles.remove(tile)
                 self._done[list(self.manifest.plan.tiles[tile])] = False
                 continue
@@ -101,11 +103,14 @@ class CollectedValues:
         self.tiles.append(tile)
         self._done[list(self.manifest.plan.tiles[tile])] = True
         self._tables.clear()
+        for metric, total in self._totals.items():
+            total += self._total(metric, self.manifest.plan.tiles[tile])
 
     def mean(self, metric: str) -> FloatArray:
         """Average a collected metric over all finished items of all tasks. Shapes: (coalitions,)."""
-        kept = [self._arrays[task, metric][self._done[items]] for task, items in self._items.items()]
-        return np.concatenate(kept).mean(axis=0)
+        if metric not in self._totals:
+            self._totals[metric] = self._total(metric, np.flatnonzero(self._done).tolist())
+        return self._totals[metric] / self.n_items
 
     def tables(self, value: str | None) -> list[ValueTable]:
         """Give one table for each task: the finished items, in the order of the task, and the coalitions of players.
@@ -120,6 +125,16 @@ class CollectedValues:
             tables = [self._table(key) for key in self._keys(value)]
             self._tables[value] = tables if grouping is None else [grouped_table(each, grouping) for each in tables]
         return self._tables[value]
+
+    def _total(self, metric: str, indices: Sequence[int]) -> FloatArray:
+        """Add a collected metric up over these items. Shapes: (coalitions,)."""
+        places: dict[str, list[int]] = {}
+        for index in indices:
+            places.setdefault(self.rows[index].task, []).append(self._places[index])
+        return sum(
+            (self._arrays[task, metric][chosen].sum(axis=0) for task, chosen in places.items()),
+            np.zeros(len(self.removed)),
+        )
 
     def _keys(self, value: str | None) -> list[_Key]:
         """Name the task and the metric of each table that `value` asks for."""

@@ -20,7 +20,7 @@ from lowmem_layers.findings.rows import importance_rows, text_rows
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.paper_tables import PaperTables
 from lowmem_layers.game.players.design import Design
-from lowmem_layers.record.files import cannot_write, make_folder, write_text
+from lowmem_layers.record.files import cannot_write, make_folder, refuse_links, write_text
 from lowmem_layers.record.folder import REPORT_FOLDER
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
 from lowmem_layers.report.page.answer import leading_side
@@ -70,6 +70,8 @@ def write_report(
     values = allowed_values(run) if every_value else []
     run.values.collect(*values)
     findings, design = find(run) if findings is None else findings, run.manifest.design
+    if output is None:
+        refuse_links(run.folder / REPORT_FOLDER)
     files = _Files(Path(output) if output is not None else run.folder / REPORT_FOLDER, formats)
     tables = files.folder / "tables"
     make_folder(files.folder / "figures")

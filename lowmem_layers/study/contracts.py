@@ -14,6 +14,7 @@ from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.events import Announce
 from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.tasks.metrics import Value
 
 
 class TaskLike(Protocol):
@@ -22,7 +23,7 @@ class TaskLike(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def metric(self) -> str: ...
+    def metric(self) -> Value: ...
     @property
     def chance(self) -> float: ...
     @property

@@ -17,7 +17,6 @@ from lowmem_layers.record.manifest import EngineRecord, MachineRecord, Manifest,
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.record.tile_plan import TilePlan
 from lowmem_layers.study.contracts import Prepared
-from lowmem_layers.tasks.metrics import metric_named
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
 
@@ -64,6 +63,7 @@ def describe_data(prepared: Prepared) -> tuple[TaskRecord, ...]:
     found = []
     for task in prepared.tasks:
         encoded = [item for item in prepared.encoded if item.task == task.name]
-        metric = metric_named(task.metric).name
-        found.append(TaskRecord(task.name, len(encoded), metric, task.chance, fingerprint(encoded), dict(task.source)))
+        found.append(
+            TaskRecord(task.name, len(encoded), task.metric, task.chance, fingerprint(encoded), dict(task.source))
+        )
     return tuple(found)

@@ -108,6 +108,9 @@ def read_tasks(spec: Specification) -> list[Task]:
         fewshot_file=Path(spec.fewshot_file) if spec.fewshot_file else None,
         window=spec.window,
         stride=spec.stride,
+        chat_template=spec.chat_template,
+        include_path=Path(spec.include_path) if spec.include_path else None,
+        trust_task_code=spec.trust_task_code,
     )
 
 

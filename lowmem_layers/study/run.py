@@ -114,7 +114,9 @@ def _settled(
     same_run(folder, known, manifest)
     tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
     prepared.engine.check_tiles(tiles, known.plan.coalitions)
-    manifest = replace(manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan)
+    manifest = replace(
+        manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, stopped=known.stopped
+    )
     return manifest.with_narrowed(known.engine.narrowed)
 
 

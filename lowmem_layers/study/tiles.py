@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Engine, Prepared
 from lowmem_layers.study.events import Announce, Noted, RunPlanned, StageStarted, TileCommitted, WorkDone
 
+LOOKS = 100  # a statement to stop at is looked at whenever the items have grown by one part in so many
 _N_LEADERS = 5
 
 
@@ -58,23 +60,13 @@ def score_tiles(
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
     work = [prepared.engine.work(items, plan.coalitions) for items in encoded]
 
-    # 1) the work is announced: what there is, and what earlier calls left finished
-    announce(
-        RunPlanned(
-            folder=str(folder),
-            model=manifest.model.id,
-            n_players=len(manifest.design.players),
-            n_coalitions=len(plan.coalitions),
-            n_items=len(prepared.encoded),
-            n_tiles=len(plan.tiles),
-            work_total=manifest.work,
-            items_done=values.n_items,
-            tiles_done=len(values.tiles),
-            work_done=sum(work[tile] for tile in values.tiles),
-        )
-    )
+    # 1) the work is announced; what is left of it
+    announce(_planned(values, prepared, work))
     lost = set(finished_tiles(folder, len(plan.tiles))) - set(values.tiles)  # damaged: they do not stay in the record
-    stopped = "" if lost else proven(values, until, value)
+    before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
+    stopped = ""
+    if not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items)):
+        stopped = proven(values, until, value)
     rest = [] if stopped else sorted(set(range(len(plan.tiles))) - lost - set(values.tiles))
     left = [*sorted(lost), *rest]
     if left:
@@ -89,9 +81,38 @@ def score_tiles(
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
         announce(TileCommitted(tile, len(encoded[tile]), work[tile], *done, clock() - start, ahead))
         lost.discard(tile)
-        if not lost and (stopped := proven(values, until, value)):
+        before = values.n_items - len(plan.tiles[tile])
+        looked = not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items))
+        if looked and (stopped := proven(values, until, value)):
             break
     return stopped
+
+
+def is_look(before: int, after: int, n_items: int) -> bool:
+    """Tell whether a statement to stop at is looked at when the finished items grow from `before` to `after`.
+
+    A look takes all items in, so looks lie as far apart as items grow by one part in `LOOKS`: together they then cost
+    no more than so many looks at the end, whatever the size of tiles. The evidence holds at whatever times one looks.
+    When they are follows from the counts alone: a resumed run stops where an uninterrupted one does.
+    """
+    return after == n_items or before == 0 or int(LOOKS * math.log(after)) > int(LOOKS * math.log(before))
+
+
+def _planned(values: CollectedValues, prepared: Prepared, work: Sequence[int]) -> RunPlanned:
+    """Say how large a run is, and how much of it earlier calls left finished."""
+    manifest = values.manifest
+    return RunPlanned(
+        folder=str(values.folder),
+        model=manifest.model.id,
+        n_players=len(manifest.design.players),
+        n_coalitions=len(manifest.plan.coalitions),
+        n_items=len(prepared.encoded),
+        n_tiles=len(manifest.plan.tiles),
+        work_total=manifest.work,
+        items_done=values.n_items,
+        tiles_done=len(values.tiles),
+        work_done=sum(work[tile] for tile in values.tiles),
+    )
 
 
 def _scores_of(

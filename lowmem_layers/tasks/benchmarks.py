@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lowmem_layers.tasks.items import Item, make_item
+from lowmem_layers.tasks.metrics import Value
 from lowmem_layers.tasks.records import Record, shown
 
 Reader = Callable[[Record, str, str], Item]
@@ -21,7 +22,7 @@ class Benchmark:
     hub_id: str
     hub_config: str | None
     split: str
-    metric: str
+    metric: Value
     read: Reader
     train_split: str = "train"
 

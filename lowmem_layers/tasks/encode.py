@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
+from lowmem_layers.tasks.chat import in_chat
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem, Item, Task, Windows, check_tokens
 from lowmem_layers.tasks.pieces import encode_pieces
 from lowmem_layers.tasks.text import encode_windows
@@ -67,12 +68,15 @@ def encode_task(task: Task, tokenizer: Tokenizer, *, bos: Bos = "auto", max_leng
         raise UsageError(f"there is no --bos {bos!r}", "use auto, none or always")
     if bos == "always" and tokenizer.bos_token_id is None:
         raise UsageError("this tokenizer has no beginning-of-sequence token", "use --bos auto or --bos none")
+    if task.chat is not None:
+        task = in_chat(task, task.chat, tokenizer)
     encoder = _Encoder(tokenizer, bos, max_length)
     if task.windows is not None:
         return encoder.encode_text(task, task.windows)
+    encode = encoder.encode_documents if task.rolls else encoder.encode_items
     encoded: list[EncodedItem] = []
     for start in range(0, len(task.items), _BATCH_ITEMS):
-        encoded += encoder.encode_items(task.items[start : start + _BATCH_ITEMS])
+        encoded += encode(task.items[start : start + _BATCH_ITEMS])
     return encoded
 
 
@@ -129,6 +133,34 @@ class _Encoder:
             yield EncodedItem(
                 item.task, item.id, tuple(choices), item.gold, item.cluster, item.choice_chars, item.choice_bytes
             )
+
+    def encode_documents(self, items: Sequence[Item]) -> Iterator[EncodedItem]:
+        """Cut documents into windows of the model's length; each window is an item, and a document's form a cluster.
+
+        A document's characters and bytes are divided among its windows in proportion to their tokens. Source:
+        lm-evaluation-harness, `HFLM.loglikelihood_rolling` (`get_rolling_token_windows` with a `context_len` of 1).
+
+        Raises:
+            TaskError: the tokenizer has no token to begin with.
+        """
+        if not self.prefix:
+            raise TaskError(
+                "this tokenizer has neither a BOS nor an EOS token to begin a text with", "use another model"
+            )
+        for item in items:
+            (text,) = item.continuations
+            tokens = self._encode([text])[text]
+            begun, total = self.prefix + tokens, len(tokens)
+            for number, begin in enumerate(range(0, total, self.max_length)):
+                # the last token of a window is only predicted; a short last window sees more of what precedes it
+                end = min(begin + self.max_length, total)
+                kept = tuple(begun[max(0, end - self.max_length) : end + 1])
+                chars, n_bytes = (
+                    max(1, size * end // total - size * begin // total)
+                    for size in (item.choice_chars[0], item.choice_bytes[0])
+                )
+                choice = EncodedChoice(kept, end - begin)
+                yield EncodedItem(item.task, f"{item.id}-{number}", (choice,), 0, item.cluster, (chars,), (n_bytes,))
 
     def encode_text(self, task: Task, windows: Windows) -> list[EncodedItem]:
         """Encode a plain text as windows.

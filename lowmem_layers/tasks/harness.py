@@ -1,20 +1,19 @@
-"""Multiple-choice tasks of lm-evaluation-harness, with its own documents and prompts."""
+"""Tasks of lm-evaluation-harness: its index of task files, a folder of further ones, and what these may run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lowmem_layers.errors import TaskError, did_you_mean
-from lowmem_layers.tasks.items import Item
-from lowmem_layers.tasks.records import reason, shown
+from lowmem_layers.tasks.records import reason
+from lowmem_layers.tasks.sandbox import Sandbox
 
 HARNESS_PREFIX = "lm_eval:"
-_KIND = "multiple_choice"
-_FEWSHOT_SEED = 1234  # lm-evaluation-harness: `simple_evaluate(fewshot_random_seed=1234)`
+KINDS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 
 
 @cache
@@ -25,16 +24,18 @@ def _manager(include: Path | None) -> Any:
     return TaskManager(include_path=None if include is None else str(include))
 
 
-def harness_tasks(name: str, include: Path | None = None) -> dict[str, Any]:
+def harness_tasks(name: str, include: Path | None = None, *, trust_code: bool = True) -> dict[str, Any]:
     """Load a task of the harness, or all tasks of one of its groups or tags, by their names.
 
-    `include` is a folder with more task files.
+    `include` is a folder with more task files. Unless `trust_code`, those that name Python code are not loaded.
 
     Raises:
-        TaskError: the package is missing, there is no such task, the task is of another kind, or its data cannot be
-            loaded.
+        TaskError: the package or the folder is missing, there is no such task, the task is of another kind or has code
+            that is not trusted, or its data cannot be loaded.
     """
     # 1) find the name in the harness' index
+    if include is not None and not include.is_dir():
+        raise TaskError(f"--include-path {include} is not a folder", "give the folder that holds the YAML task files")
     try:
         manager = _manager(include)
     except ImportError as error:
@@ -45,10 +46,13 @@ def harness_tasks(name: str, include: Path | None = None) -> dict[str, Any]:
         hint = f"{did_you_mean(name, manager.all_tasks, n=3)}all tasks are listed by: lm_eval ls tasks"
         raise TaskError(f"lm-evaluation-harness has no task {name!r}", hint)
     # 2) refuse another kind before its data are fetched; a group and a Python task say their kind only when loaded
-    _check_kind(name, (manager.task_index[name].cfg or {}).get("output_type", _KIND))
+    _check_kind(name, (manager.task_index[name].cfg or {}).get("output_type", KINDS[0]))
+    if include is not None and not trust_code:
+        refuse_code(name, manager.task_index)
     # 3) load the task and its data
     try:
-        loaded = manager.load(name)["tasks"]
+        with templates_in_sandbox(active=include is not None and not trust_code):
+            loaded = manager.load(name)["tasks"]
     except Exception as error:  # loading runs a task's own code, and the hub's client
         raise TaskError(
             f"lm-evaluation-harness cannot load the data of {name}: {type(error).__name__}: {reason(error)}",
@@ -60,100 +64,110 @@ def harness_tasks(name: str, include: Path | None = None) -> dict[str, Any]:
 
 
 def _check_kind(name: str, kind: Any) -> None:
-    if kind != _KIND:
-        raise TaskError(f"{HARNESS_PREFIX}{name} is of kind {kind}", f"only {_KIND} tasks can be scored")
+    if kind not in KINDS:
+        raise TaskError(f"{HARNESS_PREFIX}{name} is of kind {kind}", f"tasks of these kinds can be scored: {KINDS}")
 
 
-def harness_items(
-    name: str, task: Any, *, fewshot: int | None, limit: int | None
-) -> tuple[tuple[Item, ...], str, dict[str, Any]]:
-    """Take the first `limit` items of a task, its metric, and the facts about its source for the run's record.
+def refuse_code(name: str, index: dict[str, Any]) -> None:
+    """Refuse a task of the index, or any member of a group or tag, whose files name Python code (`!function`).
 
-    `fewshot` is the number of examples; None means the task's own number.
+    The harness' own files are as trusted as the installed package; all others are looked at, with what they include.
 
     Raises:
-        TaskError: an item cannot be built, or is not judged by one right answer.
+        TaskError: a file names code, or cannot be looked at.
     """
-    from importlib.metadata import version
+    import lm_eval
 
-    # 1) the items: the seed makes the harness draw the same examples as in its own evaluation
-    shots = int(task.config.num_fewshot or 0) if fewshot is None else fewshot
-    task.set_fewshot_seed(_FEWSHOT_SEED)
-    items: list[Item] = []
-    seen: set[str] = set()
-    for index, doc in enumerate(islice(task.eval_docs, limit)):
-        item_id = _item_id(doc, name, index, seen)
-        try:
-            items.append(_item(task, doc, HARNESS_PREFIX + name, item_id, shots))
-        except TaskError:
-            raise
-        except Exception as error:  # a task's own code and templates
+    installed = Path(str(lm_eval.__file__)).resolve().parent
+    # 1) the task files that loading the name would read: its own, and those of a group's or a tag's members
+    waiting, known = [name], set[str]()
+    files: list[Path] = []
+    while waiting:
+        entry = index.get(one := waiting.pop())
+        if entry is None or one in known:
+            continue
+        known.add(one)
+        files += [entry.yaml_path] if entry.yaml_path is not None else []
+        waiting += [*entry.tags, *_members((entry.cfg or {}).get("task"))]
+    # 2) what is written in them, and in the files that they include
+    seen: set[Path] = set()
+    while files:
+        path = files.pop().resolve()
+        if path in seen or path.is_relative_to(installed):
+            continue
+        seen.add(path)
+        function, included = _written_in(path)
+        if function is not None:
             raise TaskError(
-                f"{HARNESS_PREFIX}{name}, item {item_id!r}: the harness' task fails "
-                f"({type(error).__name__}: {reason(error)})",
-                "the task expects other documents: the data or the harness may be of another version",
-            ) from error
-    # 2) the metric and the source
-    metrics = {entry["metric"] for entry in task.config.metric_list or []}
-    source = {
-        "kind": "lm-evaluation-harness",
-        "harness": version("lm_eval"),
-        "hub": task.config.dataset_path,
-        "config": task.config.dataset_name,
-        "split": task.config.test_split or task.config.validation_split,
-        "task_version": (task.config.metadata or {}).get("version"),
-        "fewshot": shots,
-    }
-    return tuple(items), "acc_norm" if "acc_norm" in metrics else "acc", source
+                f"{HARNESS_PREFIX}{name}: {path.name} runs Python code of its own ({function!r:.60}), which is not run "
+                "unasked",
+                "if you trust its author, add --trust-task-code",
+            )
+        files += [path.parent / other for other in included]
 
 
-def _item_id(doc: Any, name: str, index: int, seen: set[str]) -> str:
-    """Take the document's own id if no earlier document has it; otherwise name the item by its place."""
-    own = doc.get("id") if isinstance(doc, Mapping) else None
-    usable = isinstance(own, int | str) and not isinstance(own, bool) and str(own).strip() and str(own).isprintable()
-    chosen = str(own) if usable and str(own) not in seen else f"{name}-{index}"
-    seen.add(chosen)
-    return chosen
+def _members(task: Any) -> list[str]:
+    """List the names in a group's field `task`, at any depth."""
+    if isinstance(task, list):
+        return [name for one in task for name in _members(one)]
+    if isinstance(task, dict):
+        return [name for key in ("task", "group") for name in _members(task.get(key))]
+    return [task] if isinstance(task, str) else []
 
 
-def _item(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
-    """Build an item from the harness' own requests. Source: `ConfigurableTask.construct_requests`.
+def _written_in(path: Path) -> tuple[str | None, list[str]]:
+    """Read a YAML file without making anything of it: the first `!function` in it, and the files that it includes.
 
     Raises:
-        TaskError: a choice is empty, or the document is not judged by one right answer.
+        TaskError: the file cannot be read.
     """
-    where = f"{name}, item {item_id!r}"
-    # 1) contexts and continuations: one request a choice; those after them are for acc_mutual_info, not used here
-    choices = task.doc_to_choice(doc)
-    if not all(choices):
-        raise TaskError(f"{where}: an empty choice", "such items cannot be scored by length")
-    requests = task.construct_requests(doc=doc, ctx=task.fewshot_context(doc, shots))[: len(choices)]
-    pairs = [request.args[:2] for request in requests]
-    # 2) the right answer: with several inputs, the harness keeps its index where other tasks have their context
-    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    if isinstance(gold, str) and gold in choices:
-        gold = choices.index(gold)
-    if not isinstance(gold, int) or not 0 <= gold < len(choices):
-        raise TaskError(
-            f"{where}: gold {shown(gold)} is not one of the {len(choices)} choices",
-            "items with several right answers, or none, cannot be scored",
-        )
-    # 3) a task may judge results by a rule of its own: let each choice win once; only the gold one may be right
-    if task.config.process_results is not None:
-        for winner in range(len(choices)):
-            results = [(0.0 if index == winner else -1000.0, False) for index in range(len(choices))]
-            if task.process_results(doc, results).get("acc") != float(winner == gold):
-                raise TaskError(
-                    f"{where}: judged by a rule of the task's own, not by one right answer",
-                    "items with several right answers, or with measures other than accuracy, cannot be scored",
-                )
-    return Item(
-        task=name,
-        id=item_id,
-        contexts=tuple(context for context, _ in pairs),
-        continuations=tuple(continuation for _, continuation in pairs),
-        choice_chars=tuple(len(choice) for choice in choices),
-        choice_bytes=tuple(len(choice.encode()) for choice in choices),
-        gold=gold,
-        cluster=item_id,
-    )
+    import yaml
+
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise TaskError(f"cannot read the task file {path}: {problem:.200}", "correct it, or take it away") from error
+    included: list[str] = []
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:  # an alias names a node again, and may name one that it stands in
+            continue
+        seen.add(id(node))
+        if not node.tag.startswith("tag:yaml.org,2002:"):
+            return f"{node.tag} {node.value if isinstance(node.value, str) else ''}".strip(), included
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == "include":
+                    several = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                    included += [one.value for one in several]
+                waiting += [key, value]
+    return None, included
+
+
+class _HarnessSandbox(Sandbox):
+    """The sandbox as the harness uses its environment: it compiles a template anew for each text."""
+
+    def from_string(self, *args: Any, **kwargs: Any) -> Any:
+        """Compile a template, and count its work from 0."""
+        self.reset()
+        return super().from_string(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def templates_in_sandbox(*, active: bool) -> Iterator[None]:
+    """Let the harness render templates of unknown files in the sandbox: its own environment lets them run any code."""
+    if not active:
+        yield
+        return
+    from lm_eval import utils
+
+    usual, utils.env = utils.env, _HarnessSandbox()
+    utils.env.filters["regex_replace"] = usual.filters["regex_replace"]
+    try:
+        yield
+    finally:
+        utils.env = usual

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowmem_layers.errors import TaskError
+from lowmem_layers.tasks.metrics import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,8 @@ class Item:
     The score of choice j is log P(continuations[j] given contexts[j]); in most tasks all choices have the same context.
     A continuation begins with the space that separates it from its context. `choice_chars` and `choice_bytes` are the
     lengths of the choice without that space (lm-evaluation-harness: `completion_len`, `byte_length`).
-    Items that share material (a passage, a twin sentence) have the same `cluster`.
+    Items that share material (a passage, a twin sentence) have the same `cluster`. `system` is the part with which the
+    contexts begin that is the system's turn in a chat: the description of the task.
     """
 
     task: str
@@ -29,6 +31,15 @@ class Item:
     choice_bytes: tuple[int, ...]
     gold: int
     cluster: str
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How contexts are written as chats: a template and its file's name; None means the tokenizer's own."""
+
+    name: str
+    source: str | None
 
 
 @dataclass(frozen=True)
@@ -37,16 +48,21 @@ class Task:
 
     `chance` is the expected accuracy of random guessing. `source` says where the items come from, for the run's record.
     `shared_prefix` is the few-shot text with which the contexts begin. `windows` is set for plain text, which is cut
-    into items only when it is encoded.
+    into items only when it is encoded. `chat` is set where contexts are to be written as chats when they are encoded;
+    `delimiter`, which begins each continuation, is then left out. `rolls` says that every item is a document, which is
+    cut into windows when it is encoded.
     """
 
     name: str
     items: tuple[Item, ...]
-    metric: str
+    metric: Value
     chance: float
     source: dict[str, Any] = field(default_factory=dict)
     shared_prefix: str = ""
     windows: Windows | None = None
+    chat: ChatTemplate | None = None
+    delimiter: str = " "
+    rolls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

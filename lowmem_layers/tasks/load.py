@@ -10,9 +10,12 @@ from typing import Any
 
 from lowmem_layers.errors import TaskError, UsageError, did_you_mean
 from lowmem_layers.tasks.benchmarks import BENCHMARKS, Benchmark, Reader
+from lowmem_layers.tasks.chat import described_template, read_chat_template
 from lowmem_layers.tasks.fewshot import first_distinct, with_examples
-from lowmem_layers.tasks.harness import HARNESS_PREFIX, harness_items, harness_tasks
-from lowmem_layers.tasks.items import Item, Task, chance_level, fingerprint
+from lowmem_layers.tasks.harness import HARNESS_PREFIX, harness_tasks, templates_in_sandbox
+from lowmem_layers.tasks.harness_items import harness_items
+from lowmem_layers.tasks.items import ChatTemplate, Item, Task, chance_level, fingerprint
+from lowmem_layers.tasks.metrics import Value
 from lowmem_layers.tasks.own import OWN_SUFFIXES, read_own_task
 from lowmem_layers.tasks.quick import QUICK_FILE, read_quick
 from lowmem_layers.tasks.records import Record, read_jsonl
@@ -35,6 +38,9 @@ class _Options:
     fewshot_file: Path | None
     window: int
     stride: int
+    chat: ChatTemplate | None
+    include: Path | None
+    trust_code: bool
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class _DataSet:
     """
 
     name: str
-    metric: str
+    metric: Value
     records: Iterator[Record]
     read: Reader
     source: dict[str, Any]
@@ -64,6 +70,9 @@ def load_tasks(
     fewshot_file: Path | None = None,
     window: int = 512,
     stride: int = 256,
+    chat_template: str | None = None,
+    include_path: Path | None = None,
+    trust_task_code: bool = False,
 ) -> list[Task]:
     """Load tasks by name, in the order given.
 
@@ -71,7 +80,9 @@ def load_tasks(
     `data_dir` is a folder with the benchmarks' data (TASK.jsonl, or copies of the hub's data sets), used instead of the
     hub. `limit` keeps the first items of each task. `fewshot` is the number of examples before every item; None means
     the number that a task file or lm-evaluation-harness gives, and 0 for all other tasks. The examples are always the
-    same: the first of `fewshot_file` if it is given, otherwise the first of the training data.
+    same: the first of `fewshot_file` if it is given, otherwise the first of the training data. `chat_template` is a
+    file, or `tokenizer`: contexts become the user's turn of a chat when they are encoded. `include_path` is a
+    folder with more task files of lm-evaluation-harness; only with `trust_task_code` may they run Python code.
 
     Units: `window` and `stride`, for plain text, in tokens.
 
@@ -85,9 +96,12 @@ def load_tasks(
         raise UsageError(f"--fewshot {fewshot} is negative", "use 0 or more")
     if not names:
         raise TaskError("no task is named", _FORMS)
-    options = _Options(data_dir, limit, fewshot, fewshot_file, window, stride)
+    chat = None if chat_template is None else read_chat_template(chat_template)
+    options = _Options(data_dir, limit, fewshot, fewshot_file, window, stride, chat, include_path, trust_task_code)
     tasks: dict[str, Task] = {}
     for task in (task for name in names for task in _load(name, options)):
+        if chat is not None:
+            task = replace(task, chat=chat, source=task.source | described_template(chat))
         if task.name in tasks:
             raise TaskError(f"task {task.name!r} is named twice", "give each task once, under a name of its own")
         tasks[task.name] = task
@@ -101,14 +115,12 @@ def _load(name: str, options: _Options) -> list[Task]:
         TaskError: the name is unknown, or data are unusable.
     """
     if name.startswith(HARNESS_PREFIX):
-        tasks = []
-        for member, task in harness_tasks(name.removeprefix(HARNESS_PREFIX)).items():
-            items, metric, source = harness_items(member, task, fewshot=options.fewshot, limit=options.limit)
-            tasks.append(_build(HARNESS_PREFIX + member, items, metric, source))
-        return tasks
+        return _harness(name.removeprefix(HARNESS_PREFIX), options)
     if name.startswith(TEXT_PREFIX):
         if options.fewshot:
             raise TaskError(f"{name} has no few-shot examples", "leave out --fewshot")
+        if options.chat is not None:
+            raise TaskError(f"{name} has no questions that could be asked in a chat", "leave out --chat-template")
         path = Path(name.removeprefix(TEXT_PREFIX))
         return [load_text(path, window=options.window, stride=options.stride, limit=options.limit)]
     if name.endswith(OWN_SUFFIXES):
@@ -121,6 +133,29 @@ def _load(name: str, options: _Options) -> list[Task]:
     else:
         raise TaskError(f"there is no task {name!r}", did_you_mean(name, TASK_NAMES, n=2) + _FORMS)
     return [_read(data, options)]
+
+
+def _harness(name: str, options: _Options) -> list[Task]:
+    """Load a task of lm-evaluation-harness, or those of a group.
+
+    Raises:
+        TaskError: there is none, it cannot be scored, or it has code that is not trusted.
+    """
+    tasks = []
+    sandboxed = options.include is not None and not options.trust_code
+    for member, task in harness_tasks(name, options.include, trust_code=options.trust_code).items():
+        with templates_in_sandbox(active=sandboxed):
+            found = harness_items(member, task, fewshot=options.fewshot, limit=options.limit)
+        full_name = HARNESS_PREFIX + member
+        if options.chat is not None and (found.rolls or task.config.gen_prefix):
+            begun = f"begins the answers itself ({task.config.gen_prefix!r:.40})"
+            raise TaskError(
+                f"{full_name} {'has no questions' if found.rolls else begun}: not possible in chats",
+                "leave out --chat-template",
+            )
+        built = _build(full_name, found.items, found.metric, found.source)
+        tasks.append(replace(built, delimiter=found.delimiter, rolls=found.rolls))
+    return tasks
 
 
 def _own(path: Path) -> _DataSet:
@@ -201,7 +236,7 @@ def _read(data: _DataSet, options: _Options) -> Task:
     return replace(task, shared_prefix=prefix, source={**task.source, "fewshot": shots})
 
 
-def _build(name: str, items: tuple[Item, ...], metric: str, source: dict[str, Any]) -> Task:
+def _build(name: str, items: tuple[Item, ...], metric: Value, source: dict[str, Any]) -> Task:
     """Make a task of its items, with its chance level, and their number and fingerprint for the run's record."""
     if not items:
         raise TaskError(f"no items for {name}", "the data file or split is empty")

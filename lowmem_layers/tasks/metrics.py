@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowmem_layers.errors import UsageError, did_you_mean
 
-Value = Literal["acc", "acc_norm", "loglikelihood", "margin", "probability", "nll_per_byte"]
+Value = Literal["acc", "acc_norm", "loglikelihood", "margin", "probability", "nll_per_byte", "loglikelihood_per_char"]
 VALUES: tuple[Value, ...] = get_args(Value)
 Floats = NDArray[np.float64]
 
@@ -213,6 +213,19 @@ _ROWS = (
         needs_choices=False,
         # minus the loss in nats per byte, so that larger is better
         compute=lambda given: given.of_gold(given.scores) / given.of_gold(given.n_bytes[:, None, :]),
+    ),
+    Metric(
+        name="loglikelihood_per_char",
+        words="gold answer's log-likelihood per character",
+        short="per char.",
+        unit="nats per character",
+        scale=1.0,
+        decimals=3,
+        usual_effect=0.01,
+        has_chance=False,
+        needs_choices=False,
+        # what acc_norm compares, of the gold choice: long answers count no more than short ones
+        compute=lambda given: given.of_gold(given.scores) / given.of_gold(given.chars[:, None, :]),
     ),
 )
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}

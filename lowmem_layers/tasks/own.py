@@ -11,7 +11,7 @@ from typing import Any
 from lowmem_layers.errors import TaskError, did_you_mean
 from lowmem_layers.tasks.benchmarks import Reader
 from lowmem_layers.tasks.items import Item, make_item
-from lowmem_layers.tasks.metrics import VALUES
+from lowmem_layers.tasks.metrics import METRICS, VALUES, Value
 from lowmem_layers.tasks.records import Record, is_unicode, open_data, shown
 from lowmem_layers.tasks.sources import HubSource
 from lowmem_layers.tasks.templates import expression, text_template
@@ -36,7 +36,7 @@ class OwnTask:
     split: str
     train: Path | HubSource | None
     train_split: str
-    metric: str
+    metric: Value
     fewshot: int
     names_items: bool
     read: Reader
@@ -67,10 +67,10 @@ def read_own_task(path: Path) -> OwnTask:
     if texts["train"] is not None:
         train = path.parent / texts["train"]
     # 3) how the items are judged
-    metric = texts["metric"] or "acc"
-    if metric not in VALUES:
-        hint = f"{did_you_mean(metric, VALUES)}metrics: {', '.join(VALUES)}"
-        raise file.problem("metric", f"there is no metric {metric!r}", hint)
+    said = texts["metric"] or "acc"
+    if said not in METRICS:
+        hint = f"{did_you_mean(said, VALUES)}metrics: {', '.join(VALUES)}"
+        raise file.problem("metric", f"there is no metric {said!r}", hint)
     fewshot = file.fields.get("fewshot", 0)
     if isinstance(fewshot, bool) or not isinstance(fewshot, int) or fewshot < 0:
         raise file.problem("fewshot", f"expected a whole number of at least 0, got {shown(fewshot)}")
@@ -80,7 +80,7 @@ def read_own_task(path: Path) -> OwnTask:
         split=texts["split"] or "test",
         train=train,
         train_split=texts["train_split"] or "train",
-        metric=metric,
+        metric=METRICS[said].name,
         fewshot=fewshot,
         names_items="id" in file.fields,
         read=file.reader(),

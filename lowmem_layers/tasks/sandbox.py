@@ -11,14 +11,28 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import wraps
 from typing import Any
 
+import jinja2
 from jinja2 import StrictUndefined, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
 MAX_STEPS = 200_000  # turns of loops and calls
 MAX_CHARS = 10_000_000  # characters or list entries made
 _MAX_NUMBER = 100_000  # as a width, a count or a number of repetitions
 _POWER = 64
 _WIDE = re.compile(r"\d{6,}|\*|\{[^{}]*\{")  # in a format: a width of six digits, or one taken from the values
+FAILURES = (  # what a template can raise when it meets a record or a chat
+    jinja2.TemplateError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    NameError,  # of a number such as 1e400, which Jinja writes into its Python code as `inf`
+    RecursionError,
+    MemoryError,
+)
 _FORMATS = ("format", "format_map")
 _NO_METHODS = frozenset({"translate", "maketrans"})  # they can put a long text in the place of every character
 
@@ -28,11 +42,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**", "+", "%"})
 
-    def __init__(self) -> None:
-        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=self._output)
+    def __init__(self, **settings: Any) -> None:
+        usual = {"undefined": StrictUndefined, "keep_trailing_newline": True, "autoescape": False}
+        super().__init__(**usual | settings, finalize=self._output)
         self.filters = {name: self._metered(name, function) for name, function in self.filters.items()}
         self.filters |= {"_turns": self._turns, "_concatenated": self._concatenated}  # `_generate` inserts them
         self.globals = {name: value for name, value in self.globals.items() if name != "lipsum"}
+        self.globals |= {"namespace": _Namespace, "dict": lambda *args, **kwargs: dict(*args, **kwargs)}
         self.reset()
 
     def reset(self) -> None:
@@ -144,6 +160,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.chars += count
         if self.chars > MAX_CHARS:
             raise OverflowError(f"more than {MAX_CHARS} characters or entries")
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace without names that begin with an underscore, which lead to Python's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # no named `self`: a template may write namespace(self=1)
+        names = dict(*args[1:], **kwargs)
+        for name in names:
+            _check_name(name)
+        Namespace.__init__(args[0], names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace may not have the name {name!r}")
 
 
 def _size(value: Any) -> int:

@@ -10,19 +10,9 @@ import jinja2
 
 from lowmem_layers.errors import TaskError
 from lowmem_layers.tasks.records import Record
-from lowmem_layers.tasks.sandbox import Sandbox
+from lowmem_layers.tasks.sandbox import FAILURES, Sandbox
 
 _BRACES = re.compile(r"\s*\{\{(?P<inside>(?:(?!\}\}).)*)\}\}\s*", re.DOTALL)  # exactly one pair, around everything
-_FAILURES = (  # what a template of a task file can raise when it meets a record
-    jinja2.TemplateError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-)
 _ENVIRONMENT = Sandbox()
 
 
@@ -66,7 +56,7 @@ def _evaluated(compute: Callable[[dict[str, Any]], Any], where: str, record: Rec
     _ENVIRONMENT.reset()  # the meter counts each record anew
     try:
         return compute({str(name): value for name, value in record.fields.items()})
-    except _FAILURES as error:
+    except FAILURES as error:
         known = ", ".join(sorted(map(str, record.fields))[:12]) or "none"
         message = f"{where}: {record.where} cannot be rendered ({error})"
         hint = f"the fields of this record are: {known}"

@@ -1,4 +1,4 @@
-"""Commands that ask more of a run: power."""
+"""Commands that ask more of a run: power, items."""
 
 from __future__ import annotations
 
@@ -72,3 +72,27 @@ def test_values_of_other_units_have_no_mean_without_a_size(capfd, tmp_path, benc
     assert {(row["task"], row["size"]) for row in rows(out)} == {("one", "0.01"), ("three", "0.05")}
     _, out, _ = call(capfd, "power", run.folder, "--format", "csv", "--size", "0.02")
     assert {row["task"] for row in rows(out)} == {"one", "three", "all"}
+
+
+def test_items_that_drive_an_estimate(capfd, pilot, tmp_path):
+    status, out, err = call(
+        capfd, "items", pilot.folder, "--value", "loglikelihood", "--sublayers", "ffn.1, attn.0", "--top", "2",
+        "--format", "csv",
+    )  # fmt: skip
+    found = rows(out)
+    assert status == 0
+    assert [(row["task"], row["sublayer"]) for row in found] == [
+        (task, name) for task in ("one", "three") for name in ("attn.0", "ffn.1") for _ in range(2)
+    ]
+    for row in found:
+        assert float(row["value"]) + float(row["change"]) == pytest.approx(float(row["value_without"]))
+    assert "the largest 1 % of items (1 of 40) carry" in err
+    # all items, and without them one by one: the contributions average to the value
+    _, out, _ = call(capfd, "items", pilot.folder, "--estimator", "ablation", "--top", "99", "--format", "csv")
+    own = [row for row in rows(out) if (row["task"], row["sublayer"]) == ("one", "ffn.1")]
+    assert len({row["item"] for row in own}) == 40
+    assert sum(float(row["contribution"]) for row in own) / 40 == pytest.approx(float(own[0]["value"]))
+    call(capfd, "items", pilot.folder, "--by-cluster", "-o", tmp_path / "c.parquet")
+    assert "cluster" in pq.read_table(tmp_path / "c.parquet").column_names
+    status, _, err = call(capfd, "items", pilot.folder, "--sublayers", "ffn.9")
+    assert (status, "'ffn.9' is no sublayer of this run" in err) == (2, True)

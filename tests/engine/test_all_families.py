@@ -15,15 +15,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [
     "qwen3_next", "qwen3_5_moe_text", "falcon_h1", "nemotron_h", "recurrent_gemma", "mamba2", "llama4_text", "gpt_neo",
-    "gemma4_text", "deepseek_v32", "qwen2_5_vl", "internvl", "mistral3", "llava", "kimi_k25",
+    "gemma4_text", "deepseek_v32", "qwen2_5_vl", "internvl", "mistral3", "llava", "kimi_k25", "zamba2", "rwkv",
 ])  # fmt: skip
 def test_coalitions_of_a_type_equal_whole_passes(model_type):
     found = in_a_fork(model_type)
     assert found["verdict"] == "right", found
 
 
+@pytest.mark.parametrize("model_type", ["longcat_flash", "inkling_text"])
+def test_layers_with_two_attentions_and_feed_forwards_that_mix_tokens_are_right(model_type):
+    found = in_a_fork(model_type)
+    assert found["verdict"] == "right", found
+    assert ("mix tokens" if model_type == "inkling_text" else "removed together") in found["reason"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["minimax", "trocr", "deepseek_v4"])
+@pytest.mark.parametrize("model_type", ["minimax", "openai-gpt", "trocr", "deepseek_v4"])
 def test_a_type_whose_residual_stream_is_more_than_a_sum_is_refused(model_type):
     assert in_a_fork(model_type)["verdict"] == "refused"
 

@@ -149,3 +149,18 @@ def test_displays_take_the_event_without_a_line_of_their_own():
     before = Progress(started=0.0)
     assert advance(before, ModelExamined(True, "", 0.0, 1.0), 1.0) == before
     assert advance(replace(before, stage="x"), ModelExamined(False, "", 0.0, 1.0), 2.0).stage == "x"
+
+
+def test_a_model_whose_predictions_see_later_tokens_is_refused():
+    module = tiny_model("llama")
+    for layer in module.model.layers:
+        layer.self_attn.is_causal = False  # as in a masked or a diffusion language model
+    with pytest.raises(RemovalError, match="another last token changes the logits before it"):
+        ready_engine(DecoderModel(module))
+
+
+def test_a_model_whose_layers_share_keys_and_values_is_refused_before_it_is_loaded():
+    module = tiny_model("llama")
+    module.config.num_kv_shared_layers = 2
+    with pytest.raises(RemovalError, match="its last 2 decoder layers read the keys and values of earlier layers"):
+        DecoderModel(module)

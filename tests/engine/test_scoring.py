@@ -33,7 +33,7 @@ def test_log_likelihoods_equal_the_models_own_head(family, softmax_rows):
     model = DecoderModel(families.tiny_model(family))
     model.examine()
     states = 5 * torch.randn(6, 2, 32, generator=torch.Generator().manual_seed(0))
-    found = Head(model, softmax_rows).loglikelihoods(states, pairs_of([ROW], len(ROW), ROW.scored_nodes))
+    found = Head(model, softmax_rows).loglikelihoods([states], pairs_of([ROW], len(ROW), ROW.scored_nodes))
     assert found.dtype == torch.float64
     assert torch.allclose(found, expected(model, states), rtol=0, atol=1e-5)
 
@@ -43,7 +43,7 @@ def test_blocks_of_the_log_softmax_change_no_bit():
     model.examine()
     states = torch.randn(7, 2, 32, generator=torch.Generator().manual_seed(0))
     pairs = pairs_of([ROW], len(ROW), ROW.scored_nodes)
-    one, three, many = (Head(model, rows).loglikelihoods(states, pairs) for rows in (1, 3, 100))
+    one, three, many = (Head(model, rows).loglikelihoods([states[:3], states[3:]], pairs) for rows in (1, 3, 100))
     assert torch.equal(one, three)
     assert torch.equal(one, many)
 

@@ -204,3 +204,28 @@ def test_what_is_not_known_to_be_cut_is_not_told(finished, tmp_path):
     old = open_run(tmp_path / "old")
     assert old.items()["n_cut"].null_count == len(old.items())
     assert find(old).cut == ""
+
+
+def test_perplexities_are_the_harness_formulas(tmp_path, bench):
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    sources = {
+        "last": {"kind": "lm-evaluation-harness", "output_type": "loglikelihood"},
+        "roll": {"kind": "lm-evaluation-harness", "output_type": "loglikelihood_rolling", "words": 20, "bytes": 90},
+        "else": {"kind": "lm-evaluation-harness"},
+    }
+
+    def prepare(*arguments):
+        prepared = bench().prepare(*arguments)
+        tasks = [replace(task, metric="loglikelihood", source=sources[task.name]) for task in prepared.tasks]
+        return replace(prepared, tasks=tuple(tasks))
+
+    run = run_study(StudySpec(tasks=tuple(sources), max_removed=0), tmp_path / "r", prepare=prepare)
+    last, roll, _ = (table.values[:, table.column_index(())].tolist() for table in run.value_tables())
+    weighted = [(sum(roll), 20)]
+    assert find(run).perplexities == (
+        f"last: perplexity {metrics.perplexity(last):.4f} of the continuations",
+        f"roll: word perplexity {metrics.weighted_perplexity(weighted):.4f}, "
+        f"byte perplexity {metrics.weighted_perplexity([(sum(roll), 90)]):.4f}, "
+        f"{metrics.bits_per_byte([(sum(roll), 90)]):.4f} bits per byte",
+    )
+    assert find(run).perplexities[0] in page(run, find(run), None, [])

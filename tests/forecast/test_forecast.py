@@ -77,6 +77,8 @@ def test_a_benchmark_that_is_not_at_hand_is_planned_by_averages(monkeypatch: pyt
         forecast.tasks_at_hand(StudySpec(tasks=("boolq", "lm_eval:x")).resolved())
     with pytest.raises(TaskError):
         forecast.tasks_at_hand(StudySpec(tasks=("boolq",), data_dir="nowhere").resolved())
+    with pytest.raises(TaskError):  # chats have more tokens than what was counted
+        forecast.tasks_at_hand(StudySpec(tasks=("boolq",), chat_template="tokenizer").resolved())
 
 
 def test_too_little_for_an_item_and_a_chunk_is_refused_before_a_weight_is_read(

@@ -172,7 +172,7 @@ def test_accuracies_that_never_change_are_not_certainly_worth_nothing():
     assert (found.value == 0).all()
     assert (found.ci.low < 0).all()
     assert (found.ci.high > 0).all()
-    assert found.ci.high.max() < 0.1
+    assert found.ci.high.max() < 0.13  # Clopper and Pearson's end for 0 of 30 is 0.116
 
 
 def test_tasks_share_the_noise_of_their_orders():

@@ -139,12 +139,15 @@ def mxfp4_pack() -> Example:
     return compressed(weights, "mxfp4-pack-quantized", {"weight_packed": packed, "weight_scale": exponents}, dense)
 
 
-def hqq() -> Example:
-    codes, scale, zero = random(ROWS, COLUMNS), scales_of(ROWS * 4, 1).half(), (scales_of(ROWS * 4, 1) * 90).half()
+def hqq(bits: int) -> Example:
+    codes = random(ROWS, COLUMNS, high=1 << bits)
+    scale, zero = scales_of(ROWS * 4, 1).half(), (scales_of(ROWS * 4, 1) * 90).half()
     grouped = codes.view(-1, 16)
-    half = len(grouped) // 2
-    facts = {"nbits": 4, "group_size": 16, "axis": 1, "quant_scale": 0, "quant_zero": 0}
-    tensors = {"W_q": ((grouped[:half] << 4) | grouped[half:]).to(torch.uint8), "scale": scale, "zero": zero}
+    per = {4: 2, 3: 10}[bits]
+    padded = torch.nn.functional.pad(grouped, (0, 0, 0, -len(grouped) % per))
+    held = sum(share << bits * (per - 1 - place) for place, share in enumerate(padded.chunk(per)))
+    facts = {"nbits": bits, "group_size": 16, "axis": 1, "quant_scale": 0, "quant_zero": 0}
+    tensors = {"W_q": held.to(torch.int32 if bits == 3 else torch.uint8), "scale": scale, "zero": zero}
     tensors |= {name: torch.tensor(value) for name, value in facts.items()} | {"shape": torch.tensor([ROWS, COLUMNS])}
     dense = ((grouped.half() - zero) * scale).view(ROWS, COLUMNS).float()
     return Example(HQQ, {"quant_method": "hqq", "quant_config": {}}, tensors, dense)
@@ -166,7 +169,8 @@ EXAMPLES = {
     "nvfp4": nvfp4(divides=True),
     "modelopt nvfp4": nvfp4(divides=False),
     "mxfp4": mxfp4_pack(),
-    "hqq": hqq(),
+    "hqq": hqq(4),
+    "hqq 3-bit": hqq(3),
 }
 
 

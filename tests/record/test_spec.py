@@ -158,6 +158,7 @@ def test_a_specification_misses_nothing():
 def test_what_was_passed_is_written_without_what_was_not():
     assert StudySpec(tasks=("a", "b"), limit=3).to_json() == {
         "trust_remote_code": False, "requantize": False, "tasks": ["a", "b"], "limit": 3, "cache": True,
+        "trust_task_code": False,
     }  # fmt: skip
 
 

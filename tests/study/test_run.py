@@ -10,6 +10,7 @@ import platform
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from lowmem_layers.record.items import items_table, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.scores import write_table
 from lowmem_layers.study.events import Noted, RunFinished, RunPlanned, StageStarted, TileCommitted, WorkDone
+from lowmem_layers.study.tiles import is_look
 from tests.dictionary import make_item
 
 
@@ -353,6 +355,26 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path, bench, spec):
                 found["found"] += 1
         path.write_bytes(whole)
     assert found["found"] > found["harmless"]
+
+
+@pytest.mark.parametrize("stop", [8, 20, 31])
+def test_a_run_that_may_stop_early_stops_at_the_same_tile_when_it_was_interrupted(tmp_path, bench, engine, stop):
+    early = StudySpec(tasks=("one",), max_removed=1, until="ci=1.6", value="loglikelihood")
+    whole = run_study(early, tmp_path / "whole", prepare=bench(n_items=240).prepare)
+    assert 31 < len(digests(whole.folder)) < 80
+    for fail_at in (stop, 1):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(early, tmp_path / "r", prepare=bench(engine=engine(fail_at=fail_at), n_items=240).prepare)
+    again = run_study(early, tmp_path / "r", prepare=bench(n_items=240).prepare)
+    assert (again.manifest.stopped, digests(again.folder)) == (whole.manifest.stopped, digests(whole.folder))
+
+
+def test_looks_grow_apart_as_items_do():
+    """Taken one by one, items are looked at each time at first, then whenever they have grown by one part in 100."""
+    looks = [after for after in range(1, 50_001) if is_look(after - 1, after, 50_000)]
+    assert looks[:100] == list(range(1, 101))
+    assert len(looks) < 800
+    assert max(b / a for a, b in pairwise(looks[100:])) < 1.021
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])

@@ -24,9 +24,9 @@ def reads(monkeypatch):
     count: Counter[str] = Counter()
     real = scores.read_table
 
-    def counting(path, *options):
+    def counting(path, *hint, **options):
         count[str(path)] += 1
-        return real(path, *options)
+        return real(path, *hint, **options)
 
     monkeypatch.setattr(scores, "read_table", counting)
     return count

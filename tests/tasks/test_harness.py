@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 
+from benchmarks.parity_harness import harness_model
 from lowmem_layers.errors import TaskError
-from lowmem_layers.tasks import load, load_tasks
-from lowmem_layers.tasks.harness import _item_id, _manager, harness_items, harness_tasks
+from lowmem_layers.tasks import encode_task, load, load_tasks
+from lowmem_layers.tasks.harness import _manager, harness_tasks, refuse_code
+from lowmem_layers.tasks.harness_items import _item_id, harness_items
+from tests.model.conftest import tiny_tokenizer
+from tests.tasks.test_chat import TURNS
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
@@ -57,6 +62,17 @@ def folder(tmp_path_factory):
     write_task(place, "own_many", doc_to_target="{{[0, 1]}}")
     write_task(place, "own_broken", doc_to_text="{{ [q][answer] }}")
     write_task(place, "own_rule", process_results="!function rules.first_two")
+    last = {"doc_to_choice": None, "metric_list": [{"metric": "perplexity"}]}
+    write_task(place, "own_last", output_type="loglikelihood", doc_to_target=" {{q}}", num_fewshot=1, **last)
+    rolling = {"doc_to_choice": None, "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}]}
+    text = "{{q}} {{options|join(' ')}}"
+    write_task(place, "own_rolling", output_type="loglikelihood_rolling", doc_to_text="", doc_to_target=text, **rolling)
+    write_task(place, "own_escape", doc_to_text="{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    (place / "own_including.yaml").write_text(json.dumps({"include": "own_rule.yaml", "task": "own_including"}))
+    (place / "own_deep.yaml").write_text(json.dumps({"group": "own_deep", "task": ["own_mc", {"group": "own_nest"}]}))
+    nest = {"group": "own_nest", "task": [{"task": "own_including", "num_fewshot": 0}, "arc_easy"]}
+    (place / "own_nest.yaml").write_text(json.dumps(nest))
+    write_task(place, "own_chat", num_fewshot=1, description="Answer {{q}} well. ")
     group = {"group": "own_group", "task": ["own_mc", "own_ids"]}
     (place / "own_group.yaml").write_text(json.dumps(group))
     (place / "rules.py").write_text("def any_is_right(doc, results):\n    return {'acc': 1.0}\n")
@@ -81,7 +97,8 @@ def harness(monkeypatch, tmp_path, folder):
 def items_of(name, include, fewshot=None, limit=None):
     """Load one task and take its items."""
     ((member, task),) = harness_tasks(name, include).items()
-    return harness_items(member, task, fewshot=fewshot, limit=limit)
+    found = harness_items(member, task, fewshot=fewshot, limit=limit)
+    return found.items, found.metric, found.source
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -112,7 +129,7 @@ def test_a_group_gives_all_its_tasks(harness):
 @pytest.mark.filterwarnings("ignore")
 def test_a_group_becomes_several_tasks_of_a_run(harness, monkeypatch):
     members = harness_tasks("own_group", harness)
-    monkeypatch.setattr(load, "harness_tasks", lambda name: members)
+    monkeypatch.setattr(load, "harness_tasks", lambda *_, **__: members)
     tasks = load_tasks(["lm_eval:own_group", "quick"], limit=2)
     assert [task.name for task in tasks] == ["lm_eval:own_mc", "lm_eval:own_ids", "quick"]
 
@@ -181,3 +198,99 @@ def test_an_unknown_task_gets_the_nearest_ones(harness):
 def test_data_out_of_reach_are_named(harness):
     with pytest.raises(TaskError, match="cannot load the data of hellaswag"):
         harness_tasks("hellaswag", harness)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_chats_are_the_harness_own_requests(harness, monkeypatch):
+    """Few-shot examples stand in the user's turn, the description in the system's; tokens are the harness' own."""
+    _, tokenizer = bare_model()
+    tokenizer.chat_template = TURNS
+    members = harness_tasks("own_chat", harness)
+    monkeypatch.setattr(load, "harness_tasks", lambda *_, **__: members)
+    (task,) = load_tasks(["lm_eval:own_chat"], chat_template="tokenizer")
+    ours = encode_task(task, tokenizer, max_length=2048)
+    tokenizer.chat_template = TURNS.replace("strftime_now is defined", "false")
+    lm, theirs = harness_model(None, tokenizer, Namespace(bos="auto")), members["own_chat"]
+    chat = {"apply_chat_template": True, "chat_template": lm.apply_chat_template}
+    theirs.set_fewshot_seed(1234)
+    requests = [
+        one
+        for doc in theirs.eval_docs
+        for one in theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 1, **chat), **chat)
+    ]
+    lm.loglikelihood(requests, disable_tqdm=True)
+    found = [(list(choice.tokens), choice.n_scored) for item in ours for choice in item.choices]
+    assert found == [(context + scored, len(scored)) for context, scored in lm.recorded]
+    assert '"Answer Is snow cold? well."' in tokenizer.decode(found[0][0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_code_of_included_files_is_refused_unless_asked_for(harness):
+    """Also that of a file which is included, or a member of a group; what the package itself brings is trusted."""
+    for name in ("own_rule", "own_including", "own_deep"):
+        with pytest.raises(
+            TaskError, match=r"runs Python code of its own \('!function rules\.any_is_right'\)"
+        ) as caught:
+            load_tasks([f"lm_eval:{name}"], include_path=harness)
+        assert "--trust-task-code" in caught.value.hint
+    index = _manager(harness).task_index
+    refuse_code("own_mc", index)
+    refuse_code("winogrande", index)
+    with pytest.raises(TaskError, match="judged by a rule of the task's own"):
+        load_tasks(["lm_eval:own_rule"], include_path=harness, trust_task_code=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_templates_of_included_files_cannot_leave_the_sandbox(harness):
+    with pytest.raises(TaskError, match="unsafe"):
+        load_tasks(["lm_eval:own_escape"], include_path=harness)
+    (task,) = load_tasks(["lm_eval:own_mc"], include_path=harness, limit=1)
+    assert task.items[0].contexts == ("Q: Is snow cold?\nA:",) * 2
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TaskError, match=r"--include-path .* is not a folder"):
+        load_tasks(["lm_eval:x"], include_path=tmp_path / "nowhere")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_continuation_is_scored_as_the_harness_does(harness):
+    (task,) = load_tasks(["lm_eval:own_last"], include_path=harness)
+    assert (task.metric, task.source["output_type"]) == ("loglikelihood", "loglikelihood")
+    theirs = harness_tasks("own_last", harness)["own_last"]
+    lm, tokenizer = bare_model()
+    theirs.set_fewshot_seed(1234)
+    requests = [theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 1)) for doc in theirs.eval_docs]
+    lm.loglikelihood(requests, disable_tqdm=True)
+    ours = [item.choices[0] for item in encode_task(task, tokenizer, max_length=2048)]
+    assert [(list(c.tokens), c.n_scored) for c in ours] == [(c + s, len(s)) for c, s in lm.recorded]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("max_length", "bos"), [(8, "auto"), (7, "none"), (100, "auto"), (1, "none")])
+def test_documents_are_cut_as_the_harness_does(harness, max_length, bos):
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    (task,) = load_tasks(["lm_eval:own_rolling"], include_path=harness)
+    assert (task.metric, task.rolls) == ("nll_per_byte", True)
+    lm, tokenizer = bare_model(bos)
+    texts = [" ".join([row["q"], *row["options"]]) for row in ROWS]
+    windows = [
+        (document, make_disjoint_window(pair))
+        for document, text in enumerate(texts)
+        for pair in get_rolling_token_windows(lm.tok_encode(text), tokenizer.bos_token_id, max_length, 1)
+    ]
+    items = encode_task(task, tokenizer, bos=bos, max_length=max_length)
+    found = [(item.cluster, list(item.choices[0].tokens), item.choices[0].n_scored) for item in items]
+    assert found == [(f"own_rolling-{doc}", context + scored, len(scored)) for doc, (context, scored) in windows]
+    assert len({item.id for item in items}) == len(items)
+    if max_length > 1:  # one token may be less than a byte of the text, and counts as one
+        assert sum(item.choice_bytes[0] for item in items) == task.source["bytes"] == len("".join(texts).encode())
+    assert task.source["words"] == sum(len(text.split()) for text in texts)
+
+
+def bare_model(bos="auto"):
+    """Give the harness' model without weights, and its tokenizer."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    return harness_model(None, tokenizer, Namespace(bos=bos)), tokenizer

@@ -34,6 +34,8 @@ def slowly(row, gold, chars, n_bytes, value):
         return row[gold]
     if value == "nll_per_byte":
         return row[gold] / n_bytes[gold]
+    if value == "loglikelihood_per_char":
+        return row[gold] / chars[gold]
     if any(map(math.isnan, row)):
         return NAN
     others = [x for i, x in enumerate(row) if i != gold]
@@ -106,6 +108,10 @@ def test_numbers_that_are_not_finite_have_one_answer(row, gold, value, expected)
     np.testing.assert_equal(one(row, gold, value), expected)
 
 
+def test_length_normalised_values_divide_by_the_gold_answers_own_length():
+    assert one([-10.0, -4.0], 0, "loglikelihood_per_char", chars=[4, 1], n_bytes=[5, 1]) == -2.5
+
+
 def test_nll_per_byte_is_larger_where_the_text_is_likelier():
     assert one([-10.0], 0, "nll_per_byte", chars=[4], n_bytes=[5]) == -2.0
 
@@ -151,6 +157,7 @@ def test_every_value_has_one_row():
         "margin": (1.0, "nats", "nats"),
         "probability": (100.0, "points", "%"),
         "nll_per_byte": (1.0, "nats per byte", "nats per byte"),
+        "loglikelihood_per_char": (1.0, "nats per character", "nats per character"),
     }
 
 

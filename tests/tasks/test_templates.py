@@ -70,6 +70,11 @@ def test_what_cannot_be_rendered_names_template_and_line(source):
     assert "choices, n, q" in caught.value.hint
 
 
+def test_a_number_without_end_is_refused():
+    with pytest.raises(TaskError, match="cannot be rendered"):
+        expression("1e400", "w")(RECORD)
+
+
 def test_an_expression_of_something_missing_is_refused():
     with pytest.raises(TaskError, match="cannot be rendered"):
         expression("missing", "w")(RECORD)

@@ -25,6 +25,7 @@ from lowmem_layers.game.answers.matching import (
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import Order
+from lowmem_layers.game.uncertainty.disattenuation import Corrected, corrected
 from lowmem_layers.game.uncertainty.errors import (
     Influence,
     contributions,
@@ -37,6 +38,7 @@ from lowmem_layers.game.uncertainty.errors import (
 from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval, two_sided_p
 from lowmem_layers.game.uncertainty.multiplicity import Correction, adjusted
 from lowmem_layers.game.uncertainty.rank_correlation import Agreement, agreement
+from lowmem_layers.game.uncertainty.score import answers_apart
 from lowmem_layers.game.values.table import FloatArray, ValueTable, as_tables
 
 
@@ -74,6 +76,7 @@ class Comparison:
     correction: str
     level: float
     agreement: Agreement
+    corrected: Corrected
 
 
 def compare(
@@ -123,6 +126,7 @@ def compare(
         agreement=agreement(
             first.value, second.value, first.pieces, second.pieces, whole.dof, level=level, top_k=top_k, seed=seed
         ),
+        corrected=corrected(first.value, second.value, first.pieces, second.pieces, whole.dof, level=level, seed=seed),
     )
 
 
@@ -144,7 +148,9 @@ class _Sides:
         pieces = self.first.pieces - self.second.pieces
         value, (a, b) = self.first.value - self.second.value, (self.first.reach, self.second.reach)
         reach = None if a is None or b is None else a - b[::-1]
-        return Influence(value, pieces, self.dof, binary, self.first.n_shared, reach)
+        one, two = self.first.answers, self.second.answers
+        answers = None if one is None or two is None else answers_apart(one, two)
+        return Influence(value, pieces, self.dof, binary, self.first.n_shared, reach, answers)
 
 
 def _mean_of(parts: Sequence[_Sides]) -> _Sides:
@@ -190,18 +196,28 @@ def _sides(
         # The runs' coin flips are correlated by a half: independent ones cover 99 % of small differences.
         half_a, half_b = np.sqrt(0.5) * flips_a, np.sqrt(0.5) * flips_b
         blocks[1:2] = [(half_a, half_b, True), (half_a, half_b, False)]
+    rows_a, rows_b = _side_by_side(blocks)
+    plain_a, plain_b = _side_by_side([blocks[0], blocks[-1]])
+    # 4) The degrees of freedom of the difference.
+    each = np.array([one.dof, two.dof])
+    dof = each.min(axis=0) if paired else summed_dof(np.array([one.variance, two.variance]), each)
+    n_shared = len(orders_a) if same_orders else len(orders_a) + len(orders_b)
+    answers_a, answers_b = one.answers, two.answers
+    if answers_a is not None and answers_b is not None:
+        answers_a, answers_b = replace(answers_a, pieces=plain_a), replace(answers_b, pieces=plain_b)
+    one = replace(one, pieces=rows_a, n_shared=n_shared, answers=answers_a)
+    two = replace(two, pieces=rows_b, n_shared=n_shared, answers=answers_b)
+    return _Sides(one, two, dof, (a.n_items, b.n_items), given, paired)
+
+
+def _side_by_side(blocks: Sequence[tuple[FloatArray, FloatArray, bool]]) -> tuple[FloatArray, FloatArray]:
+    """Stack two runs' pieces: row by row where a block's belong together, else each beside zeros."""
     rows_a: list[FloatArray] = []
     rows_b: list[FloatArray] = []
     for first, second, together in blocks:
         rows_a += [first] if together else [first, np.zeros_like(second)]
         rows_b += [second] if together else [np.zeros_like(first), second]
-    # 4) The degrees of freedom of the difference.
-    each = np.array([one.dof, two.dof])
-    dof = each.min(axis=0) if paired else summed_dof(np.array([one.variance, two.variance]), each)
-    n_shared = len(orders_a) if same_orders else len(orders_a) + len(orders_b)
-    one = replace(one, pieces=np.concatenate(rows_a), n_shared=n_shared)
-    two = replace(two, pieces=np.concatenate(rows_b), n_shared=n_shared)
-    return _Sides(one, two, dof, (a.n_items, b.n_items), given, paired)
+    return np.concatenate(rows_a), np.concatenate(rows_b)
 
 
 def _by_weights(table: ValueTable, estimator: Estimator, max_removed: int | None, *, flip: bool) -> Influence:

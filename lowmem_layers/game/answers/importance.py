@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.shares import share_intervals, shares
@@ -18,8 +19,8 @@ from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import Order
 from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks
-from lowmem_layers.game.uncertainty.intervals import Interval, check_level, mean_interval
-from lowmem_layers.game.uncertainty.ranks import rank_intervals, ranks
+from lowmem_layers.game.uncertainty.intervals import Interval, check_level, holds_from, mean_interval
+from lowmem_layers.game.uncertainty.ranks import rank_sets, ranks
 from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable, as_tables
 
 
@@ -31,6 +32,7 @@ class Importance:
     Intervals are nan with fewer than 2 clusters (items, where these are not clustered).
     Units: `value` and `ablation_drop` those of the metric; `share` a fraction of the sum of the clipped values; ranks
     from 1 (ties share the best one). `top_k_decision`: 1 in the top k at `level`, −1 not in it at `level`, 0 undecided.
+    `rank_together` bounds all ranks at once. `ci_holds_from`: the items from which on skewed values' intervals hold.
     """
 
     task: str
@@ -49,6 +51,19 @@ class Importance:
     rank_ci: Interval[FloatArray]
     top_k: int
     top_k_decision: IntArray
+    rank_together: Interval[FloatArray]
+    ci_holds_from: FloatArray
+
+    @property
+    def contradicts(self) -> NDArray[np.bool_]:
+        """Tell whose estimate and drop have certainly opposite signs. Shapes: (players,)."""
+        negative, positive = self.ci.high < 0, self.ci.low > 0
+        return (negative & (self.ablation_ci.low > 0)) | (positive & (self.ablation_ci.high < 0))
+
+    @property
+    def certain_top(self) -> tuple[str, ...]:
+        """Name who is certainly in the top k, all of them together, the most important first."""
+        return tuple(self.players[p] for p in self.order() if self.rank_together.high[p] <= self.top_k)
 
     def order(self) -> list[int]:
         """List the players' positions from the most important; equal values in execution order, nan last."""
@@ -133,13 +148,14 @@ def _importance(
     if top_k < 1:
         raise UsageError(f"a top {top_k}", "choose a top of at least 1")
     value, drop = mean_over_tasks(values), mean_over_tasks(drops)
-    rank_ci = rank_intervals(value, level, seed)
+    sets = rank_sets(value, level, seed)
+    rank_ci, n_items = sets.each, sum(table.n_items for table in tables)
     decision = np.where(rank_ci.high <= top_k, 1, np.where(rank_ci.low > top_k, -1, 0))
     return Importance(
         task=tables[0].task if len(tables) == 1 else task,
         estimator=estimator,
         players=tables[0].players,
-        n_items=sum(table.n_items for table in tables),
+        n_items=n_items,
         n_clusters=sum(table.n_clusters for table in tables),
         level=level,
         value=value.value,
@@ -152,4 +168,6 @@ def _importance(
         rank_ci=rank_ci,
         top_k=top_k,
         top_k_decision=decision.astype(np.int64),
+        rank_together=sets.together,
+        ci_holds_from=holds_from(value, n_items),
     )

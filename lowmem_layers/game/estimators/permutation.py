@@ -8,6 +8,7 @@ A run settles the cuts on a pilot (`first_cut`), so that all values are estimate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import ndtri
@@ -113,11 +114,13 @@ def permutation_influence(
     # 2) The error of the items, with the coin-flip item for accuracies, and the error of the orders.
     of_items = influence_of(per_item, table.cluster_codes)
     of_orders = influence_of(per_order, np.arange(len(walks)) // 2)
+    if table.is_binary and table.n_clusters > 1:
+        of_items = with_coin_flip_item(of_items, weights, table.n_items, table.n_clusters)
     variances = np.array([of_items.variance, of_orders.variance])
     reached = (weights != 0).any(axis=1)
     dof = np.where(reached, summed_dof(variances, np.array([of_items.dof, of_orders.dof])), np.nan)
-    if table.is_binary and table.n_clusters > 1:
-        of_items = with_coin_flip_item(of_items, weights, table.n_items, table.n_clusters)
-    pieces = np.concatenate([of_items.pieces, of_orders.pieces])
+    pieces, answers = np.concatenate([of_items.pieces, of_orders.pieces]), of_items.answers
+    if answers is not None:
+        answers = replace(answers, pieces=np.concatenate([answers.pieces, of_orders.pieces]))
     reach = np.array([-1.0, 1.0])[:, None].repeat(table.n_players, axis=1) if table.is_bounded else None
-    return Influence(of_items.value, pieces, dof, table.is_binary, len(of_orders.pieces), reach)
+    return Influence(of_items.value, pieces, dof, table.is_binary, len(of_orders.pieces), reach, answers)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.game.uncertainty.score import Answers, answers_of
 from lowmem_layers.game.values.table import FloatArray, IntArray, ValueTable
 
 _ROUNDING = 1e-12  # of the largest contribution: what is no farther apart differs by the order of additions only
@@ -26,6 +27,7 @@ class Influence:
     `is_binary`: the values were 0 or 1 and the pieces hold the coin-flip item (`with_coin_flip_item`).
     `n_shared` counts the last pieces: those of errors that tasks share (their removal orders), row by row.
     `reach` (2, players): the least and the most that an estimate of bounded values can be; None without bounds.
+    `answers`: what score intervals of accuracies need.
     """
 
     value: FloatArray
@@ -34,6 +36,7 @@ class Influence:
     is_binary: bool = False
     n_shared: int = 0
     reach: FloatArray | None = None
+    answers: Answers | None = None
 
     @property
     def variance(self) -> FloatArray:
@@ -118,13 +121,16 @@ def with_coin_flip_item(
     says that the drop is exactly known, and plain intervals cover as little as 60 %. One such item (one average
     cluster's worth of them) in the variance restores the coverage; its part, 1/(4 n), vanishes as items grow.
     `items` counts such items: half a one for differences of drops (interactions), where a whole one covers 98–99 %.
+    Intervals and p values of one estimate do without it, by what `answers` holds; differences of ranks, shares and
+    correlations need covariances.
     Shapes: `weights` (players, coalitions).
     Source: Agresti and Min 2005 (pseudo-observations for differences of matched proportions), at half their weight and
     without moving the estimate; chosen by measurement, see benchmarks/coverage.py.
     """
     used = weights[:, (weights != 0).any(axis=0)]  # (players, coalitions that matter)
     extra = 0.5 * np.sqrt(items * n_items / n_clusters) / n_items * used.T
-    return replace(estimate, pieces=np.concatenate([estimate.pieces, extra]), is_binary=True)
+    answers = answers_of(estimate.pieces, estimate.value, weights, items)
+    return replace(estimate, pieces=np.concatenate([estimate.pieces, extra]), is_binary=True, answers=answers)
 
 
 def estimate_influence(table: ValueTable, weights: FloatArray, coin_flip_items: float = 1.0) -> Influence:
@@ -221,7 +227,20 @@ def mean_over_tasks(parts: Sequence[Influence]) -> Influence:
     value = tied(values.mean(axis=0), np.abs(values).max(initial=0.0, where=np.isfinite(values)))
     reaches = [part.reach for part in parts if part.reach is not None]
     reach = np.mean(reaches, axis=0) if len(reaches) == len(parts) else None
-    return Influence(value, pieces, dof, all(part.is_binary for part in parts), n_shared, reach)
+    answers = _mean_answers([part.answers for part in parts], n_shared)
+    return Influence(value, pieces, dof, all(part.is_binary for part in parts), n_shared, reach, answers)
+
+
+def _mean_answers(parts: Sequence[Answers | None], n_shared: int) -> Answers | None:
+    """Put the contributions of all tasks side by side; None where a task's values are no accuracies."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    return Answers(
+        joined_pieces([part.pieces for part in known], n_shared) / len(known),
+        down=np.max([part.down for part in known], axis=0) / len(known),
+        up=np.max([part.up for part in known], axis=0) / len(known),
+    )
 
 
 def shared_pieces(parts: Sequence[Influence]) -> int:

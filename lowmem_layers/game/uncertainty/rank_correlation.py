@@ -129,7 +129,8 @@ def agreement(
     # 2) What the other pairs allow: all of them agreeing, all of them disagreeing.
     agreeing = known.sum() / (n * (n - 1))
     tau_bounds = Interval(float(agreeing - (1.0 - resolved)), float(agreeing + (1.0 - resolved)))
-    slack = 2.0 * (1.0 - level) * (1.0 - resolved)  # of nearly tied pairs, 1 − level are taken for certain by mistake
+    # Ours: of nearly tied pairs, 1 − level are taken for certain by mistake (benchmarks/coverage.py).
+    slack = 2.0 * (1.0 - level) * (1.0 - resolved)
     # 3) The bootstrap beside it.
     drawn = _draw(a, b, np.concatenate([pieces_a, pieces_b], axis=1), top_k, draws, seed)  # (3, draws)
     tails = np.percentile(drawn, [50.0 * (1.0 - level), 50.0 * (1.0 + level)], axis=1).T.tolist()

@@ -61,7 +61,7 @@ def branch_output(
         output = sublayer(hidden, **kwargs)
     else:
         output = sublayer(**{str(form.hidden_name): hidden}, **kwargs)
-    output = output[0] if isinstance(output, tuple) else output  # (B, T, D)
+    output = output[0] if isinstance(output, tuple | list) else output  # (B, T, D)
     # 2) what the layer does to its output
     output = getattr(module, form.after)(output) if form.after else output
     return output * form.factor if form.factor != 1.0 else output
@@ -76,7 +76,7 @@ def stubbed_layer(layer: LayerAnatomy, kind: str, x: torch.Tensor, call: LayerCa
 def run_layer(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> torch.Tensor:
     """Run the layer's own forward. Shapes: (B, T, D) → (B, T, D)."""
     output = layer.layer(x, *call.args, **call.kwargs)
-    return output[0] if layer.layer_returns_tuple else output
+    return output[0] if layer.answer.length else output
 
 
 def find_form(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -29,14 +30,37 @@ _MIXER_CLASS = re.compile(
     r"Mamba|Delta|Lightning|LinearAttention|Conv|Recurrent|Mixer|SSM|LSTM|Rwkv|KDA|Lru", re.IGNORECASE
 )
 _FEED_FORWARD_CLASS = re.compile(r"mlp|moe|feedforward|ffn", re.IGNORECASE)
+_FEEDING = re.compile(r"shared_transf(ormer)?")  # Zamba's shared attention: what it gives is what the mixer is given
 
 
 @dataclass(frozen=True)
 class Answer:
-    """In which form a module hands back its output: alone, or first of `length` things; `flat`: as (B·T, D)."""
+    """In which form a module hands back its output: alone, or first of `length` things in a tuple or a list.
+
+    `flat`: as (B·T, D). `width` is D where it was seen (0: not yet); attention of Zamba's gives fewer than it takes.
+    """
 
     length: int = 0
     flat: bool = False
+    as_list: bool = False
+    width: int = 0
+
+    @classmethod
+    def seen_in(cls, output: Any) -> Answer:
+        """Read the form off an output."""
+        several = isinstance(output, tuple | list)
+        first = output[0] if several else output
+        is_tensor = isinstance(first, torch.Tensor)
+        width = first.shape[-1] if is_tensor else 0
+        return cls(len(output) if several else 0, is_tensor and first.dim() == 2, isinstance(output, list), width)
+
+    def holding(self, first: torch.Tensor) -> Any:
+        """Hand a tensor back in this form. Shapes: `first` (B, T, D)."""
+        first = first.flatten(0, 1) if self.flat and first.dim() == 3 else first  # (B·T, D)
+        if not self.length:
+            return first
+        several = (first, *[None] * (self.length - 1))
+        return list(several) if self.as_list else several
 
 
 @dataclass(frozen=True)
@@ -44,9 +68,9 @@ class LayerAnatomy:
     """One decoder layer and the names of its children that make up each sublayer's branch.
 
     A branch may have several modules (OPT's fc1 and fc2, Granite's shared experts beside the routed ones); a layer may
-    have one branch alone (Mamba). `answers`, in which form each child hands back its output, and
-    `layer_returns_tuple` are seen when the layer is examined, and so is `scale`, by which a layer multiplies the
-    residual stream besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
+    have one branch alone (Mamba). In which form each child hands back its output (`answers`) and the layer does
+    (`answer`) is seen when the layer is examined, and so is `scale`, by which a layer multiplies the residual stream
+    besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
 
     Shapes: `scale` (D,), or 1.
     """
@@ -56,7 +80,7 @@ class LayerAnatomy:
     feed_forward: tuple[str, ...]
     kinds: tuple[Kind, ...]
     answers: Mapping[str, Answer] = field(default_factory=dict)
-    layer_returns_tuple: bool = False
+    answer: Answer = field(default_factory=Answer)
     scale: Any = field(default=1.0, compare=False)
 
     def children_of(self, kind: str) -> tuple[str, ...]:
@@ -90,9 +114,17 @@ def dissect(model: nn.Module) -> Anatomy:
         RemovalError: the decoder layers, or the sublayers of one, cannot be told apart.
     """
     # 1) the list of decoder layers
-    wanted = getattr(text_config(model), "num_hidden_layers", None)
-    decoder = text_decoder(model)
-    lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted}
+    config, decoder = text_config(model), text_decoder(model)
+    wanted = getattr(config, "num_hidden_layers", None)
+    if shared := getattr(config, "num_kv_shared_layers", 0):
+        raise RemovalError(
+            f"{type(model).__name__}: its last {shared} decoder layers read the keys and values of earlier layers",
+            "what they read would change or be missing where an earlier attention is removed: no exact removal",
+        )
+    all_lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
+    lists = {name: m for name, m in all_lists.items() if len(m) == wanted}
+    if not lists:  # LongCat's layers hold two attentions each, and count as two
+        lists = {name: m for name, m in all_lists.items() if len(m) == getattr(config, "num_layers", None)}
     found = {
         name: m for name, m in lists.items() if all(isinstance(item, GradientCheckpointingLayer) for item in m)
     } or {name: m for name, m in lists.items() if all(_has_sublayers(item) for item in m)}
@@ -155,16 +187,19 @@ def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> Lay
     for name, child in list(children.items()):
         inner = {f"{name}.{part}": m for part, m in child.named_children() if _ATTENTION.fullmatch(part)}
         inner |= {f"{name}.{part}": m for part, m in child.named_children() if _MIXER.fullmatch(part)}
-        if inner and not _is_named(name) and not isinstance(child, attention_classes):
+        if isinstance(child, nn.ModuleList) and _is_named(name):  # several that are removed together (LongCat)
+            children.pop(name)
+            children |= {f"{name}.{index}": part for index, part in enumerate(child)}
+        elif inner and not (_is_named(name) or _FEEDING.fullmatch(name) or isinstance(child, attention_classes)):
             children.pop(name)  # a wrapper (DBRX's norm_attn_norm): what it wraps is the sublayer
             children |= inner
-    feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(name)]
+    feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(_leaf(name))]
     if not feed_forward and {"fc1", "fc2"} <= children.keys():  # OPT holds the two matrices in the layer itself
         feed_forward = ["fc1", "fc2"]
     mixing = [
         name for name, child in children.items()
         if name not in feed_forward
-        and (isinstance(child, attention_classes) or _is_mixing(name.rpartition(".")[2]))
+        and (isinstance(child, attention_classes) or _is_mixing(_leaf(name)))
     ]  # fmt: skip
     # One module of one name for all kinds of layers (Nemotron-H's `mixer`): its class says of which kind it is.
     only = children[mixing[0]] if len(mixing) == 1 and not feed_forward else None
@@ -182,7 +217,7 @@ def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> Lay
         kinds.append("mixer" if is_mixer else "attn")
     if feed_forward:
         has_experts = any(
-            _EXPERTS.fullmatch(path.rpartition(".")[2] or name) or _EXPERTS_CLASS.search(type(part).__name__)
+            _EXPERTS.fullmatch(path.rpartition(".")[2] or _leaf(name)) or _EXPERTS_CLASS.search(type(part).__name__)
             for name in feed_forward
             for path, part in children[name].named_modules()
         )
@@ -194,4 +229,9 @@ def _is_mixer(name: str, module: nn.Module, attention_classes: tuple[type, ...])
     """Tell a mixer from attention: by its class, whatever it is called, else by its name."""
     if _MIXER_CLASS.search(type(module).__name__):
         return True
-    return not isinstance(module, attention_classes) and _ATTENTION.fullmatch(name.rpartition(".")[2]) is None
+    return not isinstance(module, attention_classes) and _ATTENTION.fullmatch(_leaf(name)) is None
+
+
+def _leaf(path: str) -> str:
+    """Give the last name of a path, without the index of an item of a list: `self_attn.0` is a `self_attn`."""
+    return re.sub(r"\.\d+$", "", path).rpartition(".")[2]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lowmem_layers.errors import RemovalError
-from lowmem_layers.model.anatomy.dissection import LayerAnatomy
+from lowmem_layers.model.anatomy.dissection import Answer, LayerAnatomy
 
 WIDE_ROWS = 1024
 """So many tokens' output embeddings are turned to float32 at once."""
@@ -69,15 +69,15 @@ def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]
     """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with."""
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
-    def record(returns_tuple: bool) -> Callable[..., Any]:
+    def record(answer: Answer) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split(args, kwargs)
             seen.append((hidden, call))
-            return (hidden, None) if returns_tuple else hidden
+            return answer.holding(hidden)
 
         return forward
 
-    stand_ins = {layer.layer: record(layer.layer_returns_tuple) for layer in layers}
+    stand_ins = {layer.layer: record(layer.answer) for layer in layers}
     # Nobody reads these logits: the output embedding returns one column in place of the whole vocabulary.
     stand_ins[module.get_output_embeddings()] = lambda hidden: hidden[..., :1]
     with _stand_in(stand_ins):
@@ -92,11 +92,11 @@ def own_logits(module: Any, layers: Sequence[LayerAnatomy], states: torch.Tensor
     """
     given = states[:, None]  # (S, 1, D): one position a row, so that no length limit applies
 
-    def hand_on(returns_tuple: bool) -> Callable[..., Any]:
-        return lambda *args, **kwargs: (given, None) if returns_tuple else given
+    def hand_on(answer: Answer) -> Callable[..., Any]:
+        return lambda *args, **kwargs: answer.holding(given)
 
     ids = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)  # (S, 1)
-    with wide_head(module), _stand_in({layer.layer: hand_on(layer.layer_returns_tuple) for layer in layers}):
+    with wide_head(module), _stand_in({layer.layer: hand_on(layer.answer) for layer in layers}):
         return module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, 0]
 
 

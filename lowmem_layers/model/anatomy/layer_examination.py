@@ -10,7 +10,9 @@ question decides what states take, so it is also answered before any weight is r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +29,9 @@ from lowmem_layers.model.homes.store import LayerStore, Visit
 
 BOTH = frozenset({"attn", "ffn"})
 _ROWS, _TOKENS = 3, 5
+_OWN_INPUT = re.compile(r"per_layer_projection|pre_ln")  # Gemma 4's embeddings for each layer; RWKV's embedding norm
+_OWN_INPUT_STAYS = "what a layer does with embeddings beside its sublayers stays when these are removed"
+_TOGETHER = "a decoder layer holds two attentions and several feed-forwards, which are removed together"
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -34,12 +39,16 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 class LayerProgram:
     """How one decoder layer is driven: its parts, and the form of each sublayer's branch by kind (`attn`, `ffn`).
 
-    `parallel`: both sublayers read the layer's input.
+    `parallel`: both sublayers read the layer's input. `ffn_mixes`: the feed-forward mixes tokens (RWKV's looks at the
+    token before, Inkling's ends in a convolution). `whole`: why the layer cannot be driven sublayer by sublayer but as
+    a whole, by its own forward with its sublayers' outputs set to zero; empty where it can.
     """
 
     anatomy: LayerAnatomy
     forms: Mapping[str, BranchForm | None]
     parallel: bool
+    ffn_mixes: bool = False
+    whole: str = ""
 
 
 def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[LayerProgram, ...]:
@@ -67,11 +76,18 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
                 raise RemovalError(
                     f"{type(module).__name__}: its layers are given states of shape {tuple(hidden.shape)} for "
                     f"{_ROWS} rows of {_TOKENS} tokens and a width of {width}",
-                    "it has several residual streams, or another form of them; only a single stream can be taken apart",
+                    "it has several residual streams, or puts tokens of its own in front; only a single stream of the "
+                    "text's own tokens can be taken apart",
                 )
             layer = _with_forms(layer, hidden, call)
-            form = {"layer_returns_tuple": layer.layer_returns_tuple}
-            calls = prologue(module, [replace(each, **form) for each in anatomy.layers], inputs).calls
+            layers = [replace(each, answer=layer.answer) for each in anatomy.layers]
+            calls = prologue(module, layers, inputs).calls
+            if len(calls) != len(layers):
+                raise RemovalError(
+                    f"{type(module).__name__}: one forward pass of text calls its {len(layers)} decoder layers "
+                    f"{len(calls)} times",
+                    "layers that are run in a loop, or only beside a picture, cannot be taken apart",
+                )
         generator = torch.Generator().manual_seed(visit.layer)
         x = torch.randn(_ROWS, _TOKENS, width, generator=generator)  # (B, T, D) residual states of unit scale
         x = x.to(device=embedding.device, dtype=embedding.dtype)
@@ -83,24 +99,19 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
 def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerAnatomy:
     """See in which form the layer and its sublayers' modules hand back their output. Shapes: `x` (B, T, D)."""
     seen: dict[str, Answer] = {}
-
-    def see(name: str, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        flat = isinstance(first, torch.Tensor) and first.dim() == 2
-        seen[name] = Answer(len(output) if isinstance(output, tuple) else 0, flat)
-
     names = (*layer.attention, *layer.feed_forward)
     parts = {"": layer.layer} | {name: layer.layer.get_submodule(name) for name in names}
     handles = [
-        part.register_forward_hook(lambda _m, _i, out, name=name: see(name, out)) for name, part in parts.items()
+        part.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: Answer.seen_in(out)}))
+        for name, part in parts.items()
     ]
     try:
         layer.layer(x.clone(), *call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    layer_answer = seen.pop("", Answer())
-    return replace(layer, answers=seen, layer_returns_tuple=layer_answer.length > 0)
+    answer = seen.pop("", Answer())
+    return replace(layer, answers=seen, answer=answer)
 
 
 def _examine_layer(
@@ -110,16 +121,18 @@ def _examine_layer(
     # 1) with its sublayers removed, a layer leaves its input as it is, or scales its channels
     with layer_without(layer, "attn", "ffn"):
         output = run_layer(layer, x.clone(), call)
-    scale: Any = 1.0
-    if not torch.equal(output, x):
-        scale = (output.double() * x.double()).sum((0, 1)) / (x.double() ** 2).sum((0, 1))  # (D,), least squares
-        scale = scale.to(x.dtype)
-        if not torch.allclose(output, x * scale, rtol=16 * torch.finfo(x.dtype).eps, atol=0.0) or not scale.all():
-            raise RemovalError(
-                f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input "
-                f"(by up to {(output - x).abs().max().item():.3g})",
-                "it does more to the residual stream than adding to it (a norm after the sum, say): no exact removal",
-            )
+        scale = _scale_of(output, x)
+        if scale is None and (own := _own_inputs(layer.layer)):
+            with _silenced(own):
+                if _scale_of(run_layer(layer, x.clone(), call), x) is not None:
+                    return LayerProgram(layer, {}, parallel=False, whole=_OWN_INPUT_STAYS)
+    if scale is None:
+        raise RemovalError(
+            f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input "
+            f"(by up to {(output - x).abs().max().item():.3g})",
+            "it does more to the residual stream than adding to it, such as x = norm(x + f(x)), where removing f may "
+            "leave the norm or not: no exact removal",
+        )
     # 2) the form of each branch; most often that of the layer before
     layer = replace(layer, scale=scale)
     forms = {role: find_form(layer, role, x, call, hints.get(role)) for role in layer.roles}
@@ -132,12 +145,56 @@ def _examine_layer(
     candidates = [candidate * scale for candidate in (in_turn, side_by_side)]
     gaps = [(candidate - whole).float().norm() / (whole - x).float().norm() for candidate in candidates]
     if not min(gaps) < (1e-4 if x.dtype.itemsize >= 4 else 3e-2):
+        if len(layer.attention) > 1 and len(layer.roles) > 1:
+            return LayerProgram(layer, {}, parallel=False, whole=_TOGETHER)
         raise RemovalError(
             f"{type(layer.layer).__name__}: a layer's output is not its input plus what its sublayers add "
             f"(relative gap {min(gaps):.2g})",
             "only layers that add their sublayers to the residual stream, in turn or in parallel, can be taken apart",
         )
-    return LayerProgram(layer, forms, parallel=bool(gaps[1] < gaps[0]))
+    mixing = "ffn" in layer.roles and _mixes_tokens(lambda y: branch_output(layer, "ffn", forms["ffn"], y, call), x)
+    return LayerProgram(layer, forms, parallel=bool(gaps[1] < gaps[0]), ffn_mixes=mixing)
+
+
+def _scale_of(output: torch.Tensor, x: torch.Tensor) -> Any:
+    """Tell by which number each channel of `x` was multiplied (1.0 where nothing was done; None: it was not only that).
+
+    Shapes: `output` and `x` (B, T, D), the result (D,).
+    """
+    if torch.equal(output, x):
+        return 1.0
+    scale = (output.double() * x.double()).sum((0, 1)) / (x.double() ** 2).sum((0, 1))  # (D,), least squares
+    scale = scale.to(x.dtype)
+    is_all = torch.allclose(output, x * scale, rtol=16 * torch.finfo(x.dtype).eps, atol=0.0)
+    return scale if is_all and scale.all() else None
+
+
+def _own_inputs(layer: nn.Module) -> dict[nn.Module, bool]:
+    """List the modules by which a layer adds an embedding of its own; and, as True, a norm of the embedding itself."""
+    return {child: name == "pre_ln" for name, child in layer.named_children() if _OWN_INPUT.fullmatch(name)}
+
+
+@contextmanager
+def _silenced(modules: Mapping[nn.Module, bool]) -> Iterator[None]:
+    """Let modules give zeros, or what they are given, for the length of a `with` block."""
+
+    def quiet(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return args[0] if modules[module] else torch.zeros_like(output)
+
+    handles = [module.register_forward_hook(quiet) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mixes_tokens(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+    """Tell whether what happens at a row's first token changes others' outputs. Shapes: `x` (B, T, D)."""
+    changed = x.clone()
+    changed[:, 0] = -x[:, 0].flip(-1)
+    before, after = function(x)[:, 1:].float(), function(changed)[:, 1:].float()
+    return bool((after - before).norm() > 1e-2 * before.norm())
 
 
 class _FeedForwardReached(Exception):

@@ -35,10 +35,9 @@ class Stub(nn.Module):
         output = given.get("residual")
         if output is None:
             hidden = next(value for value in given.values() if isinstance(value, torch.Tensor))
-            width = hidden.shape[-1] if self._out_features is None else self._out_features
+            width = self._out_features or self._answer.width or hidden.shape[-1]
             output = hidden.new_zeros(*hidden.shape[:-1], width)  # fresh: some families add to it in place
-        output = output.flatten(0, 1) if self._answer.flat and output.dim() == 3 else output  # (B·T, D)
-        return (output, *[None] * (self._answer.length - 1)) if self._answer.length else output
+        return self._answer.holding(output)
 
 
 @contextmanager

@@ -53,6 +53,8 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     plain = deepcopy(config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
+    if getattr(plain, "rescale_every", 0):
+        plain.rescale_every = 0  # RWKV halves weights in place and states between layers, only to suit float16
     try:
         with init_empty_weights(include_buffers=False):
             is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(config, "auto_map")

@@ -1,15 +1,16 @@
 """HQQ weights as transformers saves them: groups of one row's numbers, with scales and zero points in half precision.
 
-`W_q` has a group a row. Its codes are packed several a byte, the first share of all groups in the highest bits, the
-next share below it. `nbits`, `group_size`, `shape`, `axis` and more lie beside it as tensors. Here the codes stand in
-streams along the weight's rows. Source: Badri and Shaji, HQQ (2023), and the package's `core.quantize` and
-`core.bitpack`, whose arithmetic in half precision is kept.
+`W_q` has a group a row. Its codes are packed several a byte (of three bits: ten in 32 bits), the first share of all
+groups in the highest bits, the next share below it. `nbits`, `group_size`, `shape`, `axis` and more lie beside it as
+tensors. Here the codes stand in streams along the weight's rows. Source: Badri and Shaji, HQQ (2023), and the package's
+`core.quantize` and `core.bitpack`, whose arithmetic in half precision is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model.formats.format import OwnPacking, Packed, Stored
 from lowmem_layers.model.formats.scaled import SCALED, needed, words_of
 
-_BITS = (8, 4, 2, 1)
+_BITS = (8, 4, 3, 2, 1)
+_PACKED_IN = {3: (torch.int32, 10)}  # else as many as fill a byte
 _FIELDS = 32  # at most so many codes lie in a word
 _ALONG_ROWS = 1  # HQQ's axis of groups within a row
 _ROWS_AT_ONCE = 64
@@ -48,8 +50,12 @@ class Hqq:
         return OwnPacking(self, bits, f"HQQ {bits}-bit", bits)
 
     def home_bytes(self, name: str, parts: Mapping[str, Stored], settings: Any) -> int:
-        """Count codes, scales and zero points."""
-        return sum(part.n_bytes for key, part in parts.items() if key in ("W_q", "scale", "zero"))
+        """Count codes, scales and zero points. Of codes in 32 bits, 30 are used there and all here."""
+        n_bytes = sum(parts[key].n_bytes for key in ("scale", "zero") if key in parts)
+        if (codes := parts.get("W_q")) is None:
+            return n_bytes
+        in_words = "scale" in parts and codes.n_bytes == 4 * prod(codes.shape)
+        return n_bytes + (prod(parts["scale"].shape) * codes.shape[1] * 3 // 8 if in_words else codes.n_bytes)
 
     def read(self, name: str, tensors: Mapping[str, torch.Tensor], settings: Any, file: str) -> Packed:
         """Take over one linear layer.
@@ -64,10 +70,11 @@ class Hqq:
             where, tensors, "W_q", "scale", "zero", "nbits", "group_size", "shape", "axis"
         )
         bits, group, (rows, columns) = int(nbits), int(size), dense.tolist()
-        if int(axis) != _ALONG_ROWS or bits not in _BITS or columns % group:
+        straddles = bits == 3 and columns % _FIELDS
+        if int(axis) != _ALONG_ROWS or bits not in _BITS or columns % group or straddles:
             raise CheckpointError(
                 f"{where}: {bits} bits in groups of {group} along axis {int(axis)} of {rows} × {columns}",
-                "HQQ is read in 1, 2, 4 and 8 bits, with groups along axis 1",
+                f"HQQ is read in 1, 2, 3 (columns in {_FIELDS}s), 4 and 8 bits, with groups along axis 1",
             )
         if any(bool(tensors[part]) for part in ("quant_scale", "quant_zero") if part in tensors):
             raise CheckpointError(
@@ -89,7 +96,8 @@ HQQ = Hqq()
 
 
 def _codes(packed: torch.Tensor, bits: int, n_groups: int) -> torch.Tensor:
-    """Unpack the codes. Shapes: (bytes, numbers of a group) to (groups, numbers of a group) in uint8."""
-    per, whole = 8 // bits, packed.view(torch.uint8)
-    shares = [(whole >> (bits * (per - 1 - share))) & ((1 << bits) - 1) for share in range(per)]
+    """Unpack the codes. Shapes: (bytes or words, numbers of a group) to (groups, numbers of a group) in uint8."""
+    held_in, per = _PACKED_IN.get(bits, (torch.uint8, 8 // bits))
+    whole = packed.view(held_in)
+    shares = [((whole >> (bits * (per - 1 - share))) & ((1 << bits) - 1)).to(torch.uint8) for share in range(per)]
     return torch.cat(shares)[:n_groups]

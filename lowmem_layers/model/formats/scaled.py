@@ -183,8 +183,16 @@ def fields(words: torch.Tensor, bits: int) -> torch.Tensor:
 def words_of(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Write fields of `bits` bits into 32-bit words, the first in the lowest bits. Shapes: (rows, n) to (rows, words).
 
-    `bits` divides 32, and the fields of a row fill whole words.
+    The fields of a row fill whole words; where `bits` does not divide 32, there are a multiple of 32 of them.
     """
+    if _WORD % bits:
+        runs = codes.unflatten(-1, (-1, _WORD)).long()  # (rows, runs, 32 fields), `bits` words each
+        start = torch.arange(0, _WORD * bits, bits, device=codes.device)
+        shifted = runs << start % _WORD  # below 2^(32 + bits): what is above goes to the next word
+        words = runs.new_zeros(*runs.shape[:-1], bits + 1)
+        words.index_add_(-1, start // _WORD, shifted & 0xFFFFFFFF).index_add_(-1, start // _WORD + 1, shifted >> _WORD)
+        summed = words[..., :bits].flatten(-2)
+        return torch.where(summed >= 1 << 31, summed - (1 << 32), summed).int()
     shifts = torch.arange(0, _WORD, bits, device=codes.device)
     summed = (codes.unflatten(-1, (-1, _WORD // bits)).long() << shifts).sum(-1)  # (rows, words), below 2^32
     return torch.where(summed >= 1 << 31, summed - (1 << 32), summed).int()

@@ -130,7 +130,7 @@ def _part(run: Run, findings: Findings, title: str) -> Part:
         warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
         answer=answer(run, findings) if findings.sides else (),
-        lines=findings.lines,
+        lines=(*findings.cautions, *findings.perplexities, *findings.lines),
         levels=level_rows(findings.tasks),
         facts=facts(manifest),
         commands=commands(run),

@@ -1,0 +1,314 @@
+"""Give the commands thousands of bad inputs: does each end with a result, or one clear line and the right exit status?
+
+    python -m benchmarks.fuzz [--inputs 5000] [--kinds manifest,parquet,command,data,task,model] [--seed 0]
+
+    manifest   run.json with one or two nodes replaced or deleted, under six commands that read runs, and resumed
+    parquet    tiles and lists of items with flipped bits, cut, or with a piece of another file
+    command    command lines: every option with values that are no numbers, too long, infinite, no text, paths, markup
+    data       lines of a benchmark's data file, mutated as JSON and as bytes
+    task       task files (TOML): fields replaced, templates that loop, reach out or do not end
+    model      config.json, tokenizer.json, safetensors' header and quantisation configs of a tiny Llama, under `plan`
+
+All in one process (torch is imported once, for `model` only). An input fails that ends in a traceback, with another
+status than 0, 1 (shortage of memory) or 2, with several lines of error or none, after more than 10 seconds, with 1 GiB
+more of memory, or with a file outside its folder. Failures are printed; the last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.stand_in import StandIn
+from lowmem_layers import StudySpec, run_study
+from lowmem_layers.cli.entry import run_command_line
+
+LONGEST_S, MOST_BYTES = 10, 1 << 30
+WRONG: tuple[Any, ...] = (
+    None, True, -1, 0, 7, 10**30, 2**63, 1.5, math.nan, math.inf, -math.inf, 1e308, 10**400, "", "x", "0", "\ud800",
+    "\0", "\x1b[2J<script>", "../../x", "a" * 5000, "{{ 9**9**9 }}", [], [1], [[]], {}, {"a": 1}, "delete",
+)  # fmt: skip
+WORDS = (
+    "", "a" * 300, "/".join(["d" * 200] * 30), "\0", "\udcff", "\ud800", "-1", "0", "1e400", "1e-300", "nan", "inf",
+    "9" * 400, "9" * 5000, "0.9999999999999999", "1e308", "²", "/dev/null", "/dev/zero", "..", "~", "a,b,,", "a=attn.0",
+    "top=0", "top=99999999999999999999", "ci=1e-300", "\x1b[31m", "{{ x }}", "%s%n", "hf://x", "text:", "run/run.json",
+    "<script>",
+)  # fmt: skip
+RUN_OPTIONS = (
+    "revision", "quant", "dtype", "tasks", "preset", "data-dir", "limit", "fewshot", "fewshot-file", "window", "stride",
+    "bos", "max-removed", "players", "coalitions", "permutations", "value", "until", "seed", "device", "offload",
+    "max-gpu-memory", "max-cpu-memory", "threads", "out", "display", "config",
+)  # fmt: skip
+OPTIONS = {
+    ("importance", "run"): ("value", "estimator", "level", "top", "format", "output"),
+    ("scores", "run"): ("format", "output"),
+    ("interactions", "run"): ("value", "level", "format"),
+    ("compare", "run", "run"): ("value", "estimator", "max-removed", "level", "correction", "figure", "format"),
+    ("tables", "run"): ("table", "format"),
+    ("run", "--tasks", "made_up"): RUN_OPTIONS,
+    ("tasks", "show"): ("items", "data-dir", "fewshot"),
+}
+READING = (
+    ("importance", "run"),
+    ("scores", "run", "--format", "csv"),
+    ("interactions", "run"),
+    ("compare", "run", "other"),
+    ("tables", "run"),
+    ("run", "--tasks", "made_up", "--max-removed", "2", "--out", "run", "--display", "plain"),
+)
+TEMPLATES = (
+    "{% for i in range(10**9) %}x{% endfor %}", "{{ 'x' * 10**9 }}", "{{ 9**9**9 }}", "{{ ''.__class__.__mro__ }}",
+    "{{ cycler.__init__.__globals__.os.system('touch /tmp/x') }}", "{% include '/etc/passwd' %}", "{{ q.format() }}",
+    "{% for a in range(999) %}{% for b in range(999) %}{{ a }}{% endfor %}{% endfor %}", "{{", "{{ nothing }}", "",
+)  # fmt: skip
+Input = tuple[str, list[str]]  # what was changed, and the command
+
+
+class TooSlowError(Exception):
+    """An input took too long."""
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """List the paths to every node of a JSON value but the root."""
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [place for key, value in inside for place in ((*path, key), *places(value, (*path, key)))]
+
+
+def mutated(stored: Any, rng: random.Random) -> tuple[str, Any]:
+    """Replace or delete a node or two; say which."""
+    changed, said = copy.deepcopy(stored), []
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        path, wrong = rng.choice(places(changed) or [()]), copy.deepcopy(rng.choice(WRONG))
+        if not path:
+            return "root", wrong
+        node = changed
+        for key in path[:-1]:
+            node = node[key]
+        if wrong == "delete":
+            del node[path[-1]]
+        else:
+            node[path[-1]] = wrong
+        said.append(f"{path} = {wrong!a:.40}")
+    return "; ".join(said), changed
+
+
+def broken(content: bytes, rng: random.Random) -> bytes:
+    """Flip bits, cut, double or replace a piece."""
+    data = bytearray(content)
+    start, end = sorted(rng.sample(range(len(data) + 1), 2))
+    match rng.randrange(5):
+        case 0:
+            data[start] ^= 1 << rng.randrange(8)
+        case 1:
+            del data[start:]
+        case 2:
+            data[start:start] = data[start:end]
+        case 3:
+            data[start : start + 8] = rng.randbytes(8)
+        case _:
+            del data[start : start + rng.randrange(1, 9)]
+    return bytes(data)
+
+
+class Inputs:
+    """Bad inputs of each kind, written into a folder; each is undone when the next is asked for."""
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder, self.rng = folder, rng
+        self.spec = StudySpec(tasks=("made_up",), max_removed=2)
+        for name in ("run", "other"):
+            run_study(self.spec, folder / name, prepare=StandIn(12, tile_items=4).prepare)
+        self.sound = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+
+    def manifest(self) -> Iterator[Input]:
+        """Change run.json; half of the time its checksum is taken away, so that the fields are looked at."""
+        path = self.folder / "run" / "run.json"
+        stored = json.loads(self.sound[path])
+        while True:
+            said, changed = mutated(stored, self.rng)
+            if isinstance(changed, dict) and self.rng.random() < 0.5:
+                changed.pop("checksum", None)
+            path.write_text(json.dumps(changed))
+            yield said, list(self.rng.choice(READING))
+            self.restore()
+
+    def parquet(self) -> Iterator[Input]:
+        """Break a tile or the list of items."""
+        paths = [path for path in self.sound if path.suffix == ".parquet"]
+        while True:
+            path = self.rng.choice(paths)
+            path.write_bytes(broken(self.sound[path], self.rng))
+            yield path.name, list(self.rng.choice(READING))
+            self.restore()
+
+    def command(self) -> Iterator[Input]:
+        """Give an option, or an argument, a bad value."""
+        while True:
+            words, options = self.rng.choice(list(OPTIONS.items()))
+            bad = self.rng.choice(WORDS)
+            argument = [words[0], bad] if self.rng.random() < 0.2 else [*words, f"--{self.rng.choice(options)}", bad]
+            if "--figure" not in argument or bad not in ("..", "~"):
+                yield "words", argument
+            self.restore()
+
+    def data(self) -> Iterator[Input]:
+        """Mutate a benchmark's line as JSON, or the file as bytes."""
+        line = {"idx": 0, "passage": "Water is wet.", "question": "is water wet", "label": 1, "answer": True}
+        (self.folder / "data").mkdir()
+        path = self.folder / "data" / "boolq.jsonl"
+        while True:
+            said, changed = mutated(line, self.rng)
+            text = (json.dumps(line) + "\n" + json.dumps(changed) + "\n").encode()
+            path.write_bytes(text if self.rng.random() < 0.7 else broken(text, self.rng))
+            yield said, ["tasks", "show", "boolq", "--data-dir", "data", "--items", "5"]
+
+    def task(self) -> Iterator[Input]:
+        """Mutate a task file, or give it a hostile template."""
+        fields = {"data": "items.jsonl", "context": "{{ q }}", "choices": "options", "gold": "answer", "metric": "acc"}
+        (self.folder / "items.jsonl").write_text(json.dumps({"q": "one", "options": [" a", " b"], "answer": 0}) + "\n")
+        while True:
+            changed = dict(fields)
+            name = self.rng.choice(list(fields))
+            changed[name] = self.rng.choice(TEMPLATES + tuple(w for w in WORDS if w.isprintable() and len(w) < 400))
+            text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in changed.items()).encode()
+            (self.folder / "own.toml").write_bytes(text if self.rng.random() < 0.8 else broken(text, self.rng))
+            yield f"{name} = {changed[name]!a:.60}", ["tasks", "show", "own.toml", "--items", "1"]
+
+    def model(self) -> Iterator[Input]:
+        """Mutate the files of a tiny Llama's folder."""
+        from tests.model.conftest import save_model
+
+        save_model(self.folder / "sound", "llama")
+        (self.folder / "words.txt").write_text("some words here " * 40)
+        words = ["plan", "--model", "model", "--tasks", "text:words.txt", "--limit", "2", "--for", "rtx-4090"]
+        packings = (
+            {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True},
+            {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        )
+        while True:
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+            shutil.copytree(self.folder / "sound", self.folder / "model")
+            name = self.rng.choice(("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"))
+            path = self.folder / "model" / name
+            if path.suffix == ".json":
+                stored = json.loads(path.read_text())
+                if name == "config.json" and self.rng.random() < 0.5:
+                    stored["quantization_config"] = dict(self.rng.choice(packings))
+                said, changed = mutated(stored, self.rng)
+                path.write_text(json.dumps(changed))
+            else:
+                content = path.read_bytes()
+                length = int.from_bytes(content[:8], "little")
+                said, header = mutated(json.loads(content[8 : 8 + length]), self.rng)
+                text = json.dumps(header).encode()
+                path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+            yield f"{name}: {said}", words
+
+    def restore(self) -> None:
+        """Put the files of the run back."""
+        for path in (self.folder / "run").rglob("*"):
+            if path.is_file() and path not in self.sound and "report" not in path.parts:
+                path.unlink()
+        for path, content in self.sound.items():
+            if not path.exists() or path.read_bytes() != content:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+
+
+def fault_of(words: list[str]) -> str:
+    """Run a command; say what is wrong with how it ended, or nothing."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace") for _ in range(2)]
+    before, start = psutil.Process().memory_info().rss, time.monotonic()
+    signal.alarm(LONGEST_S)
+    try:
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            status = run_command_line(words)
+    except TooSlowError:
+        return f"not done after {LONGEST_S} s"
+    except BaseException as error:  # noqa: BLE001 (this is what is looked for)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:100]}"
+    finally:
+        signal.alarm(0)
+    streams[1].flush()
+    said = streams[1].buffer.getvalue().decode().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    n_errors = sum(line.startswith("error:") for line in said)
+    if status not in (0, 1, 2) or n_errors != (status != 0):
+        return f"exit status {status} with {n_errors} lines of error"
+    if time.monotonic() - start > LONGEST_S:
+        return f"took {time.monotonic() - start:.0f} s"
+    grown = psutil.Process().memory_info().rss - before
+    return f"{grown >> 20} MiB more" if grown > MOST_BYTES else ""
+
+
+def stand_in_for_models() -> None:
+    """Let `run` take the stand-in engine, and write no page: resuming is what is tried here."""
+    import lowmem_layers.cli.summary as summary
+    import lowmem_layers.report as report
+    import lowmem_layers.study.prepare as prepare
+
+    study = StandIn(12, tile_items=4)
+    prepare.prepare_study = study.prepare
+    prepare.read_tasks = study.tasks
+    report.write_report = lambda *_, **__: Path("page")
+    summary.summarise = lambda *_, **__: None
+
+
+def main() -> None:
+    """Try inputs of each kind in turn, and print what failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=5000)
+    parser.add_argument("--kinds", default="manifest,parquet,command,data,task,model")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, start = random.Random(options.seed), time.monotonic()
+    tried, faults = Counter[str](), Counter[str]()
+
+    def too_slow(*_: Any) -> None:
+        raise TooSlowError
+
+    signal.signal(signal.SIGALRM, too_slow)
+    with tempfile.TemporaryDirectory() as outside:
+        folder = Path(outside) / "inside"
+        folder.mkdir()
+        os.environ |= {"LOWMEM_LAYERS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        os.chdir(folder)
+        inputs = Inputs(folder, rng)
+        kinds = options.kinds.split(",")
+        if "model" not in kinds:
+            stand_in_for_models()
+        streams = {kind: getattr(inputs, kind)() for kind in kinds}
+        for index in range(options.inputs):
+            kind = kinds[index % len(kinds)]
+            what, words = next(streams[kind])
+            tried[kind] += 1
+            if fault := fault_of(words):
+                if faults[f"{kind}: {fault}"] == 0:
+                    print(f"{kind}: {fault}\n    {what} | {[word[:60] for word in words]!a}", flush=True)
+                faults[f"{kind}: {fault}"] += 1
+        os.chdir("/")
+        strays = sorted(path.name for path in Path(outside).iterdir() if path.name != "inside")
+    print(json.dumps({"tried": tried, "failed": sum(faults.values()), "outside": strays,
+                      "seconds": round(time.monotonic() - start)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

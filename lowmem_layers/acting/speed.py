@@ -1,0 +1,63 @@
+"""How fast a model's own forward is, with and without some sublayers, on the same tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+
+from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.homes.store import Visit
+from lowmem_layers.tasks.items import EncodedItem
+
+_ROUNDS = 3
+_ROWS, _TOKENS = 4, 64
+
+
+@torch.inference_mode()
+def tokens_a_second(
+    model: DecoderModel,
+    items: Sequence[EncodedItem],
+    removals: Sequence[Removed],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Time whole forward passes of the first items' tokens under each removal: the median of rounds taken in turns.
+
+    A removed sublayer is neither computed nor brought in. Shapes: one number for each removal.
+    """
+    tokens = [token for item in items for token in item.choices[0].tokens]
+    tokens = (tokens * (1 + _ROWS * _TOKENS // max(1, len(tokens))))[: _ROWS * _TOKENS]
+    ids = torch.tensor(tokens, device=model.device).view(_ROWS, _TOKENS)  # (B, T)
+    times: list[list[float]] = [[] for _ in removals]
+    for turn in range(_ROUNDS + 1):  # the first round only warms up
+        for place, removed in enumerate(removals):
+            start = clock()
+            _forward(model, ids, removed)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
+            if turn:
+                times[place].append(clock() - start)
+    return [_ROWS * _TOKENS / median(each) for each in times]
+
+
+def _forward(model: DecoderModel, ids: torch.Tensor, removed: Removed) -> None:
+    gone = {(model.players[position].layer, model.players[position].role) for position in removed}
+    layers = model.anatomy.layers
+    visits = model.store.sweep(
+        [
+            Visit(index, frozenset(role for role in layer.roles if (index, role) not in gone))
+            for index, layer in enumerate(layers)
+        ]
+    )
+    handles = [layer.layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers]
+    try:
+        with model.removed(removed):
+            model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for _ in visits:  # lets the store release the last layer
+            pass

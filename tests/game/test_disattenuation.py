@@ -1,0 +1,71 @@
+"""Correlations corrected for measurement error: known true ones, shared noise, and what is certain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lowmem_layers.game import ValueTable, compare, spearman_rho
+from lowmem_layers.game.uncertainty.disattenuation import corrected
+from lowmem_layers.game.uncertainty.errors import influence_of
+
+DOF = np.full(40, 79.0)
+
+
+def two_runs(rng, truth, n_items, paired):
+    """Measure true importances twice; a paired item's noise is the same in both runs for the larger part."""
+    n = truth.shape[1]
+    first, second = (5.0 * rng.standard_normal((n_items, n)) for _ in range(2))
+    shared = 5.0 * rng.standard_normal((n_items, n)) if paired else 0.0
+    a, b = (influence_of(t + 0.5 * e + shared, np.arange(n_items)) for t, e in zip(truth, (first, second), strict=True))
+    if paired:
+        return a.value, b.value, a.pieces, b.pieces
+    return a.value, b.value, np.concatenate([a.pieces, 0 * a.pieces]), np.concatenate([0 * b.pieces, b.pieces])
+
+
+@pytest.mark.parametrize(("correlation", "paired"), [(0.0, True), (0.9, True), (0.9, False)])
+def test_intervals_hold_the_true_correlation_and_estimates_are_not_pulled(correlation, paired):
+    rng = np.random.default_rng(3)
+    inside, off, raw = [], [], []
+    for _ in range(14):
+        truth = rng.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], 40).T
+        runs = two_runs(rng, truth, 80, paired)
+        found = corrected(*runs, DOF, level=0.95)
+        rho = spearman_rho(*truth)
+        inside += [found.spearman_ci.low <= rho <= found.spearman_ci.high]
+        inside += [found.pearson_ci.low <= np.corrcoef(truth)[0, 1] <= found.pearson_ci.high]
+        off.append(found.spearman - rho)
+        raw.append(spearman_rho(*runs[:2]) - rho)
+    assert np.mean(inside) >= 0.85
+    assert abs(np.mean(off)) < 0.08
+    if (correlation, paired) != (0.9, True):  # there the shared noise and the own noise pull in opposite directions
+        assert abs(np.mean(raw)) > 0.05
+
+
+def test_a_run_compared_with_itself_is_certainly_the_same():
+    values = np.random.default_rng(0).normal(0, 1, (60, 9)) + np.arange(9)
+    table = ValueTable(
+        tuple("abcdefgh"), ((), *((i,) for i in range(8))), values, items=tuple(map(str, range(60))), task="t"
+    )
+    found = compare(table, table, "ablation").corrected
+    assert (found.spearman, found.spearman_ci.low, found.spearman_ci.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert (found.pearson, found.pearson_ci.low, found.pearson_ci.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_pure_noise_says_that_nothing_is_known():
+    rng = np.random.default_rng(1)
+    found = corrected(*two_runs(rng, np.zeros((2, 30)), 60, False), np.full(30, 59.0), level=0.95)
+    assert (found.spearman_ci.low, found.spearman_ci.high) == (-1.0, 1.0)
+    assert (found.pearson_ci.low, found.pearson_ci.high) == (-1.0, 1.0)
+
+
+def test_what_is_unknown_has_no_correlation():
+    ties, values = np.zeros(5), np.arange(5.0)
+    pieces = np.random.default_rng(0).normal(0, 1, (10, 5))
+    hole, known, unknown = np.array([np.nan, *values[1:]]), np.full(5, 9.0), np.full(5, np.nan)
+    for a, b, rows, dof in (
+        (ties, values, pieces, known), (hole, values, pieces, known), (values, values, pieces[:1], unknown),
+        (values, values, pieces, unknown),
+    ):  # fmt: skip
+        found = corrected(a, b, rows, rows, dof, level=0.95)
+        assert np.isnan([found.pearson, found.spearman, found.pearson_ci.low, found.spearman_ci.high]).all()
