@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.parity_harness import hf_model, hf_tokenizer, locate
 
@@ -65,20 +66,23 @@ def write_tasks(folder: Path, options: argparse.Namespace) -> None:
 
 def harness_side(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Let the harness evaluate the embedded model."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    import lm_eval.models.huggingface
+    import lm_eval.tasks
+
+    harness: Any = lm_eval  # its names are made when they are asked for, which types do not tell
 
     place = locate(None)
-    model = HFLM(
+    model = harness.models.huggingface.HFLM(
         pretrained=hf_model(*place),
         tokenizer=hf_tokenizer(*place),
         backend="causal",
         batch_size=1,
         max_length=options.max_length,
     )
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    results = simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)["results"]
+    manager = harness.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    results = harness.simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0)[
+        "results"
+    ]
     names = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
     return {
         f"{task} {name}": found[f"{name},none"] for task, found in results.items() for name in names

@@ -8,14 +8,14 @@ from lowmem_layers._version import __version__
 
 if TYPE_CHECKING:
     from lowmem_layers.cli.display.choose import watch
-    from lowmem_layers.findings.run import Run, open_run
     from lowmem_layers.record.spec import StudySpec
+    from lowmem_layers.report.opened import Run, open_run
     from lowmem_layers.study.run import run_study
 
 _HOMES = {
-    "Run": "lowmem_layers.findings.run",
+    "Run": "lowmem_layers.report.opened",
     "StudySpec": "lowmem_layers.record.spec",
-    "open_run": "lowmem_layers.findings.run",
+    "open_run": "lowmem_layers.report.opened",
     "run_study": "lowmem_layers.study.run",
     "watch": "lowmem_layers.cli.display.choose",
 }

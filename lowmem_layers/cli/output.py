@@ -18,7 +18,7 @@ from lowmem_layers.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from lowmem_layers import Run
+    from lowmem_layers.findings.run import Run
 
 FORMATS = ("table", "csv", "json", "parquet", "markdown", "latex")
 _SUFFIXES = {

@@ -71,17 +71,33 @@ def importance(
 
 
 @click.command()
-@click.argument("run")
-@click.option("-o", "--output", metavar="FOLDER", help="Write to this folder. [default: RUN/report]")
-def report(run: str, output: str | None) -> None:
-    """Write figures, tables and a page about a run.
+@click.argument("runs", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    help="Write to this folder. [default: RUN/report; for several runs ./report]",
+)
+@click.option("--paper", is_flag=True, help="Also draw figures for a paper, as SVG, PNG and PDF, into figures/paper.")
+def report(runs: tuple[str, ...], output: str | None, paper: bool) -> None:
+    """Write figures, tables and a page about one or more runs.
 
-    Prints the path of the page, which opens in a browser.
+    Several runs (models, tasks, quantisations) share one page, which compares each of them with the first. Prints the
+    path of the page, which opens in a browser.
     """
     from lowmem_layers import open_run
-    from lowmem_layers.report import write_report
+    from lowmem_layers.report import write_joint_report, write_report
 
-    click.echo(str(write_report(open_run(run), output, every_value=True)))
+    opened = [open_run(run) for run in runs]
+    if len(opened) == 1:
+        page = write_report(opened[0], output, every_value=True)
+    else:
+        page = write_joint_report(opened, output or "report")
+    if paper:
+        from lowmem_layers.report.paper import write_paper_figures
+
+        write_paper_figures(opened, page.parent / "figures" / "paper")
+    click.echo(str(page))
 
 
 @click.command()

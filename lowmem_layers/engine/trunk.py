@@ -16,6 +16,7 @@ import torch
 
 from lowmem_layers.engine.batches import Batch, plain_inputs
 from lowmem_layers.engine.trie import Row
+from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.branches import branch_output
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
@@ -44,7 +45,15 @@ def trunk_statistics(model: DecoderModel, items: Sequence[EncodedItem], budget_b
     """Drive the gold answer's tokens of every item through an examined model, one sublayer after the other.
 
     Units: `budget_bytes` bounds the states that are alive at once; each such group visits every layer once.
+
+    Raises:
+        RemovalError: the model's layers are driven as a whole, so that nobody sees what one sublayer adds.
     """
+    if whole := next((program.whole for program in model.programs if program.whole), ""):
+        raise RemovalError(
+            f"{type(model.module).__name__}: what each sublayer adds cannot be seen on its own: {whole}",
+            "importance by removal works for this model; the proxies need layers that add one sublayer after another",
+        )
     found = np.zeros((4, len(items), len(model.players)))  # (statistics, items, players)
     of_layers = np.zeros((len(items), len(model.programs)))  # (items, layers)
     for group in _groups(model, items, budget_bytes):

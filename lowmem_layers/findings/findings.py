@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowmem_layers.findings.cautions import cautions
+from lowmem_layers.findings.explained import explained_lines
 from lowmem_layers.findings.importance import N_TOP, estimates
 from lowmem_layers.findings.paper import refusal, tables_of
 from lowmem_layers.findings.perplexity import perplexity_lines
@@ -145,7 +146,8 @@ def compute_findings(run: Run) -> Findings:
             if each.chance is not None
         )
     paper = tables_of([run]) if sides and refusal(run) is None else None
-    lines = tuple(cornerstone_lines(judged, tasks, sides))
+    fits = [(side.words, side.tables) for side in sides] if manifest.design.coalitions == "windows" else []
+    lines = (*cornerstone_lines(judged, tasks, sides), *explained_lines(fits))
     found = [(side.words, side.unit, side.scale, side.overall) for side in sides]
     careful = cautions([(each.task, each.level.ci.low[0], each.chance) for each in tasks], found)
     cut, perplexities = cut_line(run.values.rows_done), perplexity_lines(run)

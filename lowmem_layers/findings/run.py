@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -62,8 +63,11 @@ class Run(RunRecord):
         html = "<br>".join(map(escape, lines))
         if rows:
             head = "".join(f"<th>{escape(name)}</th>" for name in header)
-            body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-            html += f"<table><caption>{escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+            body = "".join(
+                "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + f"<td>{bar}</td></tr>"
+                for row, bar in zip(rows, _bars([row[1] for row in rows]), strict=True)
+            )
+            html += f"<table><caption>{escape(caption)}</caption><tr>{head}<th></th></tr>{body}</table>"
         return html
 
     def _shown(self) -> tuple[list[str], str, list[str], Rows]:
@@ -108,6 +112,13 @@ def open_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     return Run(folder, read_manifest(folder))
+
+
+def _bars(cells: Sequence[str]) -> list[str]:
+    """Draw estimates as bars of HTML, the largest of full length; none for what costs nothing or is unknown."""
+    sizes = [0.0 if cell == "–" else max(float(cell), 0.0) for cell in cells]
+    style = "height:0.8em;background:#00528a"
+    return [f'<div style="width:{120 * size / max(*sizes, 1e-9):.0f}px;{style}"></div>' for size in sizes]
 
 
 def _printable(text: str) -> str:

@@ -12,9 +12,9 @@ from matplotlib.ticker import FixedLocator, MultipleLocator
 
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
-from lowmem_layers.report.style import MARKERS, kind_words
+from lowmem_layers.report.style import MARKERS, kind_words, shown
 
-_MOST_TICKS = 32
+MOST_TICKS = 32
 _MOST_SIGNS = 90  # of all names along x before they are slanted
 _DOMINANT = 25.0
 
@@ -42,23 +42,21 @@ def cell_edges(places: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * places[0] - middles[0]], middles, [2 * places[-1] - middles[-1]]])
 
 
-def player_axis(axes: Axes, players: Sequence[Player | Group]) -> None:
-    """Number the decoder layers along x; where groups play, name all players."""
+def player_axis(axes: Axes, players: Sequence[Player | Group], most_ticks: int = MOST_TICKS) -> None:
+    """Number the decoder layers along x; where groups play, name all players (every few, where there are many)."""
     axes.grid(visible=False, axis="x")
     sublayers = [player for player in players if isinstance(player, Player)]
     if len(sublayers) < len(players):
-        every = -(-len(players) // _MOST_TICKS)
-        shown = range(0, len(players), every)
-        names = [players[place].name for place in shown]
+        every = -(-len(players) // most_ticks)
+        places = range(0, len(players), every)
+        names = [shown(players[place].name) for place in places]
         slanted = sum(map(len, names)) > _MOST_SIGNS
-        axes.set_xticks(
-            list(shown), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", parse_math=False
-        )
+        axes.set_xticks(list(places), names, rotation=45 if slanted else 0, ha="right" if slanted else "center")
         axes.set_xlim(-0.7, len(players) - 0.3)
         axes.set_xlabel("group of sublayers")
         return
     n_layers = 1 + max(player.layer for player in sublayers)
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if n_layers / step <= _MOST_TICKS)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if n_layers / step <= most_ticks)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.set_xlim(-0.7, n_layers - 0.3)
     axes.set_xlabel("decoder layer")
@@ -66,13 +64,7 @@ def player_axis(axes: Axes, players: Sequence[Player | Group]) -> None:
 
 def kind_legend(axes: Axes, players: Sequence[Player | Group], extra: Sequence[Line2D] = ()) -> None:
     """Say which colour and marker is which kind, above the axes' right end."""
-    handles = [
-        *(
-            Line2D([], [], linestyle="", marker=MARKERS[kind], color=kind, label=word, markersize=4.5)
-            for kind, word in kind_words(players).items()
-        ),
-        *extra,
-    ]
+    handles = [*kind_samples(players), *extra]
     axes.legend(
         handles=handles,
         loc="lower right",
@@ -81,6 +73,14 @@ def kind_legend(axes: Axes, players: Sequence[Player | Group], extra: Sequence[L
         borderaxespad=0,
         columnspacing=1.2,
     )
+
+
+def kind_samples(players: Sequence[Player | Group]) -> list[Line2D]:
+    """Give a legend's sample of each kind that plays."""
+    return [
+        Line2D([], [], linestyle="", marker=MARKERS[kind], color=kind, label=word, markersize=4.5)
+        for kind, word in kind_words(players).items()
+    ]
 
 
 def tame(axes: Axes, values: np.ndarray) -> str:

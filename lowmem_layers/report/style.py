@@ -11,17 +11,19 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 
-# Vermillion and blue of Okabe and Ito: told apart with every common colour vision deficiency; markers differ too.
+# Vermillion of Okabe and Ito and a darker shade of their blue: told apart with every common colour vision deficiency,
+# and in grey by their lightness (54 and 34 of 100); markers differ too.
 ATTENTION = "#D55E00"
-FEED_FORWARD = "#0072B2"
+FEED_FORWARD = "#00528A"
 QUIET = "#555555"
 GROUP = "#009E73"  # players that are groups of sublayers
 MARKERS = {ATTENTION: "o", FEED_FORWARD: "s", GROUP: "D"}
-FULL_WIDTH_IN = 6.9  # a text width of two columns
+FULL_WIDTH_IN, COLUMN_IN = 6.9, 3.3  # a text of two columns, and one of them
 FORMATS = ("svg", "png", "pdf")
 
 # Control characters (XML has no place for them), half surrogates and non-characters (nor has UTF-8 or XML for these),
@@ -49,6 +51,7 @@ _RC: dict[str, Any] = {
     "savefig.dpi": 200,
     "svg.hashsalt": "lowmem-layers",
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
 }
 _NO_DATES: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
@@ -75,6 +78,9 @@ def new_figure(height_in: float, width_in: float = FULL_WIDTH_IN) -> Figure:
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> None:
     """Write a figure in these formats, without dates; laid out once, alike in all."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text() != shown(text.get_text()):
+            text.set_text(shown(text.get_text()))
     for form in formats:
         figure.savefig(folder / f"{name}.{form}", metadata=_NO_DATES[form])
         figure.set_layout_engine("none")

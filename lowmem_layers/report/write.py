@@ -97,7 +97,7 @@ def write_report(
             listings = _paper_listings(findings.paper, tables)
     except OSError as error:
         raise cannot_write(Path(error.filename or files.folder), error) from error
-    write_text(files.folder / PAGE, page(run, findings, picture, listings, values))
+    write_text(files.folder / PAGE, page([(run, findings)], picture, listings, values))
     return files.folder / PAGE
 
 

@@ -190,7 +190,7 @@ def test_items_that_were_cut_are_counted_recorded_and_told(cut_run, tmp_path):
         f"too long for the model, and cut on the left: {len(lost)} of {len(done)} items of three (up to {most} tokens)"
     )
     assert find(cut_run).cut == told
-    assert f"T{told[1:]}." in page(cut_run, find(cut_run), None, [])
+    assert f"T{told[1:]}." in page([(cut_run, find(cut_run))], None, [])
     stream = io.StringIO()
     summarise(cut_run, find(cut_run), tmp_path, Console(file=stream, width=200))
     assert told in stream.getvalue()

@@ -133,7 +133,7 @@ def test_the_page_in_the_dark_on_paper_and_without_scripts(opened, browser, host
     plain.goto(hostile.as_uri())
     assert plain.locator("#still img").is_visible()
     assert plain.locator("#explore").is_hidden()
-    assert plain.locator("#plain").is_visible()
+    assert plain.locator(".plain").first.is_visible()
     context.close()
 
 
@@ -145,4 +145,29 @@ def test_groups_are_chosen_by_name(opened, browser, bench, tmp_path):
     page.wait_for_selector("html[data-ready=yes]", state="attached")
     page.locator("#table .name", has_text="a<b>").click()
     assert page.locator("#chosen h2").text_content() == "a<b> group of 2 sublayers"
+    page.close()
+
+
+@pytest.mark.slow
+def test_runs_are_switched_and_compared(browser, tmp_path):
+    from lowmem_layers.report import write_joint_report
+    from tests.report.test_several import made
+
+    runs = [made(tmp_path / name, "m", seed) for name, seed in (("a", 0), ("b", 1))]
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    errors = []
+    page.on("console", lambda said: errors.append(said.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(write_joint_report(runs, tmp_path / "report", ("svg",)).as_uri())
+    page.wait_for_selector("html[data-ready=yes]", state="attached")
+    before = page.locator("#table td").all_text_contents()
+    assert page.locator("#chart-compared .point").count() == 6
+    page.locator("#choose-run").select_option(index=1)
+    assert page.locator("#table td").all_text_contents() != before
+    assert page.locator("#chart-compared .point").count() == 6
+    assert page.locator("#chart-runs .hm").count() == 1
+    titles = page.locator("#choose-run option").all_text_contents()
+    assert page.locator("#table caption").nth(1).text_content() == f"A: {titles[0]}; B: {titles[1]}; all"
+    assert overflow(page) == 0
+    assert [error for error in errors if "auto-margin" not in error] == []
     page.close()

@@ -2,9 +2,11 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { run: 0, task: 0, value: 0, estimator: 0, player: 0 };
+const state = { run: 0, task: 0, value: 0, estimator: 0, player: 0, other: 0 };
 const CHARTS = [
   { id: "importance", title: "Every sublayer", draw: importanceChart, note: "Bars: the estimate of each sublayer's importance. Lines: 95 % intervals. Choose a sublayer with a click, or with the arrow keys." },
+  { id: "runs", title: "Run beside run", draw: runsChart, when: (view) => view.runs.length > 1, note: "The same sublayers in every run on the chosen task. A click takes over the run." },
+  { id: "compared", title: "What differs", draw: comparedChart, when: (view) => view.compared, note: "Differences from the first run (A, the first of the list) to the chosen one (B), A − B, with 95 % intervals. Filled: significant after Holm's correction." },
   { id: "order", title: "The order, and how sure it is", draw: rankChart, note: "Intervals that reach far mean: the order of these sublayers is not certain." },
   { id: "alone", title: "One sublayer removed", draw: aloneChart, when: (view) => view.alone, note: "What is left of the model when one sublayer alone is removed." },
   { id: "tasks", title: "Sublayers and tasks", draw: taskChart, when: (view) => view.run.tasks.length > 1, note: "The same sublayer on every task, and on their mean (all)." },
@@ -20,6 +22,8 @@ function viewNow() {
   const several = run.tasks.length > 1;
   return {
     run, value, estimator, perTask, player: state.player, found: perTask[state.task],
+    runs: runsBeside(data.runs, run, value, estimator, state.task),
+    compared: comparedTo(data.compared, run, data.runs[0], value, state.task),
     taskWords: several && state.task === run.tasks.length - 1 ? "all tasks" : run.tasks[state.task],
     alone: run.alone[state.value][state.task] ?? null,
     windows: { first: run.windows.first, size: run.windows.size, lost: run.windows.lost[state.value][state.task] },
@@ -77,6 +81,7 @@ function draw(id, chart) {
   place.dataset.ready = "yes";
   place.on("plotly_click", ({ points }) => {
     const [point] = points;
+    if (id === "runs") return choose({ run: point.data.runs[point.y] });
     const player = Array.isArray(point.customdata) ? point.customdata[0] : point.customdata;
     if (Number.isInteger(player)) choose({ player });
   });
@@ -89,7 +94,7 @@ function drawAll() {
     document.getElementById(`panel-${chart.id}`).hidden = !shown;
     if (shown) draw(chart.id, chart.draw(view, look));
   }
-  document.getElementById("table").replaceChildren(everyPlayer(view));
+  document.getElementById("table").replaceChildren(...(view.compared ? [everyPlayer(view), comparedTable(view)] : [everyPlayer(view)]));
   drawPlayer();
 }
 
@@ -183,7 +188,7 @@ async function start() {
   Object.assign(state, { task: run.tasks.length - 1, value: run.start, player: mostImportant(run) });
   document.getElementById("explore").hidden = false;
   document.getElementById("still")?.remove(); // the picture and the table for those without scripts
-  document.getElementById("plain")?.remove();
+  document.querySelectorAll(".plain").forEach((table) => table.remove());
   fillChoices();
   buildPage();
   drawAll();

@@ -39,7 +39,7 @@ function layerAxis(view) {
 // Where cells are players, not layers: the axis counts players, and its ticks say who is where.
 function placeAxis(view, words) {
   const { players } = view.run;
-  const every = Math.ceil(players.length / 15);
+  const every = Math.ceil(players.length / (innerWidth < 600 ? 8 : 15));
   const shown = players.map((_, place) => place).filter((place) => place % every === 0);
   return { title: { text: words }, showgrid: false, zeroline: false, tickvals: shown, ticktext: shown.map((place) => plain(players[place].name)), tickangle: players.length > 8 ? -45 : 0 };
 }
@@ -81,6 +81,16 @@ function unitAxis(words, scale) {
   return scale ? { title: { text: words }, tickvals: scale.ticks, ticktext: scale.words } : { title: { text: words } };
 }
 
+// A colour bar's ticks, far enough apart to be read.
+function barTicks(scale, most) {
+  if (!scale) return {};
+  const kept = [];
+  scale.ticks.forEach((tick, place) => {
+    if (tick === 0 || (Math.abs(tick) > 0.4 * most && Math.abs(tick) <= most && kept.every((other) => Math.abs(scale.ticks[other] - tick) > 0.4 * most))) kept.push(place);
+  });
+  return { tickvals: kept.map((place) => scale.ticks[place]), ticktext: kept.map((place) => scale.words[place]) };
+}
+
 function importanceChart(view, look) {
   const { found, run } = view;
   const scale = scaleOf(found.value);
@@ -102,7 +112,7 @@ function rankChart(view, look) {
   order.sort((a, b) => found.rank[a] - found.rank[b]);
   const xs = [];
   order.forEach((place, position) => { xs[place] = position + 1; });
-  const every = Math.ceil(order.length / 30);
+  const every = Math.ceil(order.length / (innerWidth < 600 ? 12 : 30));
   const named = order.filter((_, position) => position % every === 0);
   const traces = byKind(view, look, ({ of, colour, symbol }) => ({
     type: "scatter", mode: "markers", x: of(xs), y: of(found.rank), marker: { color: colour, symbol, size: 7 },
@@ -176,7 +186,7 @@ function pairChart(view, look) {
     if (found.sure[place]) { sure.x.push(each); sure.y.push(apart); }
   });
   const most = Math.max(...grid.flat().filter((cell) => cell !== null).map(Math.abs), 1e-9);
-  const ticks = [-1, -0.5, 0, 0.5, 1].map((part) => part * most);
+  const ticks = (furthest < 3 ? [-1, 0, 1] : [-1, -0.5, 0, 0.5, 1]).map((part) => part * most);
   const map = {
     type: "heatmap", z: grid, y: grid.map((_, place) => place + 1), hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1,
     zmin: -most, zmax: most, colorscale: diverging(look), customdata: grid.map((row) => row.map((_, place) => place)),
@@ -206,7 +216,7 @@ function taskChart(view, look) {
   const trace = {
     type: "heatmap", z: grid, hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1, zmin: -most, zmax: most, colorscale: diverging(look),
     customdata: grid.map((row) => row.map((_, place) => place)),
-    colorbar: { title: { text: plain(value.unit), side: "top" }, thickness: 10, outlinewidth: 0, ...(scale ? { tickvals: scale.ticks, ticktext: scale.words } : {}) },
+    colorbar: { title: { text: plain(value.unit), side: "top" }, thickness: 10, outlinewidth: 0, ...barTicks(scale, most) },
   };
   return { traces: [trace], layout: layoutOf(look, 130 + 30 * groups.length, { xaxis: placeAxis(view, "sublayer"), yaxis: { tickvals: groups.map((_, task) => task), ticktext: groups.map((_, task) => plain(run.tasks[task])), autorange: "reversed", showgrid: false, zeroline: false } }) };
 }

@@ -17,12 +17,13 @@ from lowmem_layers.findings.findings import Findings
 from lowmem_layers.findings.rows import Rows, importance_rows, level_rows, minus
 from lowmem_layers.findings.run import Run
 from lowmem_layers.report.page.answer import answer, leading_side
+from lowmem_layers.report.page.comparisons import Compared, changed_words, run_titles
 from lowmem_layers.report.page.data import Json, as_json, run_data
 from lowmem_layers.report.page.library import library, script_hash
 from lowmem_layers.report.page.protocol import citation, commands, facts, summary
 from lowmem_layers.report.style import shown
 
-_SCRIPTS = ("numbers.js", "tables.js", "charts.js", "app.js")
+_SCRIPTS = ("numbers.js", "tables.js", "charts.js", "several.js", "app.js")
 
 
 @dataclass(frozen=True)
@@ -59,29 +60,43 @@ class Part:
 
 
 def page(
-    run: Run,
-    findings: Findings,
+    runs: Sequence[tuple[Run, Findings]],
     picture: Picture | None,
     listings: Sequence[Listing],
     more_values: Sequence[str] = (),
+    compared: Sequence[Compared] = (),
 ) -> str:
-    """Write the page of a run; `picture` is what is seen without scripts, `listings` close the page.
+    """Write the page of one or more runs, which measures by the values of the findings, and by `more_values`.
 
-    The page measures by the values of the findings, and by `more_values`.
+    `picture` is what is seen without scripts, `listings` close the page, `compared` are the other runs against the
+    first.
     """
-    data: Json | None = None
-    if findings.sides:
+    titles = run_titles([run for run, _ in runs])
+    tables, data = [], []
+    for (run, findings), title in zip(runs, titles, strict=True):
+        if not findings.sides:
+            continue
         side = leading_side(findings)
-        table = Listing(
-            f"Every sublayer by {side.words} ({side.overall.task})",
-            *importance_rows(side.overall, side.scale, side.unit),
-        )
-        listings = [table, *listings]
-        data = {"runs": [{"title": _title(run), **run_data(run, findings, side, more_values)}]}
-    return _render([_part(run, findings)], data, picture, listings)
+        of_run = f" of {title}" if len(runs) > 1 else ""
+        words = f"Every sublayer{of_run} by {side.words} ({side.overall.task})"
+        tables.append(Listing(words, *importance_rows(side.overall, side.scale, side.unit)))
+        data.append({"title": title, **run_data(run, findings, side, more_values)})
+    shown_data = {"runs": data, "compared": [each.to_json() for each in compared]} if data else None
+    parts = [_part(run, findings, title) for (run, findings), title in zip(runs, titles, strict=True)]
+    heading = f"Which sublayers of {titles[0]} matter?" if len(runs) == 1 else "Which sublayers matter?"
+    return _render(heading, parts, shown_data, picture, tables, listings, compared)
 
 
-def _render(parts: Sequence[Part], data: Json | None, picture: Picture | None, listings: Sequence[Listing]) -> str:
+def _render(
+    title: str,
+    parts: Sequence[Part],
+    data: Json | None,
+    picture: Picture | None,
+    tables: Sequence[Listing],
+    listings: Sequence[Listing],
+    compared: Sequence[Compared],
+) -> str:
+    """Fill the template; `tables` are those that the scripts replace."""
     folder = resources.files("lowmem_layers.report.page")
     script = "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)
     environment = jinja2.Environment(
@@ -96,19 +111,21 @@ def _render(parts: Sequence[Part], data: Json | None, picture: Picture | None, l
         script_sources=f"{script_hash(script)} {drawing.hash}" if drawing is not None else "'none'",
         library=drawing,
         data=as_json(data) if data is not None else "",
-        title=f"Which sublayers of {parts[0].title} matter?",
+        title=title,
         parts=parts,
         picture=picture,
+        tables=tables,
         listings=listings,
+        compared=[(changed_words(each), each) for each in compared],
     )
 
 
-def _part(run: Run, findings: Findings) -> Part:
+def _part(run: Run, findings: Findings, title: str) -> Part:
     done, manifest, verdict = run.n_items_done, run.manifest, findings.verdict
     unfinished = f"This run is unfinished: {done:,} of {manifest.n_items:,} items are in these numbers."
     cut = findings.cut and f"{findings.cut[0].upper()}{findings.cut[1:]}."
     return Part(
-        title=_title(run),
+        title=title,
         summary=summary(manifest, run.tasks, done),
         warnings=[line for line in (unfinished if run.is_unfinished else "", cut) if line],
         verdict=f"{verdict[0].upper()}{verdict[1:]}." if verdict else "",
@@ -119,11 +136,6 @@ def _part(run: Run, findings: Findings) -> Part:
         commands=commands(run),
         citation=citation(manifest),
     )
-
-
-def _title(run: Run) -> str:
-    """Name a run by its model."""
-    return shown(run.manifest.model.id)
 
 
 def _finalized(value: object) -> object:

@@ -8,7 +8,7 @@ function tableOf({ caption, file, columns, rows, onName }) {
   const body = make("tbody");
   const heads = columns.map((column, place) => {
     const button = make("button", { type: "button", onclick: () => sortBy(place) }, column.name);
-    return make("th", { scope: "col" }, button);
+    return make("th", { scope: "col", class: column.digits === undefined ? "words" : null }, button);
   });
   const filter = make("input", { type: "search", placeholder: "filter, e.g. attn", "aria-label": `Filter: ${caption}`, oninput: fill });
   const count = make("span", { class: "quiet", "aria-live": "polite" });
