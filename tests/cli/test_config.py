@@ -41,7 +41,7 @@ def test_a_file_gives_options_and_the_command_line_wins(capfd, small, tmp_path):
     passed = json.loads((tmp_path / "from_file" / "run.json").read_text())["spec"]["passed"]
     assert passed == {
         "tasks": ["one", "three"], "max_removed": 1, "limit": 3, "cache": False,
-        "requantize": False, "trust_remote_code": False,
+        "requantize": False, "trust_remote_code": False, "trust_task_code": False,
     }  # fmt: skip
     again = call(capfd, "run", "--config", "from_file/run.json", "--out", "second", "--display", "none", "--seed", "4")
     assert again[:2] == (0, "second\n")
