@@ -15,13 +15,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "plan": (
         "lowmem-layers plan --quant 4bit",
         "lowmem-layers plan --model llama-3-70b --quant 4bit --for rtx-4090",
+        "lowmem-layers plan --tasks piqa --pilot runs/small --size 0.02",
     ),
     "importance": (
         "lowmem-layers importance RUN",
         "lowmem-layers importance RUN --value margin --top 5 -o importance.csv",
     ),
     "scores": ("lowmem-layers scores RUN -o scores.parquet",),
-    "report": ("lowmem-layers report RUN", "lowmem-layers report RUN -o my_folder"),
+    "report": ("lowmem-layers report RUN", "lowmem-layers report RUN_A RUN_B -o my_folder"),
     "compare": (
         "lowmem-layers compare RUN_A RUN_B --figure compared.png",
         "lowmem-layers compare RUN_A RUN_B --agreement",
@@ -29,6 +30,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "interactions": ("lowmem-layers interactions RUN --value loglikelihood",),
     "tables": ("lowmem-layers tables RUN --table 3 --format latex",),
     "power": ("lowmem-layers power RUN --value probability --size 0.005",),
+    "items": ("lowmem-layers items RUN --sublayers ffn.0,attn.1 --top 10",),
+    "prune": (
+        "lowmem-layers prune RUN --remove 4 -o my_folder",
+        "lowmem-layers prune RUN --decoder-layers 3 --form layers -o my_folder",
+        "lowmem-layers prune RUN --lose-at-most 1.0",
+    ),
+    "proxies": ("lowmem-layers proxies RUN --agreement",),
     "models": ("lowmem-layers models", "lowmem-layers models --cache --clear"),
     "tasks": ("lowmem-layers tasks", "lowmem-layers tasks show arc_easy --items 2"),
     "show": ("lowmem-layers tasks show quick",),

@@ -52,9 +52,7 @@ def plan(
 
     Takes the options of run. --model also takes llama-3-8b, llama-3-70b and mixtral-8x7b, whose shapes are shipped.
 
-    \b
-    Example: lowmem-layers plan --tasks piqa --pilot runs/small --size 0.02
-    """
+    \b"""
     if size is not None and pilot is None:
         raise click.UsageError("--size goes with --pilot")
     import pyarrow as pa

@@ -23,6 +23,9 @@ WIDE_ROWS = 1024
 """So many tokens' output embeddings are turned to float32 at once."""
 
 
+_WIDE_SUMS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # `out_dtype` came with torch 2.8
+
+
 @dataclass(frozen=True)
 class LayerCall:
     """What one decoder layer is called with, besides the hidden state."""
@@ -124,7 +127,7 @@ def has_wide_head(module: Any) -> bool:
 def float32_product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply 16-bit numbers, and add up and return in float32. Shapes: (…, D), (V, D), (V,) → (…, V)."""
     rows = hidden.flatten(0, -2)  # (R, D)
-    if weight.device.type == "cuda":
+    if weight.device.type == "cuda" and torch.version.hip is None and _WIDE_SUMS:
         logits = torch.mm(rows, weight.t(), out_dtype=torch.float32)  # (R, V)
     else:
         wide = rows.float()
