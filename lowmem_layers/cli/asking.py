@@ -76,8 +76,7 @@ def items(
 
     One row for each task, sublayer and item: what the estimate is without the item, and how much of it the largest 1 %
     of all items carry.
-
-    \b"""
+    """
     from lowmem_layers import open_run
     from lowmem_layers.findings.drivers import driver_lines, driver_table, find_drivers
 

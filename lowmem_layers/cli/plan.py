@@ -51,8 +51,7 @@ def plan(
     """Say what a run would take; loads no weights.
 
     Takes the options of run. --model also takes llama-3-8b, llama-3-70b and mixtral-8x7b, whose shapes are shipped.
-
-    \b"""
+    """
     if size is not None and pilot is None:
         raise click.UsageError("--size goes with --pilot")
     import pyarrow as pa
