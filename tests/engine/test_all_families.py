@@ -22,7 +22,7 @@ def test_coalitions_of_a_type_equal_whole_passes(model_type):
     assert found["verdict"] == "right", found
 
 
-@pytest.mark.parametrize("model_type", ["longcat_flash", "inkling_text"])
+@pytest.mark.parametrize("model_type", ["longcat_flash", pytest.param("inkling_text", marks=pytest.mark.slow)])
 def test_layers_with_two_attentions_and_feed_forwards_that_mix_tokens_are_right(model_type):
     found = in_a_fork(model_type)
     assert found["verdict"] == "right", found

@@ -228,4 +228,4 @@ def test_perplexities_are_the_harness_formulas(tmp_path, bench):
         f"byte perplexity {metrics.weighted_perplexity([(sum(roll), 90)]):.4f}, "
         f"{metrics.bits_per_byte([(sum(roll), 90)]):.4f} bits per byte",
     )
-    assert find(run).perplexities[0] in page(run, find(run), None, [])
+    assert find(run).perplexities[0] in page([(run, find(run))], None, [])
