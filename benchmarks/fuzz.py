@@ -91,20 +91,27 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place for key, value in inside for place in ((*path, key), *places(value, (*path, key)))]
 
 
+def mutate(stored: Any, path: tuple[Any, ...], wrong: Any) -> Any:
+    """Give a copy with one node replaced, or deleted where `wrong` is the word for that."""
+    changed = copy.deepcopy(stored)
+    node = changed
+    for key in path[:-1]:
+        node = node[key]
+    if wrong == "delete":
+        del node[path[-1]]
+    else:
+        node[path[-1]] = wrong
+    return changed
+
+
 def mutated(stored: Any, rng: random.Random) -> tuple[str, Any]:
     """Replace or delete a node or two; say which."""
-    changed, said = copy.deepcopy(stored), []
+    changed, said = stored, []
     for _ in range(rng.choice((1, 1, 1, 2))):
         path, wrong = rng.choice(places(changed) or [()]), copy.deepcopy(rng.choice(WRONG))
         if not path:
             return "root", wrong
-        node = changed
-        for key in path[:-1]:
-            node = node[key]
-        if wrong == "delete":
-            del node[path[-1]]
-        else:
-            node[path[-1]] = wrong
+        changed = mutate(changed, path, wrong)
         said.append(f"{path} = {wrong!a:.40}")
     return "; ".join(said), changed
 

@@ -13,7 +13,7 @@ from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
-from lowmem_layers.study.events import Announce, LayerRead, ModelExamined, ModelPlaced, StageStarted, TasksRead
+from lowmem_layers.study.events import Announce, LayerRead, ModelExamined, ModelPlaced, Noted, StageStarted, TasksRead
 from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def prepare_study(
     announce(_placed(found, placement))
     announce(StageStarted("reading the weights", "weights"))
     model = fill_model(
-        found, placement, lambda line: announce(StageStarted(line)), lambda *layers: announce(LayerRead(*layers))
+        found, placement, lambda line: announce(Noted(line)), lambda *layers: announce(LayerRead(*layers))
     )
     announce(StageStarted("examining the model", "examination"))
     start = clock()

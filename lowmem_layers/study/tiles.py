@@ -203,10 +203,10 @@ def _scores_of(
     scores = engine.score(items, coalitions, lambda amount: announce(WorkDone(amount)))
     for each in engine.describe().get("narrowed", ())[before:]:
         text = (
-            f"note: out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
+            f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
             f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
         )
-        announce(StageStarted(text))
+        announce(Noted(text))
     return scores
 
 

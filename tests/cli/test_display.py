@@ -271,18 +271,26 @@ def test_bars_hold_their_intervals_and_the_strip_all_layers():
 class Gone(io.StringIO):
     """A terminal whose window was closed."""
 
+    attempts = 0
+
     def write(self, text: str) -> int:
+        self.attempts += 1
         raise OSError(5, "Input/output error")
 
 
 def test_a_closed_window_ends_the_display_and_not_the_run(monkeypatch):
-    with LiveDisplay(Console(file=Gone(), force_terminal=True), Clock(), "t") as display:
+    window = Gone()
+    with LiveDisplay(Console(file=window, force_terminal=True), Clock(), "t") as display:
         display(PLAN)
+        display(StageStarted("scoring", "scoring"))
+    assert window.attempts > 0, "the display did write to the window that is gone"
     for name in ("plain", "json"):
-        monkeypatch.setattr("sys.stderr", Gone())
+        window = Gone()
+        monkeypatch.setattr("sys.stderr", window)
         with choose_display(name, "t") as announce:
             announce(PLAN)
             announce(StageStarted("scoring", "scoring"))
+        assert window.attempts == 1, "after the first line that nobody reads, none is written"
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch):

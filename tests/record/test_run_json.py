@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import random
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzz import mutate, places
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import LowmemLayersError, RecordError
 
@@ -93,25 +93,6 @@ def stored_in(folder):
     stored = json.loads((folder / "run.json").read_text())
     del stored["checksum"]
     return stored
-
-
-def places(node, path=()):
-    """List the paths to every node but the root."""
-    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    return [place for key, value in inside for place in ((*path, key), *places(value, (*path, key)))]
-
-
-def mutate(stored, path, wrong):
-    """Replace a node, or delete it where `wrong` is the word for that."""
-    changed = copy.deepcopy(stored)
-    node = changed
-    for key in path[:-1]:
-        node = node[key]
-    if wrong == "delete":
-        del node[path[-1]]
-    else:
-        node[path[-1]] = wrong
-    return changed
 
 
 def test_what_was_written_is_read_back(folders):

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lowmem_layers.cli.display.memory import Memory, read_memory
 from lowmem_layers.cli.display.picture import draw
-from lowmem_layers.cli.display.progress import Progress, advance
+from lowmem_layers.cli.display.progress import Progress, advance, left
 from lowmem_layers.cli.output import visible
 from lowmem_layers.cli.spelled import Spelled
 from lowmem_layers.study.events import Event, Noted
@@ -49,9 +49,7 @@ class LiveDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # An error before the run began leaves no RunFinished: without a status, the spinner would stay on the screen.
-        if self._progress.status is None and error is not None:
-            self._progress = Progress(self._progress.started, stage="stopped", status="stopped")
+        self._progress = left(self._progress, error)
         with contextlib.suppress(OSError):
             self._live.stop()
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lowmem_layers.cli.display.memory import Memory, read_memory
 from lowmem_layers.cli.display.picture import draw
-from lowmem_layers.cli.display.progress import Progress, advance
+from lowmem_layers.cli.display.progress import Progress, advance, left
 from lowmem_layers.study.events import Event, WorkDone
 
 _WIDTH, _HEIGHT = 100, 40
@@ -62,8 +62,7 @@ class NotebookDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress.status is None and error is not None:
-            self._progress = Progress(self._progress.started, stage="stopped", status="stopped")
+        self._progress = left(self._progress, error)
         self._handle.update(self)
 
     def __call__(self, event: Event) -> None:

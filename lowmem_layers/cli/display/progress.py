@@ -130,6 +130,13 @@ class Progress:
         return self.work_done + self.work_in_tile
 
 
+def left(at: Progress, error: BaseException | None) -> Progress:
+    """Give the state when the display is left: an error before the run began leaves no RunFinished."""
+    if at.status is None and error is not None:
+        return Progress(at.started, stage="stopped", status="stopped")
+    return at
+
+
 def advance(at: Progress, event: Event, now: float) -> Progress:
     """Give the state after one more event."""
     match event:
