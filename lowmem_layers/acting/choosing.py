@@ -7,6 +7,7 @@ passage) by a hash of task and cluster, so that every choice made from a run lea
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,10 @@ class Request:
         n_given = sum(way is not None for way in ways)
         if n_given != 1:
             raise UsageError(f"{n_given} of four ways to say what goes are given", _ONE)
+        if self.sublayers is not None and not _listed(self.sublayers):
+            raise UsageError("--sublayers names nothing", "name sublayers like attn.20,ffn.21")
+        if self.lose_at_most is not None and not math.isfinite(self.lose_at_most):
+            raise UsageError(f"--lose-at-most {self.lose_at_most} is no loss", "give a number, such as 1.0")
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,7 @@ def choose(run: Run, request: Request, form: Form, value: str | None, level: flo
         )
     # 2) growing removals, or the one that is named
     if request.sublayers is not None:
-        listed = "+".join(part.strip() for part in request.sublayers.replace("+", ",").split(",") if part.strip())
-        named = parse_coalition(listed, names)
+        named = parse_coalition("+".join(_listed(request.sublayers)), names)
         if (players := _players_of(run, named)) is None:
             unknown = ("the run did not remove these sublayers as players of its own: nothing is known of their loss",)
             none = float("nan")
@@ -178,6 +182,10 @@ def _players_of(run: Run, removed: Removed) -> Removed | None:
         return removed
     places = tuple(place for place, group in enumerate(grouping.groups) if set(group.members) <= set(removed))
     return places if grouping.expand(places) == removed else None
+
+
+def _listed(sublayers: str) -> list[str]:
+    return [name for part in sublayers.replace("+", ",").split(",") if (name := part.strip())]
 
 
 def _names(removed: Removed, names: Sequence[str]) -> tuple[str, ...]:

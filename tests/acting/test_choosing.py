@@ -124,3 +124,17 @@ def test_half_a_decoder_layer_is_no_decoder_layer(study):
     with pytest.raises(UsageError, match=r"of layer 1 ffn\.1 would stay"):
         kept_layers(model, (2,), "layers")
     assert kept_layers(model, (2, 3), "layers") == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sublayers": ""}, "names nothing"),
+        ({"sublayers": " , +"}, "names nothing"),
+        ({"lose_at_most": float("nan")}, "nan is no loss"),
+        ({"lose_at_most": float("inf")}, "inf is no loss"),
+    ],
+)
+def test_a_request_that_says_nothing_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        Request(**given)

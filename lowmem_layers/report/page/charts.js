@@ -156,9 +156,14 @@ function windowChart(view, look) {
   const trace = {
     type: "heatmap", z: grid, y: grid.map((_, place) => place + 1), hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1, zmin: 0, zmax: most,
     colorscale: "Cividis", customdata: grid.map((row) => row.map((_, place) => place)),
-    colorbar: { title: { text: `lost (${plain(value.unit)})`, side: "top" }, tickvals: ticks.map((tick) => tick ** 0.4), ticktext: ticks.map((tick) => String(Number(tick.toPrecision(2)))), thickness: 10, outlinewidth: 0 },
+    colorbar: { title: barTitle(`lost (${plain(value.unit)})`), tickvals: ticks.map((tick) => tick ** 0.4), ticktext: ticks.map((tick) => String(Number(tick.toPrecision(2)))), thickness: 10, outlinewidth: 0 },
   };
   return { traces: [trace], layout: layoutOf(look, 130 + 34 * sizes, { xaxis: placeAxis(view, "first sublayer removed"), yaxis: { title: { text: "how many" }, dtick: 1, showgrid: false, zeroline: false } }) };
+}
+
+/** The words above a colour bar, with an empty line that keeps them off its topmost number. */
+function barTitle(words) {
+  return { text: `${words}<br>\u00a0`, side: "top" };
 }
 
 function windowName(run, first, size) {
@@ -190,7 +195,7 @@ function pairChart(view, look) {
   const map = {
     type: "heatmap", z: grid, y: grid.map((_, place) => place + 1), hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1,
     zmin: -most, zmax: most, colorscale: diverging(look), customdata: grid.map((row) => row.map((_, place) => place)),
-    colorbar: { title: { text: plain(value.unit), side: "top" }, tickvals: ticks, ticktext: ticks.map((tick) => String(Number((unit * Math.sinh(tick)).toPrecision(2))).replace("-", MINUS)), thickness: 10, outlinewidth: 0 },
+    colorbar: { title: barTitle(plain(value.unit)), tickvals: ticks, ticktext: ticks.map((tick) => String(Number((unit * Math.sinh(tick)).toPrecision(2))).replace("-", MINUS)), thickness: 10, outlinewidth: 0 },
   };
   const dots = { type: "scatter", mode: "markers", ...sure, marker: { color: look.ink, size: 4 }, hoverinfo: "skip", showlegend: false };
   return { traces: [map, dots], layout: layoutOf(look, 130 + 34 * furthest, { xaxis: placeAxis(view, "first of the pair"), yaxis: { title: { text: "places apart" }, dtick: 1, showgrid: false, zeroline: false } }) };
@@ -216,7 +221,7 @@ function taskChart(view, look) {
   const trace = {
     type: "heatmap", z: grid, hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1, zmin: -most, zmax: most, colorscale: diverging(look),
     customdata: grid.map((row) => row.map((_, place) => place)),
-    colorbar: { title: { text: plain(value.unit), side: "top" }, thickness: 10, outlinewidth: 0, ...barTicks(scale, most) },
+    colorbar: { title: barTitle(plain(value.unit)), thickness: 10, outlinewidth: 0, ...barTicks(scale, most) },
   };
   return { traces: [trace], layout: layoutOf(look, 130 + 30 * groups.length, { xaxis: placeAxis(view, "sublayer"), yaxis: { tickvals: groups.map((_, task) => task), ticktext: groups.map((_, task) => plain(run.tasks[task])), autorange: "reversed", showgrid: false, zeroline: false } }) };
 }

@@ -29,7 +29,7 @@ function runsChart(view, look) {
   const words = runs.map(({ title, found }) => found.value.map((each, place) => `<b>${plain(view.run.players[place].name)}</b> in ${plain(title)}<br>${written(each, value.digits)} ${plain(value.unit)} ${interval(found.low[place], found.high[place], value.digits)}<br>rank ${written(found.rank[place], 0)}, ${found.items.toLocaleString("en")} items`));
   const trace = {
     type: "heatmap", z: grid, hoverinfo: "text", hovertext: words, xgap: 1, ygap: 1, zmin: -most, zmax: most, colorscale: diverging(look), runs: runs.map((each) => each.index),
-    colorbar: { title: { text: plain(value.unit), side: "top" }, thickness: 10, outlinewidth: 0, ...barTicks(scale, most) },
+    colorbar: { title: barTitle(plain(value.unit)), thickness: 10, outlinewidth: 0, ...barTicks(scale, most) },
   };
   return { traces: [trace], layout: layoutOf(look, 140 + 34 * runs.length, { xaxis: placeAxis(view, "sublayer"), yaxis: { tickvals: runs.map((_, row) => row), ticktext: runs.map((each) => plain(each.title).replaceAll(" · ", "<br>")), autorange: "reversed", showgrid: false, zeroline: false } }) };
 }
