@@ -18,7 +18,7 @@ from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.record.identity import fingerprint
 from lowmem_layers.study.contracts import Prepare, Prepared
-from lowmem_layers.study.events import StageStarted
+from lowmem_layers.study.events import Noted, StageStarted
 from lowmem_layers.tasks.items import EncodedItem
 from lowmem_layers.tasks.metrics import item_values
 
@@ -41,6 +41,8 @@ def prepare_again(run: Run, say: Callable[[str], None], prepare: Prepare | None 
     def tell(event: object) -> None:
         if isinstance(event, StageStarted):
             say(event.stage)
+        elif isinstance(event, Noted):
+            say(f"note: {event.words}")
 
     return prepare(run.manifest.resolved, tell, run.manifest.engine)
 
