@@ -171,7 +171,7 @@ def read_manifest(folder: Path) -> Manifest:
     except RecursionError as error:
         raise RecordError(f"{path} is damaged: it is nested too deeply", START_ANEW) from error
     except ValueError as error:  # no JSON, no UTF-8, or a field that contradicts another
-        raise RecordError(f"{path} is damaged: {str(error).rstrip(".")}", START_ANEW) from error
+        raise RecordError(f"{path} is damaged: {error}", START_ANEW) from error
 
 
 def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:

@@ -111,7 +111,7 @@ def read_table(path: Path, hint: str = _HINT, most_rows: int = MAX_ROWS) -> pa.T
     except FileNotFoundError as error:
         raise DamagedError(f"cannot read {path}: no such file", hint) from error
     except (pa.ArrowException, OSError, EOFError, ValueError, TypeError) as error:  # the last two: bytes, no text
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise DamagedError(f"{path} is damaged: {reason}", hint) from error
 
 
