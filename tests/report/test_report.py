@@ -210,9 +210,7 @@ def test_writing_twice_gives_the_same_bytes(page, finished, tmp_path):
 def test_drawing_twice_gives_the_same_bytes(page, finished, tmp_path):
     (table,), title = finished.value_tables(), "one: what removing a window costs"
     with paper_style():
-        figure = window_map(
-            finished.manifest.design.players, table, 100.0, "points", "one: what removing a window costs"
-        )
+        figure = window_map(finished.manifest.design.players, table, 100.0, "points", title)
         save(figure, tmp_path, "again")
     for form in FORMATS:
         drawn = page.parent / "figures" / f"one-acc-windows.{form}"
