@@ -197,7 +197,7 @@ class Sweep:
             slots = [slot for slot, roles in enumerate(present) if roles == kept]
             macs = sum(self.model.shape.macs[steps[role].position] for role in steps if role in kept or role in rounded)
             with ExitStack() as stack:
-                for role in [role for role in anatomy.roles if role in steps and role not in kept]:
+                for role in set(steps) - kept:
                     change = rounded[role].standing_in() if role in rounded else layer_without(anatomy, role)
                     stack.enter_context(change)
                 for rows in self._chunks(slots, live):
