@@ -64,7 +64,7 @@ class Engine:
         # What suits the device, and leaves room for states.
         usual = sizes_for(model.device, model.shape.vocabulary)
         self.sizes = sizes or sizes_within(usual, Widths.of(model.shape), model.device, self.budget_bytes)
-        self.tile_work = tile_work or tile_work_for(model.device)
+        self.tile_work = tile_work or tile_work_for(model.device, model.shape.n_streamed)
         self.verdict: Verdict | None = None
         self.counted_applications = 0
         self.narrowed: tuple[dict[str, str | int], ...] = ()

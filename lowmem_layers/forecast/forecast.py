@@ -22,6 +22,7 @@ from lowmem_layers.forecast.speed import measure_speed
 from lowmem_layers.forecast.work import WorkForecast, forecast_work, rates_of
 from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model.anatomy.decoder import longest_input
+from lowmem_layers.model.checkpoint.hub import hub_asked_once
 from lowmem_layers.model.checkpoint.source import find_source
 from lowmem_layers.model.checkpoint.texts import read_tokenizer
 from lowmem_layers.model.devices import resolve_device, resolve_dtype, use_threads
@@ -93,8 +94,9 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
         resolved = replace(resolved, device="cpu", dtype="bfloat16" if resolved.dtype == "auto" else resolved.dtype)
     use_threads(resolved.threads)
     # 1) the tasks first, as in a run: their data are part of the process whose size is measured
-    tasks = tasks_at_hand(resolved)
-    subject = look_at(model_spec(resolved))
+    with hub_asked_once():
+        tasks = tasks_at_hand(resolved)
+        subject = look_at(model_spec(resolved))
     tokens = remembered_tokens(resolved) if tasks is None else count_tokens(tasks, subject, resolved.bos)
     coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
     tree = prefix_tree(coalitions, len(subject.shape.players))
