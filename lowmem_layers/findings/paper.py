@@ -12,6 +12,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.model.change import REMOVE
+from lowmem_layers.record.spec import CODE_MAX_REMOVED
 from lowmem_layers.tasks.metrics import metric_named
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ def refusal(run: Run) -> UsageError | None:
     return None
 
 
-def tables_of(runs: Sequence[Run]) -> PaperTables:
+def tables_of(runs: Sequence[Run], *, as_code: bool = False) -> PaperTables:
     """Compute the tables; runs are named by their model, and by their quantisation where it is not `none`.
+
+    `as_code`, and runs of the preset paper-code alone: windows of up to 3, rounded as in the authors' public code.
 
     Runs of one name that hold different tasks are one model's; where they hold the same task they are told apart by
     what they compute in.
@@ -64,7 +67,8 @@ def tables_of(runs: Sequence[Run]) -> PaperTables:
                     "give one run a model, quantisation, dtype and task",
                 )
             tasks[table.task] = table
-    return paper_tables(named)
+    as_code = as_code or all(run.manifest.passed.preset == "paper-code" for run in runs)
+    return paper_tables(named, max_removed=CODE_MAX_REMOVED if as_code else None, as_code=as_code)
 
 
 def paper_table(found: PaperTables, number: int) -> pa.Table:
@@ -81,6 +85,8 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
                 "others_share": 100 * row.others_share,
                 "published_top_share": _per_cent(row.published_top_share),
                 "published_others_share": _per_cent(row.published_top_share, others=True),
+                "top_share_low": 100 * row.top_ci.low,
+                "top_share_high": 100 * row.top_ci.high,
             }
             for row in found.table1
         ]
@@ -92,6 +98,7 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
                 "source": row.source,
                 "published": ", ".join(row.published or ()),
                 "three_largest": ", ".join(row.largest),
+                "certain": ", ".join(row.certain),
             }
             for row in found.table2
         ]
@@ -103,12 +110,23 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
                 "other_drop": 100 * row.other_drop,
                 "published_cornerstone_drop": _per_cent(row.published[0] if row.published else None),
                 "published_other_drop": _per_cent(row.published[1] if row.published else None),
+                "cornerstone_drop_low": 100 * row.cornerstone_ci.low,
+                "cornerstone_drop_high": 100 * row.cornerstone_ci.high,
+                "other_drop_low": 100 * row.other_ci.low,
+                "other_drop_high": 100 * row.other_ci.high,
             }
             for row in found.table3
         ]
     elif number == 4:
         rows = [
-            {"task": row.task, "model": row.model, "drop": 100 * row.drop, "published": _per_cent(row.published)}
+            {
+                "task": row.task,
+                "model": row.model,
+                "drop": 100 * row.drop,
+                "published": _per_cent(row.published),
+                "drop_low": 100 * row.ci.low,
+                "drop_high": 100 * row.ci.high,
+            }
             for row in found.table4
         ]
     else:
