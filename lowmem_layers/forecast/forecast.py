@@ -22,6 +22,7 @@ from lowmem_layers.forecast.speed import measure_speed
 from lowmem_layers.forecast.work import WorkForecast, forecast_work, moved_bytes, rates_of
 from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model.anatomy.decoder import longest_input
+from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.checkpoint.hub import hub_asked_once
 from lowmem_layers.model.checkpoint.source import find_source
 from lowmem_layers.model.checkpoint.texts import read_tokenizer
@@ -99,12 +100,14 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
         subject = look_at(model_spec(resolved))
     tokens = remembered_tokens(resolved) if tasks is None else count_tokens(tasks, subject, resolved.bos)
     coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
-    tree = prefix_tree(coalitions, len(subject.shape.players))
+    change = parse_change(resolved.change)
+    tree = prefix_tree(coalitions, len(subject.shape.players), [change.passes] * len(subject.shape.players))
+    shape = subject.shape if change.format is None else subject.shape.with_rounding()
     # 2) memory, and the tiles that it makes
     request, device = model_spec(resolved), subject.device
     machine = named_card(card) if card else measure_machine(device, subject.dtype)
     limits = Limits(request.offload, request.max_gpu_memory, request.max_cpu_memory)
-    memory = forecast_memory(subject.shape, limits, machine, tree, tokens)
+    memory = forecast_memory(shape, limits, machine, tree, tokens)
     # 3) time, by this engine's own speed on one layer of the model where this machine is meant
     target = _TARGETS[request.quant]
     rates, basis = rates_of(machine, memory.home, target), f"the card's data sheet: {SHEET_SHARES}"

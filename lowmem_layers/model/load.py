@@ -22,7 +22,7 @@ from lowmem_layers.model.checkpoint.packing import Packing, choose_packing, own_
 from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
-from lowmem_layers.model.checkpoint.texts import keep_texts, read_config, read_tokenizer
+from lowmem_layers.model.checkpoint.texts import AGAIN, keep_texts, read_config, read_tokenizer, unreadable
 from lowmem_layers.model.devices import describe_gpu, dtype_name, resolve_device, resolve_dtype, settle_arithmetic
 from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking
 from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
@@ -122,19 +122,22 @@ def inspect_model(request: ModelSpec) -> Inspection:
         source = find_source(request)
         if source.gguf is not None:
             header = read_gguf_header(source.folder / source.gguf)
-            family_of(header)
-            own = own_gguf_packing(header)
-            config = gguf_config(header)
+            with unreadable(f"{source.name} has a header that makes no model", AGAIN):
+                family_of(header)
+                own = own_gguf_packing(header)
+                config = gguf_config(header)
         else:
             config = read_config(source, request)
-            own = own_packing(read_quantisation(source.folder, config))
+            with unreadable(f"{source.name}: what it says of its quantisation cannot be read", AGAIN):
+                own = own_packing(read_quantisation(source.folder, config))
         packing = choose_packing(request.quant, own, requantize=request.requantize)
         tokenizer = read_tokenizer(source, request)  # before hours of packing, should there be none
         # 2) the model without its weights, taken apart
         module = build_skeleton(config, dtype, trust_remote_code=request.trust_remote_code)
-        anatomy = dissect(module)
-        prefix = layers_prefix(module, anatomy.layers[0].layer)
-        places = tuple(streamed_places(anatomy, prefix, dtype))
+        with unreadable(f"{source.name}: its config makes no model that can be taken apart", AGAIN):
+            anatomy = dissect(module)
+            prefix = layers_prefix(module, anatomy.layers[0].layer)
+            places = tuple(streamed_places(anatomy, prefix, dtype))
         # 3) its bytes: from shapes, or from the headers of a checkpoint that keeps its own packing
         kept: dict[str, int] = {}
         if packing.keep:

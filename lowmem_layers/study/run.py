@@ -14,7 +14,7 @@ from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.record.files import make_folder
 from lowmem_layers.record.folder import finished_tiles, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
-from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_from_table, rows_of
+from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
@@ -156,12 +156,12 @@ def _measured(
 
 def _keep_items(folder: Path, rows: list[ItemRow], announce: Announce) -> None:
     """See that the folder holds the list of items; a damaged one is said so and written anew."""
-    path = folder / ITEMS_FILE
+    path, table = folder / ITEMS_FILE, items_table(rows)
     if path.exists():
         try:
-            if rows_from_table(read_table(path), path) == rows:
+            if read_table(path).equals(table):
                 return
             announce(Noted(f"{path} did not hold this run's items; it is written anew"))
         except DamagedError as error:
             announce(Noted(f"{error.message}; it is written anew"))
-    write_table(path, items_table(rows))
+    write_table(path, table)
