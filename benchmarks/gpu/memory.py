@@ -16,7 +16,7 @@ from lowmem_layers.engine import ready_engine
 from lowmem_layers.engine.budget import Widths, needed_room
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.forecast.machine import measure_products
-from lowmem_layers.model.gpu import device_overhead_bytes, limit_device_memory
+from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
 from lowmem_layers.model.placement import limits_now, place_with_states
 
 _GIB = 1 << 30
@@ -38,7 +38,8 @@ def _capped(setting: Setting, name: str, cap: int) -> Result:
     limits = limits_now(on_gpu=True, gpu=cap, cpu=None, free_gpu=free, free_cpu=1 << 50, context=overhead)
     item = 4 * 1024 * made.shape.hidden * made.shape.itemsize  # room for one short item; tiles take what is left
     placed = place_with_states(made.shape.n_bytes, "auto", limits, room=needed_room(made.shape, setting.device, item))
-    with limit_device_memory(setting.device, cap - overhead):
+    cap_allocator(setting.device, cap)
+    try:
         if setting.is_gpu:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_stats()
@@ -73,3 +74,5 @@ def _capped(setting: Setting, name: str, cap: int) -> Result:
             within = result["reserved_peak"] + overhead <= cap and result["num_alloc_retries"] == 0
             result["right"] = within and not engine.narrowed
         return result
+    finally:
+        cap_allocator(setting.device, None)

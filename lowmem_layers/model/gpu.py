@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -97,18 +95,12 @@ def _used_bytes() -> dict[str, int]:
     return found
 
 
-def cap_allocator(device: torch.device, n_bytes: int) -> None:
-    """Let torch's allocator take at most `n_bytes` of a GPU: more is out of memory, though the card has it."""
+def cap_allocator(device: torch.device, n_bytes: int | None) -> None:
+    """Hold torch's allocator to what `n_bytes` leave beside the context: more is out of memory, though the card has it.
+
+    None sets no limit.
+    """
     if device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, n_bytes) / total), device)
-
-
-@contextmanager
-def limit_device_memory(device: torch.device, n_bytes: int) -> Iterator[None]:
-    """Cap the allocator for the length of a `with` block."""
-    cap_allocator(device, n_bytes)
-    try:
-        yield
-    finally:
-        cap_allocator(device, 1 << 62)
+        left = total if n_bytes is None else max(0, n_bytes - device_overhead_bytes(device))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, left / total), device)

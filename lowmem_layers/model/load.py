@@ -200,8 +200,7 @@ def fill_model(
     dtype, packing = dtype_name(inspection.dtype), inspection.packing.label
     announce(f"loading {found.source.name} on {device.type} in {dtype}; decoder layers' weights: {packing}")
     arithmetic, gpu = settle_arithmetic(device), describe_gpu(device)
-    if request.max_gpu_memory is not None:
-        cap_allocator(device, request.max_gpu_memory - device_overhead_bytes(device))
+    cap_allocator(device, request.max_gpu_memory)
     for line in _remarks(found):
         announce(line)
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
@@ -212,8 +211,7 @@ def fill_model(
         path = cache_path(fingerprint, packing, dtype) if is_worth_keeping and request.cache else None
         home_device = None if on_disk else torch.device("cpu") if placement.home == "cpu" else device
         about = {"model": found.source.name, "packing": packing, "dtype": dtype}
-        n_layers = len(found.anatomy.layers)
-        task = Filling(found.module, found.places, n_layers, home_device, path, about)
+        task = Filling(found.module, found.places, len(found.anatomy.layers), home_device, path, about)
         home = fill_home(task, found.open_reader, announce, on_layer)
         # 2) from there to the slots: a home in the computing device's own memory is read in place
         if placement.one_expert:
