@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -77,6 +78,12 @@ class Engine:
         self._head = Head(model, self.sizes.softmax_rows)
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
+
+    def changed(self, changes: Changes) -> Engine:
+        """Give an engine that is this one but for what becomes of the sublayers that a coalition names."""
+        other = copy(self)
+        other.changes, other._trees = changes, {}
+        return other
 
     @torch.inference_mode()
     def examine(self) -> Verdict:
