@@ -37,7 +37,6 @@ PLAYERS: tuple[PlayersOption, ...] = ("sublayer", "attention", "ffn", "decoder-l
 PAPER_TASKS = ("boolq", "arc_easy", "arc_challenge", "piqa", "winogrande", "openbookqa")
 N_ORDERS = 32  # removal orders, where --permutations is not given
 MAX_REMOVED = 4  # the largest window, where --max-removed is not given; the paper's
-CODE_MAX_REMOVED = 3  # the default of the paper's public code
 
 # Options whose meaning is what was passed; None is a meaning of theirs.
 _AS_PASSED = (
@@ -210,11 +209,8 @@ class Specification:
         return found | {"value": stored["value"]} if self.until is not None else found
 
 
-# The protocol of the paper: the first 1,000 items, no BOS token, windows of up to four; and that of its public code.
-PRESETS = {
-    "paper": StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=MAX_REMOVED),
-    "paper-code": StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=CODE_MAX_REMOVED),
-}
+_PAPER = StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=MAX_REMOVED)  # as in its public code
+PRESETS = {"paper": _PAPER, "paper-code": replace(_PAPER, max_removed=3)}  # 3 is the code's default
 
 
 def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -> Path:
