@@ -76,7 +76,7 @@ class Widths:
         The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
         what attention adds beside the states until the feed-forward has read them: the same numbers once more.
         """
-        each = [len(step.advanced) * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
+        each = [step.applications * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
         work = nodes * sum(each[:-1]) + (nodes if self.ends_mixing else scored) * each[-1] + head

@@ -177,7 +177,7 @@ class CollectedValues:
 
     def _fill(self, arrays: dict[_Key, FloatArray], tile: int, scores: Sequence[np.ndarray]) -> None:
         """Compute a tile's values into the rows of its items."""
-        indices = self.manifest.plan.tiles[tile]
+        indices, full = self.manifest.plan.tiles[tile], self.manifest.plan.coalitions.index(())
         for task in dict.fromkeys(self.rows[index].task for index in indices):
             chosen = [
                 (index, block) for index, block in zip(indices, scores, strict=True) if self.rows[index].task == task
@@ -193,7 +193,7 @@ class CollectedValues:
             places = [self._places[index] for index, _ in chosen]
             for (of, name), array in arrays.items():
                 if of == task:
-                    array[places] = item_values(padded, gold, lengths[0], lengths[1], name)
+                    array[places] = item_values(padded, gold, lengths[0], lengths[1], name, full)
 
     def _table(self, key: _Key) -> ValueTable:
         items = np.array(self._items[key[0]], dtype=np.intp)
