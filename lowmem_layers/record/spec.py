@@ -44,6 +44,8 @@ _AS_PASSED = (
     "include_path", "trust_task_code", "until", "max_gpu_memory", "max_cpu_memory", "cache", "threads",
 )  # fmt: skip
 # Options that change no number of the record: where weights live and how much of them, and how the record is looked at.
+# What Windows takes for a device in any folder, whatever follows behind a dot
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
 _NOT_IDENTITY = frozenset(
     (*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file", "include_path", "trust_task_code")
@@ -223,7 +225,10 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
         where["include_path"] = meant.include_path
     document = json.dumps(where, sort_keys=True)
     digest = hashlib.sha256(document.encode()).hexdigest()[:6]
-    return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
+    model = _slug(Path(meant.model).name)
+    if model.partition(".")[0].upper() in _DEVICES:
+        model = f"model-{model}"
+    return root / f"{model}-{meant.quant}-{tasks}-{digest}"
 
 
 @overload

@@ -57,8 +57,11 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
         return AutoTokenizer.from_pretrained(kept)
     with unreadable(f"{source.name} has no tokenizer that can be read", _TOKENIZER):
         if source.gguf is not None:
-            return read_gguf_tokenizer(read_gguf_header(source.folder / source.gguf))
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=spec.trust_remote_code)
+            tokenizer = read_gguf_tokenizer(read_gguf_header(source.folder / source.gguf))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=spec.trust_remote_code)
+        tokenizer(["some words"], add_special_tokens=False)  # settings of a wrong type show when it is used
+    return tokenizer
 
 
 @contextmanager
