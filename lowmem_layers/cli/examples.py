@@ -37,6 +37,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "lowmem-layers prune RUN --decoder-layers 3 --form layers -o my_folder",
         "lowmem-layers prune RUN --lose-at-most 1.0",
     ),
+    "bits": ("lowmem-layers bits RUN_OF_Q4_0 RUN_OF_Q5_0 RUN_OF_Q8_0 --budget 5 -o my_folder",),
     "proxies": ("lowmem-layers proxies RUN --agreement",),
     "models": ("lowmem-layers models", "lowmem-layers models --cache --clear"),
     "tasks": ("lowmem-layers tasks", "lowmem-layers tasks show arc_easy --items 2"),
