@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -44,8 +45,6 @@ _AS_PASSED = (
     "include_path", "trust_task_code", "until", "max_gpu_memory", "max_cpu_memory", "cache", "threads",
 )  # fmt: skip
 # Options that change no number of the record: where weights live and how much of them, and how the record is looked at.
-# What Windows takes for a device in any folder, whatever follows behind a dot
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 _PLACEMENT = ("device", "offload", "max_gpu_memory", "max_cpu_memory", "cache", "threads")
 _NOT_IDENTITY = frozenset(
     (*_PLACEMENT, "preset", "value", "data_dir", "fewshot_file", "include_path", "trust_task_code")
@@ -223,12 +222,8 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     where = {"data_dir": meant.data_dir, "device": meant.device, **meant.identity()}
     if meant.include_path is not None:  # named only where it is given, so that earlier folders keep their names
         where["include_path"] = meant.include_path
-    document = json.dumps(where, sort_keys=True)
-    digest = hashlib.sha256(document.encode()).hexdigest()[:6]
-    model = _slug(Path(meant.model).name)
-    if model.partition(".")[0].upper() in _DEVICES:
-        model = f"model-{model}"
-    return root / f"{model}-{meant.quant}-{tasks}-{digest}"
+    digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:6]
+    return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
 
 
 @overload
@@ -302,4 +297,5 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
 
 def _slug(name: str) -> str:
     kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower())
-    return kept.strip("-.")[:40] or "x"
+    # Windows takes such a name for a device, in any folder and with any ending
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept.strip("-.")[:40] or "x")
