@@ -210,8 +210,8 @@ class Specification:
         return found | {"value": stored["value"]} if self.until is not None else found
 
 
-# The protocol of the paper's public code: the first 1,000 items, no BOS token, windows of up to four.
-PRESETS = {"paper": StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=4)}
+_PAPER = StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=MAX_REMOVED)  # as in its public code
+PRESETS = {"paper": _PAPER, "paper-code": replace(_PAPER, max_removed=3)}  # 3 is the code's default
 
 
 def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -> Path:
