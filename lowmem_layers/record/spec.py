@@ -297,5 +297,6 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
 
 def _slug(name: str) -> str:
     kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower())
-    # Windows takes such a name for a device, in any folder and with any ending
-    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept.strip("-.")[:40] or "x")
+    return re.sub(
+        r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept.strip("-.")[:40] or "x"
+    )  # devices on Windows
