@@ -296,7 +296,5 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
 
 
 def _slug(name: str) -> str:
-    kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower())
-    return re.sub(
-        r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept.strip("-.")[:40] or "x"
-    )  # devices on Windows
+    kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower()).strip("-.")[:40]
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept or "x")  # Windows takes them for devices
