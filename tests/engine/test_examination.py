@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lowmem_layers.cli.display.progress import Progress, advance
-from lowmem_layers.engine import Engine, ready_engine
+from lowmem_layers.engine import Engine, lockstep, ready_engine
 from lowmem_layers.engine.engine import examine_engine
 from lowmem_layers.engine.lockstep import Pass, run_in_step
 from lowmem_layers.engine.reference import reference_pass
@@ -207,6 +207,18 @@ def test_passes_in_step_are_those_one_after_the_other(family):
             with each.changed():
                 assert compute() == found
     assert len(set(in_step)) > len(coalitions)
+
+
+def test_passes_that_are_too_many_at_once_go_in_groups(monkeypatch):
+    store = CountingStore()
+    model = DecoderModel(tiny_model("llama"), store=store)
+    model.examine()
+    passes = [reference_pass(model, ITEM.choices[0], removed, None) for removed in [(), (0,), (1,), (2,), (0, 2)]]
+    together = run_in_step(model, passes)
+    assert store.passes == 2
+    monkeypatch.setattr(lockstep, "_AT_ONCE", {"cpu": 2})
+    assert run_in_step(model, passes) == together
+    assert store.passes == 2 + 3
 
 
 def test_a_pass_that_fails_ends_all_and_leaves_the_model_whole():
