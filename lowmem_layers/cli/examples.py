@@ -42,7 +42,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "models": ("lowmem-layers models", "lowmem-layers models --cache --clear"),
     "tasks": ("lowmem-layers tasks", "lowmem-layers tasks show arc_easy --items 2"),
     "show": ("lowmem-layers tasks show quick",),
-    "doctor": ("lowmem-layers doctor",),
+    "doctor": ("lowmem-layers doctor", "lowmem-layers doctor --measure"),
 }
 
 # `\b` keeps click from filling the lines.
