@@ -166,8 +166,13 @@ class Trial:
                 return f"the run failed (exit status {status})"
         there = tiles(place / "r")
         logged = len(log_of(place))
-        if (wrong := opens(place / "r")) or forked(action) != 0:
-            return wrong or "the resuming run failed"
+
+        def opened_and_resumed() -> None:
+            open_what_is_left(place / "r")
+            action()
+
+        if forked(opened_and_resumed) != 0:
+            return "what the kill left cannot be opened, or not be resumed"
         again = [item for item in log_of(place)[logged:] if item in there]
         if again:
             return f"{again} were on disk and scored again"
@@ -198,19 +203,15 @@ def log_of(place: Path) -> list[str]:
     return [line.split()[1] for line in (place / "log").read_text().splitlines()] if (place / "log").exists() else []
 
 
-def opens(folder: Path) -> str:
-    """Open what a killed run left, in a process of its own; say what is wrong with it, or nothing."""
-
-    def action() -> None:
-        try:
-            run = open_run(folder)
-        except RecordError as error:
-            if "is not a run folder" not in error.message or (folder / "run.json").exists():
-                raise
-            return
-        run.scores()
-
-    return "" if forked(action) == 0 else "what the kill left cannot be opened"
+def open_what_is_left(folder: Path) -> None:
+    """Open what a killed run left, and read its scores, unless it is no run yet."""
+    try:
+        run = open_run(folder)
+    except RecordError as error:
+        if "is not a run folder" not in error.message or (folder / "run.json").exists():
+            raise
+        return
+    run.scores()
 
 
 def points_of(lines: Counter[Line], n_points: int, rng: random.Random) -> list[Point]:

@@ -26,6 +26,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "compare": (
         "lowmem-layers compare RUN_A RUN_B --figure compared.png",
         "lowmem-layers compare RUN_A RUN_B --agreement",
+        "lowmem-layers compare RUN_A RUN_B --value loglikelihood --equivalent-within 0.1",
     ),
     "interactions": ("lowmem-layers interactions RUN --value loglikelihood",),
     "tables": ("lowmem-layers tables RUN --table 3 --format latex",),

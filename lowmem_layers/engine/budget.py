@@ -23,7 +23,8 @@ _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
 _LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 _LEAST_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _CHUNK_SHARE = 4  # a chunk takes at most a quarter of the memory given; the rest is for states
-_TILE_WORK = {"cpu": 4 * 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
+_TILE_WORK = {"cpu": 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
+_LEAST_REUSE = 500  # multiply-adds for each number that a tile unpacks: unpacking stays a small part of the time
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Widths:
         The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
         what attention adds beside the states until the feed-forward has read them: the same numbers once more.
         """
-        each = [len(step.advanced) * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
+        each = [step.applications * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
         work = nodes * sum(each[:-1]) + (nodes if self.ends_mixing else scored) * each[-1] + head
@@ -189,9 +190,9 @@ def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: Pr
     return largest
 
 
-def tile_work_for(device: torch.device) -> int:
-    """Choose how many multiply-adds make a tile."""
-    return _TILE_WORK[device.type]
+def tile_work_for(device: torch.device, n_streamed: int) -> int:
+    """Choose how many multiply-adds make a tile, which brings in and unpacks `n_streamed` numbers of the weights."""
+    return max(_TILE_WORK[device.type], _LEAST_REUSE * n_streamed)
 
 
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lowmem_layers.engine.batches import MASKED_KINDS, Batch, plain_inputs, tree_inputs
+from lowmem_layers.engine.changes import Changes
 from lowmem_layers.engine.reference import reference_loglikelihoods
 from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
 from lowmem_layers.errors import RemovalError
@@ -51,8 +52,8 @@ class Verdict:
     verified_tokens: int = 0
 
 
-def examine_engine(model: DecoderModel, score: Score) -> Verdict:
-    """Compare sweep and reference, then branching and plain rows.
+def examine_engine(model: DecoderModel, score: Score, changes: Changes | None = None) -> Verdict:
+    """Compare sweep and reference, then branching and plain rows. `changes` are those of the sweep (None: removals).
 
     Raises:
         RemovalError: the sweep does not equal the model's own forward with the sublayers removed.
@@ -74,8 +75,8 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
     # 2) the sweep against whole forward passes
     with refusing(model.module, "run as a whole"):
         _check_causal(model, draw[:12])
-    with refusing(model.module, "with sublayers removed"):
-        expected = reference_loglikelihoods(model, [item], coalitions)[0]  # (coalitions, choices)
+    with refusing(model.module, "with sublayers removed" if changes is None else "with sublayers changed"):
+        expected = reference_loglikelihoods(model, [item], coalitions, changes)[0]  # (coalitions, choices)
     with refusing(model.module, "driven layer by layer"):
         plain = score(Batch(tuple(plain_rows([item]))), lambda batch: plain_inputs(batch, model.device), coalitions)
     gap = float(np.abs(plain - expected).max())

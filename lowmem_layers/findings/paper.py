@@ -11,6 +11,7 @@ import pyarrow as pa
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
 from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.model.change import REMOVE
 from lowmem_layers.tasks.metrics import metric_named
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ def refusal(run: Run) -> UsageError | None:
     if design.coalitions != "windows" or design.grouping is not None:
         return UsageError(
             f"{run.folder} is no run of windows of sublayers", "the study's tables need --coalitions windows, no groups"
+        )
+    if run.manifest.change != REMOVE:
+        return UsageError(
+            f"{run.folder}: its sublayers were {run.manifest.change.words}", "the study's tables are of removals"
         )
     for task in run.tasks:
         if not metric_named(run.metric(task)).has_chance:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import resources
 from math import prod
@@ -52,6 +52,12 @@ class ModelShape:
     n_parameters: int
     n_streamed: int
     n_bytes: ModelBytes
+
+    def with_rounding(self) -> ModelShape:
+        """Count a second slot for each kind of sublayer: rounded weights stand beside a visited layer's own."""
+        n_bytes, single = self.n_bytes, self.n_bytes.expert_slots
+        doubled = replace(n_bytes, slots=2 * n_bytes.slots, expert_slots=None if single is None else 2 * single)
+        return replace(self, n_bytes=doubled)
 
 
 def shipped_config(name: str) -> Any:

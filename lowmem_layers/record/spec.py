@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from lowmem_layers.errors import UsageError, did_you_mean
+from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
 from lowmem_layers.record.files import check_text
 
@@ -54,6 +55,7 @@ LATER_OPTIONS: dict[str, Any] = {
     "coalitions": "windows",
     "permutations": None,
     "chat_template": None,
+    "change": "remove",
 }
 
 
@@ -82,6 +84,7 @@ class StudySpec:
     include_path: str | None = None
     trust_task_code: bool = False
     max_removed: int | None = None
+    change: str | None = None
     players: str | None = None
     coalitions: str | None = None
     permutations: int | None = None
@@ -127,6 +130,7 @@ class StudySpec:
             stride=_or(given.stride, 256),
             bos=one_of("--bos", _or(given.bos, "auto"), BOS),
             max_removed=_or(given.max_removed, MAX_REMOVED),
+            change=parse_change(_or(given.change, "remove")).name,
             players=_or(given.players, "sublayer"),
             coalitions=coalitions,
             permutations=_or(given.permutations, N_ORDERS) if coalitions == "permutations" else None,
@@ -172,6 +176,7 @@ class Specification:
     include_path: str | None
     trust_task_code: bool
     max_removed: int
+    change: str
     players: str
     coalitions: CoalitionsKind
     permutations: int | None

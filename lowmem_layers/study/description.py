@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import platform
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 
 from lowmem_layers._version import __version__
@@ -13,6 +14,7 @@ from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.uncertainty.stopping import item_order
 from lowmem_layers.record.identity import code_digest, fingerprint
+from lowmem_layers.record.items import no_collections
 from lowmem_layers.record.manifest import EngineRecord, MachineRecord, Manifest, ModelRecord, TaskRecord, described
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.record.tile_plan import TilePlan
@@ -21,12 +23,11 @@ from lowmem_layers.study.contracts import Prepared
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
 
 
+@no_collections()
 def describe_run(specification: Specification, prepared: Prepared, design: Design) -> Manifest:
     """Put everything that is known of a run before its first tile into its manifest."""
     versions = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+    versions |= library_versions()
     # A run that may stop early takes its items in an order that has nothing to do with their content.
     clusters = [(item.task, item.cluster) for item in prepared.encoded]
     order = item_order(clusters, specification.seed) if specification.until else None
@@ -56,6 +57,16 @@ def make_plan(prepared: Prepared, design: Design, order: Sequence[int] | None = 
     if sorted(index for tile in tiles for index in tile) != list(range(len(prepared.encoded))):
         raise EngineError("the tile plan does not hold every item exactly once")
     return TilePlan(coalitions, tiles)
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Look up the versions of the libraries that numbers depend on, once a process: it takes 30 ms."""
+    versions = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def describe_data(prepared: Prepared) -> tuple[TaskRecord, ...]:

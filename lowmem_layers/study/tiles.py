@@ -6,26 +6,23 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lowmem_layers.errors import DamagedError
 from lowmem_layers.findings.statement import judge
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import estimator_weights
-from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import mean_interval
-from lowmem_layers.record.folder import finished_tiles
-from lowmem_layers.record.items import ItemRow
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Engine, Prepared
+from lowmem_layers.study.earlier import SHARE, EarlierTiles
 from lowmem_layers.study.events import (
     Announce,
     Noted,
@@ -44,69 +41,56 @@ LOOKS = 100  # a statement to stop at is looked at whenever the items have grown
 _N_LEADERS = 5
 
 
-def collect_earlier(folder: Path, manifest: Manifest, rows: Sequence[ItemRow], announce: Announce) -> CollectedValues:
-    """Read the tiles of earlier calls, each once, for the metrics that findings and the statement to stop at need.
-
-    A damaged tile is said so, and does not count as finished: it is scored again.
-
-    Raises:
-        RecordError: there are scores that are no tile of this run, or a tile may not be read.
-    """
-
-    def lost(tile: int, error: DamagedError) -> None:
-        announce(Noted(f"{error.message}; its {len(manifest.plan.tiles[tile])} items are scored again"))
-
-    tiles = finished_tiles(folder, len(manifest.plan.tiles))
-    values = CollectedValues(folder, manifest, rows, tiles)
-    wanted = (None, "loglikelihood", *([manifest.resolved.value] if manifest.resolved.until is not None else []))
-    values.collect(*(name for name in wanted if values.allows(name)), lost=lost)
-    return values
-
-
 def score_tiles(
-    values: CollectedValues, prepared: Prepared, announce: Announce, clock: Callable[[], float] = time.monotonic
+    earlier: EarlierTiles, prepared: Prepared, announce: Announce, clock: Callable[[], float] = time.monotonic
 ) -> str:
-    """Score every tile that is not finished yet, or as many as prove the statement to stop at; add them to `values`.
+    """Score every tile that is not finished yet, or as many as prove the statement to stop at; add them to the values.
 
-    The result states what was proven; it is empty where the run did not stop for that.
+    At the end every tile was read that an earlier call left. The result states what was proven; it is empty where the
+    run did not stop for that.
 
     Raises:
-        RecordError: a tile cannot be written.
+        RecordError: a tile cannot be written, or may not be read.
         EngineError: the engine's scores have the wrong shape.
     """
-    folder, manifest, plan = values.folder, values.manifest, values.manifest.plan
+    values = earlier.values
+    manifest, plan = values.manifest, values.manifest.plan
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
     work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
 
     # 1) the work is announced; what is left of it
     announce(_planned(values, prepared, work))
-    lost = set(finished_tiles(folder, len(plan.tiles))) - set(values.tiles)  # damaged: they do not stay in the record
+    rest = deque(sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged)))
     before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
-    stopped = ""
-    if not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items)):
-        stopped = _proven(values, announce)
-    rest = [] if stopped else sorted(set(range(len(plan.tiles))) - lost - set(values.tiles))
-    left = [*sorted(lost), *rest]
-    if left:
-        announce(StageStarted("scoring", "scoring"))
+    stands = None
+    is_first = True
+    while True:
+        # 2) see whether the statement is proven: by every item that is finished, while no earlier one is missing
+        looked = manifest.stopped or is_look(before, values.n_items, manifest.n_items)
+        if looked and manifest.resolved.until is not None and not earlier.damaged:
+            earlier.read_all()
+            if not earlier.damaged and (stopped := _proven(values, announce)):
+                return stopped
+        if not rest and not earlier.damaged:
+            earlier.read_all()
+            if not earlier.damaged:
+                return ""
 
-    # 2) tile by tile: score, commit, announce, and see whether the statement is proven
-    for tile in left:
+        # 3) one tile: damaged ones come first, so that they do not stay in the record
+        if is_first:
+            announce(StageStarted("scoring", "scoring"))
+            is_first = False
         start = clock()
+        tile = earlier.damaged[0] if earlier.damaged else rest.popleft()
         announce(TileStarted(tile, len(encoded[tile]), work[tile]))
-        scores = _scores_of(encoded[tile], plan.coalitions, prepared.engine, announce)
-        with uninterrupted():
-            write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
-        values.add(tile, scores)
-        done, ahead = (values.n_items, len(values.tiles)), leaders(values)
-        spent = clock() - start
-        announce(TileCommitted(tile, len(encoded[tile]), sum(work[tile]), *done, spent, ahead, standing(values)))
-        lost.discard(tile)
+        values.add(tile, _written(values, tile, encoded[tile], prepared.engine, announce))
+        earlier.damaged = [each for each in earlier.damaged if each != tile]
         before = values.n_items - len(plan.tiles[tile])
-        looked = not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items))
-        if looked and (stopped := _proven(values, announce)):
-            break
-    return stopped
+        if stands is None or is_look(before, values.n_items, manifest.n_items):  # like a look, it takes all items in
+            stands = standing(values)
+        done, spent = (values.n_items, len(values.tiles)), clock() - start
+        announce(TileCommitted(tile, len(encoded[tile]), sum(work[tile]), *done, spent, leaders(values), stands))
+        earlier.read(SHARE * spent)
 
 
 def is_look(before: int, after: int, n_items: int) -> bool:
@@ -195,18 +179,23 @@ def standing(values: CollectedValues) -> Standing | None:
     return Standing(*(tuple(map(float, each)) for each in (influence.value, ci.low, ci.high)))
 
 
-def _scores_of(
-    items: Sequence[Any], coalitions: Sequence[Removed], engine: Engine, announce: Announce
+def _written(
+    values: CollectedValues, tile: int, items: Sequence[Any], engine: Engine, announce: Announce
 ) -> list[np.ndarray]:
-    """Score a tile; announce the work while it is done, and where memory ran out. Shapes: as `Engine.score` says."""
+    """Score a tile and write it; announce the work while it is done, and where memory ran out.
+
+    Shapes: as `Engine.score` says.
+    """
     before = len(engine.describe().get("narrowed", ()))
-    scores = engine.score(items, coalitions, lambda amount: announce(WorkDone(amount)))
+    scores = engine.score(items, values.manifest.plan.coalitions, lambda amount: announce(WorkDone(amount)))
     for each in engine.describe().get("narrowed", ())[before:]:
         text = (
             f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
             f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
         )
         announce(Noted(text))
+    with uninterrupted():
+        write_table(tile_file(values.folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
     return scores
 
 

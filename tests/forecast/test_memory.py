@@ -69,7 +69,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Give a function that saves a tiny model of a family, and resolves a study of it with three items."""
     monkeypatch.setenv("LOWMEM_LAYERS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("lowmem_layers.model.load.resident_bytes", lambda: 500 << 20)  # of plan and run alike
-    monkeypatch.setattr(forecast, "measure_machine", lambda *_: Machine("m", 1e9, 1e9, 1e9, 8 << 30, True, False))
+    monkeypatch.setattr(forecast, "measure_machine", lambda *_: Machine("m", 1e9, 1e9, 1e9, 1e9, 8 << 30, True, False))
     monkeypatch.setattr(forecast, "measure_speed", lambda *_: None)
     (tmp_path / "own.toml").write_text(TASK)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.parity_harness import harness_model
 from lowmem_layers.errors import TaskError
-from lowmem_layers.tasks import encode_task, load, load_tasks
+from lowmem_layers.tasks import BENCHMARKS, encode_task, load, load_tasks
 from lowmem_layers.tasks.harness import _manager, harness_tasks, refuse_code
 from lowmem_layers.tasks.harness_items import _item_id, harness_items
 from tests.model.conftest import tiny_tokenizer
@@ -82,11 +84,21 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Copy three folders of the harness' own tasks: indexing all of its 13,000 files takes longer than these tests."""
+    installed = Path(pytest.importorskip("lm_eval").__file__).parent / "tasks"
+    place = tmp_path_factory.mktemp("shipped")
+    for name in ("arc", "gsm8k", "hellaswag"):
+        shutil.copytree(installed / name, place / name)
+    return place
+
+
 @pytest.fixture
-def harness(monkeypatch, tmp_path, folder):
+def harness(monkeypatch, tmp_path, folder, shipped):
     """Keep the harness' own caches out of the way; it warns about itself, which is not ours to judge."""
-    pytest.importorskip("lm_eval")
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(shipped / "manager.py"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
@@ -192,6 +204,14 @@ def test_an_unknown_task_gets_the_nearest_ones(harness):
     with pytest.raises(TaskError, match="no task 'hellaswagg'") as caught:
         harness_tasks("hellaswagg", harness)
     assert "hellaswag" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_all_tasks_that_the_harness_ships_are_known(folder):
+    pytest.importorskip("lm_eval")
+    _manager.cache_clear()
+    assert {*BENCHMARKS, "hellaswag", "own_mc"} < set(_manager(folder).all_tasks)
+    _manager.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lowmem_layers.errors import TaskError, UsageError
 from lowmem_layers.tasks import encode_task, load_tasks
+from lowmem_layers.tasks.text import cluster_length
 
 
 def load(path, **options):
@@ -84,6 +85,29 @@ def test_a_file_that_is_no_text_is_refused(raw, said, tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(TaskError, match="no text file"):
         load(tmp_path / "a.txt")
+
+
+@given(n_items=st.integers(1, 2000), window=st.integers(16, 600), stride=st.integers(16, 600))
+def test_clusters_of_windows_that_overlap(n_items, window, stride):
+    """A cluster is five to ten times as long as the overlaps, ten where 30 clusters remain."""
+    stride = min(stride, window)
+    length = cluster_length(n_items, window, stride)
+    overlaps = sum(k * stride < window for k in range(1, window))
+    assert length == 1 if overlaps == 0 else 5 * overlaps <= length <= 10 * overlaps
+    assert length == 10 * overlaps or n_items < 300 * overlaps or overlaps == 0
+    assert length <= max(5 * overlaps, n_items / 30) or overlaps == 0
+
+
+def test_neighbouring_windows_are_one_cluster(tmp_path, toy):
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question. " * 40)
+    items = encode_task(load(tmp_path / "a.txt", window=64, stride=32), toy(), max_length=100)
+    assert len(items) > 11
+    names = [item.cluster for item in items]
+    assert names[:11] == ["windows-0"] * 5 + ["windows-1"] * 5 + ["windows-2"]
+    apart = encode_task(load(tmp_path / "a.txt", window=32, stride=32), toy(), max_length=100)
+    assert len({item.cluster for item in apart}) == len(apart)
+    short = encode_task(load(tmp_path / "a.txt", window=64, stride=64), toy(), max_length=32)
+    assert len({item.cluster for item in short}) == len(short), "the model's length cuts windows down to their stride"
 
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 65), (64, 8), (64, 0)])

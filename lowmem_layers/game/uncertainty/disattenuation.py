@@ -91,7 +91,8 @@ def _parts(a: FloatArray, b: FloatArray, pieces_a: FloatArray, pieces_b: FloatAr
     pearson = between / scale, np.sqrt(max(own_a, 0.0) * max(own_b, 0.0)) / scale
     # Spearman: ranks of halves
     noise_a, noise_b = signs @ pieces_a, signs @ pieces_b  # (splits, players)
-    one_a, two_a, one_b, two_b = (_centred_ranks(z) for z in (a + noise_a, a - noise_a, b + noise_b, b - noise_b))
+    halves = np.stack([a + noise_a, a - noise_a, b + noise_b, b - noise_b])
+    one_a, two_a, one_b, two_b = _centred_ranks(halves)
     across = 0.5 * ((one_a * two_b).sum(axis=1) + (two_a * one_b).sum(axis=1)).mean()
     own_a, own_b = (one_a * two_a).sum(axis=1).mean(), (one_b * two_b).sum(axis=1).mean()
     spearman = across, np.sqrt(max(own_a, 0.0) * max(own_b, 0.0))
@@ -99,9 +100,9 @@ def _parts(a: FloatArray, b: FloatArray, pieces_a: FloatArray, pieces_b: FloatAr
 
 
 def _centred_ranks(values: FloatArray) -> FloatArray:
-    """Give mid-ranks less their mean, of length 1. Shapes: (splits, players) → the same."""
+    """Give mid-ranks less their mean, of length 1. Shapes: (..., players) → the same."""
     middle = 0.5 * (ranks(values) - ranks(-values))
-    return middle / np.maximum(np.sqrt((middle**2).sum(axis=1, keepdims=True)), 1e-300)
+    return middle / np.maximum(np.sqrt((middle**2).sum(axis=-1, keepdims=True)), 1e-300)
 
 
 def _ratio(parts: FloatArray, covariance: FloatArray, quantile: float) -> tuple[float, Interval[float]]:

@@ -22,7 +22,7 @@ from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.uncertainty.ranks import difference_errors, ranks
 from lowmem_layers.game.values.table import FloatArray
 
-_CHUNK = 25  # draws whose pairs of players are held at once
+_PAIRS_AT_ONCE = 640_000  # of players, over all draws that are held at once: 5 MB each array
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,8 +163,9 @@ def _draw(a: FloatArray, b: FloatArray, pieces: FloatArray, top_k: int, draws: i
     if len(pieces) > pieces.shape[1]:
         pieces = np.asarray(np.linalg.qr(pieces, mode="r"))  # the same covariance from fewer rows
     chunks = []
-    for start in range(0, draws, _CHUNK):
-        noise = rng.standard_normal((min(_CHUNK, draws - start), len(pieces))) @ pieces  # (chunk, players of both)
+    chunk = max(1, _PAIRS_AT_ONCE // len(a) ** 2)
+    for start in range(0, draws, chunk):
+        noise = rng.standard_normal((min(chunk, draws - start), len(pieces))) @ pieces  # (chunk, players of both)
         x, y = a + noise[:, : len(a)], b + noise[:, len(a) :]
         chunks.append(np.stack([_kendall(x, y), _spearman(x, y), _overlap(x, y, top_k)]))
     return np.concatenate(chunks, axis=1)

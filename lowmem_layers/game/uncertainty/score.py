@@ -63,11 +63,17 @@ def score_ends(answers: Answers, value: FloatArray, quantile: FloatArray) -> tup
     Shapes: (players,) each; nan where `value` or `quantile` is.
     Source: Tango 1998 (paired proportions; a contribution is then −1, 0 or 1 and the ends are his); Wilson 1927.
     """
-    low, high = (
-        np.where(np.isfinite(value * quantile), _end(_Family.towards(answers, value, sign), quantile), np.nan)
-        for sign in (-1.0, 1.0)
-    )
-    return -low, high
+    # Both directions at once: downwards is upwards with everything mirrored.
+    sign = np.repeat([-1.0, 1.0], len(value))
+    family, twice = _Family.towards(answers, value, sign), np.tile(quantile, 2)
+    low, high = np.zeros(twice.shape), np.full(twice.shape, 2.0)
+    for _ in range(_STEPS):
+        middle = 0.5 * (low + high)
+        mean, variance = family.at(middle)
+        outside = (mean - family.value) ** 2 > twice**2 * variance + _ROUNDING**2
+        low, high = np.where(outside, low, middle), np.where(outside, middle, high)
+    ends = np.where(np.isfinite(np.tile(value, 2) * twice), sign * family.at(high)[0], np.nan)
+    return ends[: len(value)], ends[len(value) :]
 
 
 def score_at_zero(answers: Answers, value: FloatArray) -> FloatArray:
@@ -93,46 +99,58 @@ def _contributions(pieces: FloatArray, value: FloatArray) -> FloatArray:
     return value + np.sqrt(n * (n - 1.0)) * pieces
 
 
+def _counted(contributions: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Find the sizes that a player's contributions have, and how often each; accuracies have few of them.
+
+    Sizes that rounding alone tells apart are one. Shapes: (clusters, players) → twice (sizes, players), where a player
+    with fewer sizes than others is filled up with sizes that occur 0 times.
+    """
+    rows = np.sort(contributions, axis=0)
+    differs = np.diff(rows, axis=0) > _ROUNDING * np.abs(rows).max(axis=0)
+    place = np.concatenate([np.zeros_like(rows[:1], dtype=np.intp), differs.cumsum(axis=0)])  # (clusters, players)
+    n_sizes, n_players = int(place.max(initial=0)) + 1, rows.shape[1]
+    sizes = np.repeat(rows[:1], n_sizes, axis=0)
+    sizes[place, np.arange(n_players)] = rows
+    counts = np.bincount((place * n_players + np.arange(n_players)).ravel(), minlength=n_sizes * n_players)
+    return sizes, counts.reshape(sizes.shape).astype(np.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class _Family:
     """The most likely distributions whose means lie beyond the estimate, from the sample's own (0) to the extreme (2).
 
     Up to 1, contributions weigh 1/((1 − s) + s u/ū), where u is how far they lie below the largest possible one. From
     1 to 2 a part of all items makes that largest one, which no item has made.
-    Shapes: `seen` (clusters, players), `value` and `largest` (players,).
+    Shapes: `powers` (3, sizes, players), the sizes that were seen to the power of 0, 1 and 2; `counts` and `below`
+    (sizes, players), how often each was seen, and its u/ū; `value` and `largest` (players,).
     Source: empirical likelihood, Owen 2001, section 2.9, with an end of the range as one more possible value.
     """
 
-    seen: FloatArray
+    powers: FloatArray
+    counts: FloatArray
+    below: FloatArray
     value: FloatArray
     largest: FloatArray
+    n_clusters: int
 
     @classmethod
-    def towards(cls, answers: Answers, value: FloatArray, sign: float | FloatArray) -> _Family:
-        """Look upwards (`sign` 1) or downwards (−1, everything mirrored)."""
-        seen = sign * _contributions(answers.pieces, value)
-        unseen = len(answers.pieces) * np.where(np.asarray(sign) > 0, answers.up, answers.down)
-        return cls(seen, sign * value, np.maximum(seen.max(axis=0), unseen))
+    def towards(cls, answers: Answers, value: FloatArray, sign: FloatArray) -> _Family:
+        """Look upwards (`sign` 1) or downwards (−1, everything mirrored); with two signs a player, once for each."""
+        times, n = len(sign) // max(1, len(value)), len(answers.pieces)
+        sizes, counts = (np.tile(x, (1, times)) for x in _counted(_contributions(answers.pieces, value)))
+        seen = sign * sizes
+        unseen = n * np.where(sign > 0, np.tile(answers.up, times), np.tile(answers.down, times))
+        largest = np.maximum(seen.max(axis=0), unseen)
+        below = largest - seen  # (sizes, players)
+        scale = (counts * below).sum(axis=0) / n
+        powers = np.stack([np.ones_like(seen), seen, seen**2])
+        return cls(powers, counts, below / np.where(scale > 0, scale, 1.0), sign * np.tile(value, times), largest, n)
 
     def at(self, place: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Give the mean of one distribution for each player, and the variance that an estimate of it has."""
         s, added = np.minimum(place, _LAST), np.maximum(place - 1.0, 0.0)
-        below = self.largest - self.seen  # (clusters, players)
-        scale = below.mean(axis=0)
-        weight = 1.0 / ((1.0 - s) + s * below / np.where(scale > 0, scale, 1.0))
-        weight /= weight.sum(axis=0)
-        mean = np.einsum("gp,gp->p", weight, self.seen)
-        square = np.einsum("gp,gp,gp->p", weight, self.seen, self.seen)
+        weight = self.counts / ((1.0 - s) + s * self.below)
+        total, mean, square = (weight * self.powers).sum(axis=1)  # (players,) each
+        mean, square = mean / total, square / total
         mean, square = mean + added * (self.largest - mean), square + added * (self.largest**2 - square)
-        return mean, np.maximum(square - mean**2, 0.0) / max(len(self.seen) - 1, 1)
-
-
-def _end(family: _Family, quantile: FloatArray) -> FloatArray:
-    """Find the first mean beyond the estimate that lies more than `quantile` of its standard errors from it."""
-    low, high = np.zeros(quantile.shape), np.full(quantile.shape, 2.0)
-    for _ in range(_STEPS):
-        middle = 0.5 * (low + high)
-        mean, variance = family.at(middle)
-        outside = (mean - family.value) ** 2 > quantile**2 * variance + _ROUNDING**2
-        low, high = np.where(outside, low, middle), np.where(outside, middle, high)
-    return family.at(high)[0]
+        return mean, np.maximum(square - mean**2, 0.0) / max(self.n_clusters - 1, 1)

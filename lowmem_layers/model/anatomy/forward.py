@@ -55,7 +55,7 @@ def first_call(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[s
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
     def stop(*args: Any, **kwargs: Any) -> None:
-        seen.append(_split(args, kwargs))
+        seen.append(split_call(args, kwargs))
         raise _Captured
 
     with _stand_in({layers[0].layer: stop}), contextlib.suppress(_Captured):
@@ -80,7 +80,7 @@ def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]
 
     def record(answer: Answer) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden, call = _split(args, kwargs)
+            hidden, call = split_call(args, kwargs)
             seen.append((hidden, call))
             return answer.holding(hidden)
 
@@ -164,7 +164,7 @@ def _stand_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
             module.__dict__.pop("forward", None)
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, LayerCall]:
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, LayerCall]:
     """Separate the hidden state from the rest of a layer's arguments."""
     if args:
         return args[0], LayerCall(args[1:], kwargs)
