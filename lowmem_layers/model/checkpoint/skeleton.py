@@ -51,9 +51,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     from transformers.core_model_loading import build_glob_alternation
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    plain = deepcopy(
-        getattr(config, "thinker_config", None) or config
-    )  # Qwen-Omni's part that takes text and writes it
+    plain = deepcopy(getattr(config, "thinker_config", None) or config)  # Qwen-Omni's part that reads and writes text
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     if getattr(plain, "rescale_every", 0):
@@ -74,11 +72,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             f"no causal language model can be built from this config: {first_line}",
             "the numbers in config.json make no model; download or save it again",
         ) from error
-    model = _language_model_of(model)
-    drop_towers(model)
-    _refuse_odd_embeddings(model)
-    if hasattr(config, "thinker_config"):
-        _leave_out(model, r"^(talker|token2wav|code2wav)\.")  # the parts that speak
+    model = _text_only(model)
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
     if plan:
         in_float32 = build_glob_alternation(list(plan))[0]
@@ -106,6 +100,28 @@ class Absent(nn.Module):
             f"text goes through {self._name}, which is not a part of the model's text decoder",
             "lowmem-layers takes the decoder of a multimodal model; this one needs more than that",
         )
+
+
+def _text_only(model: Any) -> Any:
+    """Keep of a model what its text needs: see `drop_towers`.
+
+    Raises:
+        ModelError: tokens do not come in by one matrix and go out by one, or a weight is shared with what was dropped.
+    """
+    model = _language_model_of(model)
+    drop_towers(model)
+    name, hint = type(model).__name__, "lowmem-layers takes decoder-only language models"
+    try:
+        embeddings = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+        model.tie_weights()
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{name}: its decoder shares weights with parts that text does not meet", hint) from error
+    for place, module in embeddings.items():
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise ModelError(f"{name}: its {place} embedding is not one matrix with a row for each token", hint)
+    if name.endswith("ThinkerForConditionalGeneration"):
+        _leave_out(model, r"^(talker|token2wav|code2wav)\.")  # the parts of Qwen-Omni that speak
+    return model
 
 
 def drop_towers(model: Any) -> None:
@@ -149,23 +165,6 @@ def _language_model_of(model: Any) -> Any:
     _leave_out(inner, *(rf"^{re.escape(name)}(\.|$)" for name in others if name != "language_model"))
     inner.checkpoint_prefix = "language_model."
     return inner
-
-
-def _refuse_odd_embeddings(model: Any) -> None:
-    """See that tokens come in by one matrix and go out by one, and that no weight is shared with what was dropped.
-
-    Raises:
-        ModelError: they do not.
-    """
-    name, hint = type(model).__name__, "lowmem-layers takes decoder-only language models"
-    try:
-        embeddings = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
-        model.tie_weights()
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{name}: its decoder shares weights with parts that text does not meet", hint) from error
-    for place, module in embeddings.items():
-        if not isinstance(getattr(module, "weight", None), torch.Tensor):
-            raise ModelError(f"{name}: its {place} embedding is not one matrix with a row for each token", hint)
 
 
 def _leave_out(model: Any, *patterns: str) -> None:
