@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ON_ONE_MODEL = ("--model", "model", "--tasks", "text:words.txt", "--limit", "2")
+ON_ONE_MODEL = ("--model", "model", "--tasks", "sound.toml", "--limit", "1")
+TASK = 'data = "sound.jsonl"\ncontext = "{{ q }}"\nchoices = "options"\ngold = "answer"\n'
 PLAN = ("plan", *ON_ONE_MODEL, "--for", "rtx-4090")
 RUN = (
     "run", *ON_ONE_MODEL, "--max-removed", "0", "--device", "cpu", "--threads", "1", "--display", "none", "--no-cache",
@@ -25,6 +26,12 @@ PACKINGS = (
 FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 
 
+def write_task(folder: Path) -> None:
+    """Write a task of one item, which any tokenizer can encode."""
+    (folder / "sound.jsonl").write_text('{"q": "the one", "options": [" a", " b"], "answer": 0}\n')
+    (folder / "sound.toml").write_text(TASK)
+
+
 def llama_inputs(folder: Path, rng: random.Random, mutated: Callable[..., tuple[str, Any]]) -> Iterator[Any]:
     """Mutate one file of a plain or a GPTQ Llama."""
     from tests.model.conftest import save_model
@@ -32,7 +39,7 @@ def llama_inputs(folder: Path, rng: random.Random, mutated: Callable[..., tuple[
     save_model(folder / "sound", "llama")
     save_model(folder / "sound-gptq", "llama")
     pack_as_gptq(folder / "sound-gptq")
-    (folder / "words.txt").write_text("some words here " * 40)
+    write_task(folder)
     while True:
         shutil.rmtree(folder / "model", ignore_errors=True)
         shutil.rmtree(folder / "out", ignore_errors=True)
@@ -96,7 +103,7 @@ def gguf_inputs(folder: Path, rng: random.Random, broken: Callable[..., bytes]) 
     }  # fmt: skip
     file = folder / "sound.gguf"
     write_gguf(file, tiny_model("llama", torch.float32), keys=keys)
-    (folder / "words.txt").write_text("some words here " * 40)
+    write_task(folder)
     sound = file.read_bytes()
     header = sound.rindex(b"blk.") + 64
     while True:

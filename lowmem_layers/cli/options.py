@@ -111,7 +111,8 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     _option(
         TASK,
         "--preset",
-        "Set the paper's protocol: six tasks, the first 1,000 items of each, no BOS token, windows of up to 4.",
+        "Set the paper's protocol: six tasks, the first 1,000 items of each, no BOS token, windows of up to 4; or of "
+        "up to 3, with tables rounded as in the authors' code.",
         "|".join(PRESETS),
     ),
     _option(TASK, "--data-dir", "Read TASK.jsonl files in this folder instead of the Hub.", "FOLDER"),

@@ -197,8 +197,14 @@ def interactions(run: str, value: str | None, level: float, form: str | None, ou
 @click.option(
     "--table", "number", type=click.IntRange(1, 4), metavar="1|2|3|4", default=1, help="Which table. [default: 1]"
 )
+@click.option(
+    "--as-code",
+    is_flag=True,
+    help="Compute them to the last digit of the authors' public code: windows of up to 3, and accuracies without a "
+    "sublayer rounded to 4 decimals first. [default for runs of --preset paper-code]",
+)
 @data_options
-def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | None) -> None:
+def tables(runs: tuple[str, ...], number: int, as_code: bool, form: str | None, output: str | None) -> None:
     """Write the paper's tables 1 to 4 for one or more runs.
 
     Shares and drops are in per cent. Several runs of one model may each hold another task. Where the paper has the
@@ -210,4 +216,4 @@ def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | N
     chosen_format(form, output)
     opened = [open_run(run) for run in runs]
     note_unfinished(*opened)
-    write_data(paper_table(tables_of(opened), number), form, output, decimals=1)
+    write_data(paper_table(tables_of(opened, as_code=as_code), number), form, output, decimals=1)

@@ -45,7 +45,8 @@ class Widths:
 
     Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
     of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
-    `ends_mixing`: the last sublayer mixes tokens, so that it is computed for all of them.
+    `ends_mixing`: the last sublayer mixes tokens, so that it is computed for all of them. `score_bytes`: see
+    `ModelShape`.
     """
 
     macs: tuple[int, ...]
@@ -55,13 +56,15 @@ class Widths:
     itemsize: int
     parallel: bool
     ends_mixing: bool = False
+    score_bytes: int = 0
 
     @classmethod
     def of(cls, shape: ModelShape) -> Widths:
         """Take the sizes from a model's shape: the one way to make them."""
         ends_mixing = shape.players[-1].is_attention
         return cls(
-            shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing
+            shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing,
+            shape.score_bytes,
         )  # fmt: skip
 
     def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
@@ -74,13 +77,14 @@ class Widths:
         """Count what `nodes` tokens take, of which `scored` are scored. `squares` adds up the rows' squared lengths.
 
         The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
-        what attention adds beside the states until the feed-forward has read them: the same numbers once more.
+        what attention adds beside the states until the feed-forward has read them: the same numbers once more. Eager
+        attention keeps scores of one state at least; those of more are a part of the chunk (`states_at_once`).
         """
         each = [step.applications * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
         work = nodes * sum(each[:-1]) + (nodes if self.ends_mixing else scored) * each[-1] + head
-        return ItemCost((states + 2 * squares) * self.itemsize, work, head)
+        return ItemCost((states + 2 * squares) * self.itemsize + squares * self.score_bytes, work, head)
 
     def chunk_bytes(self, sizes: Sizes) -> int:
         """Bound what one chunk's intermediates or its logits take, besides the states. Units: bytes.

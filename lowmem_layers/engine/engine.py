@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -78,6 +79,12 @@ class Engine:
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
 
+    def changed(self, changes: Changes) -> Engine:
+        """Give an engine that is this one but for what becomes of the sublayers that a coalition names."""
+        other = copy(self)
+        other.changes, other._trees = changes, {}
+        return other
+
     @torch.inference_mode()
     def examine(self) -> Verdict:
         """Test the model, and find out whether it takes tries. A second call gives what the first one found.
@@ -90,7 +97,7 @@ class Engine:
             self.model.examine()
             self.changes.check(self.model)
             changes = self.changes if any(change != REMOVE for change in self.changes.of) else None
-            self.verdict = examine_engine(self.model, self._score_batch, changes)
+            self.verdict = examine_engine(self.model, self._score_batches, changes)
         return self.verdict
 
     @property
@@ -258,11 +265,13 @@ class Engine:
         counter = Counter(on_work)
         return Sweep(self.model, tree, self.sizes, self._head, inputs, self.changes, counter, self._indices)
 
-    def _score_batch(self, batch: Batch, inputs: Inputs, coalitions: Sequence[Removed]) -> np.ndarray:
-        """Score the one item of a batch, for the examination. Shapes: (coalitions, choices)."""
+    def _score_batches(
+        self, batches: Sequence[Batch], inputs: Inputs, coalitions: Sequence[Removed]
+    ) -> list[np.ndarray]:
+        """Score batches of one item each by one sweep, for the examination. Shapes: per batch (coalitions, choices)."""
         sweep = self._sweep(self._tree(coalitions), inputs, lambda _: None)
-        owners, values = next(iter(list(sweep.run([batch]))))
-        return values[:, np.argsort([choice for _, choice in owners])].cpu().numpy()
+        found = list(sweep.run(batches))
+        return [values[:, np.argsort([choice for _, choice in owners])].cpu().numpy() for owners, values in found]
 
 
 def ready_engine(model: DecoderModel, *, layout: Layout = "auto", **options: Any) -> Engine:

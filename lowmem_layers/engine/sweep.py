@@ -248,8 +248,7 @@ class Sweep:
 
         Other indices are kept on the device: bringing them there makes the host wait.
         """
-        positions = live.states.shape[1] * live.states.shape[2]
-        size = max(1, self.sizes.chunk_tokens // positions)
+        size = self.model.shape.states_at_once(self.sizes.chunk_tokens, *live.states.shape[1:3])
         side_by_side = len(slots) > 0 and slots[-1] - slots[0] == len(slots) - 1
         for low in range(0, len(slots), size):
             part = tuple(slots[low : low + size])

@@ -75,6 +75,11 @@ class Change:
         return {"remove": 0, "mean": 0, "repeat": 2, "quantise": 1}[self.kind]
 
     @property
+    def bits(self) -> float:
+        """Count the bits a weight of what is quantised. Units: bits; infinite where nothing is."""
+        return float("inf") if self.format is None else self.format.bits
+
+    @property
     def words(self) -> str:
         """Say what was done to a sublayer: it was removed, or quantised to nf4."""
         if self.format is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -209,8 +210,8 @@ class Specification:
         return found | {"value": stored["value"]} if self.until is not None else found
 
 
-# The protocol of the paper's public code: the first 1,000 items, no BOS token, windows of up to four.
-PRESETS = {"paper": StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=4)}
+_PAPER = StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=MAX_REMOVED)  # as in its public code
+PRESETS = {"paper": _PAPER, "paper-code": replace(_PAPER, max_removed=3)}  # 3 is the code's default
 
 
 def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -> Path:
@@ -221,8 +222,7 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     where = {"data_dir": meant.data_dir, "device": meant.device, **meant.identity()}
     if meant.include_path is not None:  # named only where it is given, so that earlier folders keep their names
         where["include_path"] = meant.include_path
-    document = json.dumps(where, sort_keys=True)
-    digest = hashlib.sha256(document.encode()).hexdigest()[:6]
+    digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:6]
     return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
 
 
@@ -296,5 +296,5 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
 
 
 def _slug(name: str) -> str:
-    kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower())
-    return kept.strip("-.")[:40] or "x"
+    kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower()).strip("-.")[:40]
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept or "x")  # Windows takes them for devices

@@ -30,6 +30,7 @@ COMMANDS = [
     "interactions",
     "tables",
     "prune",
+    "bits",
     "proxies",
     "power",
     "items",

@@ -222,7 +222,11 @@ def test_the_tiny_tokenizer_is_one_token_a_byte() -> None:
     [
         ("tokenizer.json", ("model", "vocab", "A"), [1], "no tokenizer that can be read: Exception: invalid type"),
         ("tokenizer_config.json", ("tokenizer_class",), [], "no tokenizer that can be read: TypeError"),
+        ("tokenizer_config.json", ("model_max_length",), "0", "no tokenizer that can be read: TypeError"),
         ("config.json", ("quantization_config",), {"quant_method": "fp8", "weight_block_size": [{}, 1]}, "TypeError"),
+        ("config.json", ("num_hidden_layers",), 2**63, r"num_hidden_layers is 9.223e\+18; no model"),
+        ("config.json", ("vocab_size",), 0, "no causal language model can be built from this config: index 0"),
+        ("config.json", ("model_type",), [], "has the model type"),
         ("model.safetensors", (NAME, "dtype"), {}, "lacks its type, shape or place"),
         ("model.safetensors", (NAME, "data_offsets"), [float("-inf"), 0], "lacks its type, shape or place"),
         ("model.safetensors", (NAME, "shape"), [96.0, 64], "lacks its type, shape or place"),

@@ -25,7 +25,9 @@ def test_defaults():
 
 def test_the_papers_preset_and_what_overrides_it():
     resolved = StudySpec(preset="paper", limit=50).resolved()
-    assert (resolved.tasks, resolved.limit, resolved.bos) == (PAPER_TASKS, 50, "none")
+    assert (resolved.tasks, resolved.limit, resolved.bos, resolved.max_removed) == (PAPER_TASKS, 50, "none", 4)
+    as_code = StudySpec(preset="paper-code").resolved()
+    assert (as_code.tasks, as_code.limit, as_code.bos, as_code.max_removed) == (PAPER_TASKS, 1000, "none", 3)
 
 
 @pytest.mark.parametrize(

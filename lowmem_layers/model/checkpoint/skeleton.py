@@ -15,6 +15,7 @@ from torch import nn
 
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model.anatomy.dissection import passed_by_text, text_config, text_decoder
+from lowmem_layers.model.memory import is_shortage
 
 
 @contextmanager
@@ -63,8 +64,10 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             is_causal = is_causal and not passed_by_text(plain.get_text_config())
             auto = AutoModelForCausalLM if is_causal else AutoModelForMultimodalLM
             model = auto.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
-    # A config's numbers go into the family's own code unchecked, so any of these may come of a damaged one.
-    except (ValueError, ImportError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
+    # A config's numbers go into the family's own code unchecked, so anything may come of a damaged one.
+    except Exception as error:
+        if is_shortage(error):
+            raise
         first_line = str(error).strip().split("\n")[0]
         if isinstance(error, KeyError):  # which holds nothing but the word: a kind of rotary scaling, an activation
             first_line = f"it asks for {first_line}, which is not known"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from lowmem_layers.model.spec import ModelSpec
 _DECODERS = "lowmem-layers takes decoder-only language models: Llama, Mistral, Mixtral, Qwen, Gemma, GPT-2 and so on"
 _TOKENIZER = "the folder needs tokenizer.json, or the files its tokenizer class names"
 AGAIN = "download or save the model again"
+_COUNT, _MOST = re.compile(r"(num|n)_(\w+_)?(layers?|experts?|blocks?)"), 10_000
 _CONVERSION = 2  # counts the ways in which GGUF tokenizers were made, so that none that an older way made is taken
 
 
@@ -55,8 +57,11 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
         return AutoTokenizer.from_pretrained(kept)
     with unreadable(f"{source.name} has no tokenizer that can be read", _TOKENIZER):
         if source.gguf is not None:
-            return read_gguf_tokenizer(read_gguf_header(source.folder / source.gguf))
-        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=spec.trust_remote_code)
+            tokenizer = read_gguf_tokenizer(read_gguf_header(source.folder / source.gguf))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=spec.trust_remote_code)
+        tokenizer(["some words"], add_special_tokens=False)  # settings of a wrong type show when it is used
+    return tokenizer
 
 
 @contextmanager
@@ -141,8 +146,11 @@ def _check_config_file(source: Source, *, trust_remote_code: bool) -> None:
         raise ModelError(f"{path} is no model's config", AGAIN)
     if not isinstance(document.get("quantization_config") or {}, dict):
         raise ModelError(f"{path}: quantization_config is no table", AGAIN)
+    _check_counts(path, document)
     model_type = document.get("model_type")
-    if model_type in CONFIG_MAPPING or (document.get("auto_map") and trust_remote_code):
+    if (isinstance(model_type, str) and model_type in CONFIG_MAPPING) or (
+        document.get("auto_map") and trust_remote_code
+    ):
         return
     if document.get("auto_map"):
         raise ModelError(
@@ -150,6 +158,14 @@ def _check_config_file(source: Source, *, trust_remote_code: bool) -> None:
             "if you trust its author, add --trust-remote-code",
         )
     raise ModelError(f"{source.name} has the model type {model_type!r}, which transformers does not know", _DECODERS)
+
+
+def _check_counts(path: Path, node: Any) -> None:
+    """Refuse counts of layers and experts that no model has: transformers would build modules without end."""
+    for name, value in node.items() if isinstance(node, dict) else ():
+        if isinstance(value, int | float) and value > _MOST and _COUNT.fullmatch(str(name)):
+            raise ModelError(f"{path}: {name} is {value:.4g}; no model has more than {_MOST:,}", AGAIN)
+        _check_counts(path, value)
 
 
 def _refuse_encoders(name: str, config: Any) -> None:
