@@ -20,7 +20,8 @@ from benchmarks.gpu.setting import Case, Result, Setting, frame, random_model, r
 from lowmem_layers.engine import ready_engine
 from lowmem_layers.forecast.ceilings import random_nf4
 from lowmem_layers.forecast.machine import measure_products, wait_and_read_clock
-from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.anatomy.dissection import dissect
+from lowmem_layers.model.anatomy.removal import without
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
@@ -76,8 +77,7 @@ def offloaded_module(setting: Setting, name: str, n_layers: int) -> Any:
     with torch.inference_mode(False), torch.no_grad():
         _fill_rest(made.module, setting, torch.device("cpu"))
         made.module.to("cpu")
-        if setting.is_gpu:
-            cpu_offload(made.module, setting.device)
+        cpu_offload(made.module, setting.device)
     return made.module
 
 
@@ -132,17 +132,16 @@ def _best_batch(module: Any, items: Sequence[EncodedItem], setting: Setting) -> 
 
 def _compare(setting: Setting, task: str, module: Any, n_layers: int | None) -> Result:
     """Time ours and theirs on the same items, in turns."""
-    baseline = DecoderModel(module, shape=frame(module.config, "nf4", setting.dtype).shape)
+    anatomy = dissect(module)  # not examined: offloaded weights lie on no device between their uses
     ours = random_model(setting, "llama-3-8b", "device", n_layers=n_layers)
     engine = ready_engine(ours, layout="trie", budget_bytes=None if not setting.is_gpu else 8 << 30)
     work = int(0.4 * measure_products(setting.device, setting.dtype, seconds=0.1) * max(0.5, setting.left_s() / 20))
     items, coalitions = filled_tile(engine, ours, task, 10**7 if setting.tiny else work, setting)
     batch, times = _best_batch(module, items[:32], setting)
-    baseline.examine()
     draw, seconds = random.Random(0), []
     our_seconds = [timed_tile(setting, engine, items, coalitions)]
     while not seconds or (setting.left_s() > 0 and len(seconds) < (2 if setting.tiny else 12)):
-        with baseline.removed(draw.choice(coalitions)):
+        with without(anatomy, draw.choice(coalitions)):
             start = wait_and_read_clock(setting.device)
             whole_forwards(module, items, batch, setting.device)
             seconds.append(wait_and_read_clock(setting.device) - start)

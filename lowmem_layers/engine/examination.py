@@ -62,7 +62,8 @@ def examine_engine(model: DecoderModel, score: Score, changes: Changes | None = 
     """
     # 1) three choices behind one context that is longer than any window of attention's own, two of them with a common
     #    first token; three coalitions: the full model, one sublayer in the middle, and a scattered removal
-    n_tokens, middle = model.module.get_input_embeddings().weight.shape[0], len(model.players) // 2
+    n_tokens = min(model.module.get_input_embeddings().weight.shape[0], model.shape.vocabulary)
+    middle = len(model.players) // 2
     reach = max([0, *(size for size in windows(model.config).values() if size < model.max_length)])
     n_context = 5 + min(reach, _LONGEST_WINDOW, max(0, model.max_length - 12))
     draw = np.random.default_rng(0).integers(3, n_tokens - 1, n_context + 7).tolist()

@@ -108,15 +108,16 @@ def _walk(model: DecoderModel, passes: Sequence[Pass]) -> list[Any]:
         if isinstance(walker, _Walker):
             walker.stop()
 
-    layers = [layer.layer for layer in model.anatomy.layers]
-    handles = [layer.register_forward_pre_hook(stop) for layer in layers]
+    # a layer without sublayers is one that text passes by
+    layers = {index: layer.layer for index, layer in enumerate(model.anatomy.layers) if layer.kinds}
+    handles = [layer.register_forward_pre_hook(stop) for layer in layers.values()]
     walkers = [_Walker(work) for work in passes]
     for walker in walkers:
         walker.start()
     try:
         for walker in walkers:  # up to the first layer
             walker.go_on()
-        for _ in model.store.sweep([Visit(index, BOTH) for index in range(len(layers))]):
+        for _ in model.store.sweep([Visit(index, BOTH) for index in layers]):
             for walker in walkers:
                 walker.go_on()
         if not all(walker.is_over for walker in walkers):

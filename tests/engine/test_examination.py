@@ -193,7 +193,7 @@ def test_an_examination_brings_the_weights_in_four_times():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["mixtral", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt2", "bloom"))])
 def test_passes_in_step_are_those_one_after_the_other(family):
     model = DecoderModel(tiny_model(family, dtype=torch.float64))
     model.examine()

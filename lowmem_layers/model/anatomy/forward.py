@@ -69,7 +69,13 @@ def first_call(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[s
 
 
 def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> Prologue:
-    """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with."""
+    """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with.
+
+    A layer without sublayers is one that text passes by: its call is empty.
+
+    Raises:
+        RemovalError: layers are called more than once, or not at all.
+    """
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
     def record(answer: Answer) -> Callable[..., Any]:
@@ -85,7 +91,14 @@ def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]
     stand_ins[module.get_output_embeddings()] = lambda hidden: hidden[..., :1]
     with _stand_in(stand_ins):
         module(**inputs, use_cache=False)
-    return Prologue(seen[0][0], tuple(call for _, call in seen))
+    n_layers = sum(bool(layer.kinds) for layer in layers)
+    if len(seen) != n_layers:
+        raise RemovalError(
+            f"{type(module).__name__}: one forward pass of text calls its {n_layers} decoder layers {len(seen)} times",
+            "layers that are run in a loop, or only beside a picture, cannot be taken apart",
+        )
+    calls = iter(call for _, call in seen)
+    return Prologue(seen[0][0], tuple(next(calls) if layer.kinds else LayerCall((), {}) for layer in layers))
 
 
 def own_logits(module: Any, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> torch.Tensor:
