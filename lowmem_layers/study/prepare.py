@@ -27,18 +27,20 @@ def prepare_study(
     announce: Announce,
     earlier: EngineRecord | None = None,
     *,
+    tasks: Sequence[Task] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
-    `earlier` is the engine that began this run, whose chunk sizes decide the numbers: they are used again.
+    `earlier` is the engine that began this run, whose chunk sizes decide the numbers: they are used again. `tasks` are
+    those that were read already, where another process did.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
     """
     # 1) the tasks
     announce(StageStarted("reading the tasks", "tasks"))
-    tasks = read_tasks(spec)
+    tasks = read_tasks(spec) if tasks is None else tasks
     announce(TasksRead(tuple(task.name for task in tasks), tuple(len(task.items) for task in tasks)))
     announce(StageStarted("importing torch", "libraries"))
     from lowmem_layers.engine import Engine

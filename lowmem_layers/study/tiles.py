@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from lowmem_layers.errors import DamagedError
 from lowmem_layers.findings.statement import judge
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import estimator_weights
-from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.record.folder import finished_tiles
@@ -25,7 +23,7 @@ from lowmem_layers.record.items import ItemRow
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Engine, Prepared
+from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.events import (
     Announce,
     Noted,
@@ -36,8 +34,8 @@ from lowmem_layers.study.events import (
     TaskPlanned,
     TileCommitted,
     TileStarted,
-    WorkDone,
 )
+from lowmem_layers.study.one_by_one import one_by_one
 from lowmem_layers.tasks.items import EncodedItem
 
 LOOKS = 100  # a statement to stop at is looked at whenever the items have grown by one part in so many
@@ -90,17 +88,22 @@ def score_tiles(
     if left:
         announce(StageStarted("scoring", "scoring"))
 
-    # 2) tile by tile: score, commit, announce, and see whether the statement is proven
-    for tile in left:
-        start = clock()
+    # 2) tile by tile: score, commit, announce, and see whether the statement is proven. It is judged by the tiles in
+    # the order of the plan: which of them workers finish first depends on their items, so that would be a selection.
+    def begin(tile: int) -> None:
         announce(TileStarted(tile, len(encoded[tile]), work[tile]))
-        scores = _scores_of(encoded[tile], plan.coalitions, prepared.engine, announce)
+
+    in_order = manifest.resolved.until is not None
+    score = prepared.score_tiles or one_by_one(prepared.engine, clock)
+    for scored in score(left, encoded, plan.coalitions, begin, announce, in_order):
+        start, tile = clock(), scored.tile
+        table = scores_table(values.rows_of(tile), values.removed, scored.scores)
         with uninterrupted():
-            write_table(tile_file(folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
-        values.add(tile, scores)
+            write_table(tile_file(folder, tile), table, scored.made_on)
+        values.add(tile, scored.scores)
         done, ahead = (values.n_items, len(values.tiles)), leaders(values)
-        spent = clock() - start
-        announce(TileCommitted(tile, len(encoded[tile]), sum(work[tile]), *done, spent, ahead, standing(values)))
+        spent, about = scored.elapsed_s + clock() - start, (tile, len(encoded[tile]), sum(work[tile]))
+        announce(TileCommitted(*about, *done, spent, ahead, standing(values), scored.worker))
         lost.discard(tile)
         before = values.n_items - len(plan.tiles[tile])
         looked = not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items))
@@ -193,21 +196,6 @@ def standing(values: CollectedValues) -> Standing | None:
         return None
     ci = mean_interval(influence, 0.95)
     return Standing(*(tuple(map(float, each)) for each in (influence.value, ci.low, ci.high)))
-
-
-def _scores_of(
-    items: Sequence[Any], coalitions: Sequence[Removed], engine: Engine, announce: Announce
-) -> list[np.ndarray]:
-    """Score a tile; announce the work while it is done, and where memory ran out. Shapes: as `Engine.score` says."""
-    before = len(engine.describe().get("narrowed", ()))
-    scores = engine.score(items, coalitions, lambda amount: announce(WorkDone(amount)))
-    for each in engine.describe().get("narrowed", ())[before:]:
-        text = (
-            f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
-            f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
-        )
-        announce(Noted(text))
-    return scores
 
 
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:
