@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from benchmarks.families_build import LAYERS, VOCABULARY, causal_types, multimodal_types, tiny_model
 from lowmem_layers.engine import ready_engine
-from lowmem_layers.errors import LowmemLayersError
+from lowmem_layers.errors import LowmemLayersError, ModelError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
@@ -117,7 +117,9 @@ def judge(model_type: str) -> dict[str, Any]:
     start = time.monotonic()
     try:
         module = tiny_model(model_type)
-        module(input_ids=torch.arange(3, 43)[None], use_cache=False)
+    except ModelError as error:
+        is_ours = not error.message.startswith("no causal language model can be built")
+        return {"type": model_type, "verdict": "refused" if is_ours else "not built", "reason": error.message}
     except Exception as error:  # noqa: BLE001 (whatever a family's own code raises is a finding)
         return {"type": model_type, "verdict": "not built", "reason": f"{type(error).__name__}: {error}"[:300]}
     row: dict[str, Any] = {"type": model_type, "layers": LAYERS}

@@ -62,6 +62,15 @@ _QWEN4 = {
     "indexer_compress_ratio": 2, "hc_lowrank": 8, "ngram_vocab_size_base": 128, "ple_embed_dim": 16,
 }  # fmt: skip
 _LFM = ["conv", "full_attention", "conv", "full_attention"]
+_COMPASS = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE),
+}
+_TOWER = CONFIG_MAPPING["siglip_vision_model"](
+    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14,
+    model_args={"embed_dim": 64},
+)  # fmt: skip
+"""Another tower in place of one that is built by timm, a package that need not be installed: text meets neither."""
 
 
 def _rotating(section: list[int], share: float = 1.0) -> dict[str, Any]:
@@ -94,10 +103,47 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
-    "cohere_compass_text": {
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE),
+    "cohere_compass_text": _COMPASS,
+    "cohere_compass": {"text_config": _COMPASS},
+    # towers whose widths must fit the text's, or one another's
+    "apertus1p5": {
+        "audio_config": {"codebook_dim": 64, "codebook_size": 32},
+        "vision_config": {"codebook_size": 32},
+        "image_token_id": 9,
+        "audio_token_id": 10,
+        "image_token_offset": 20,
+        "audio_token_offset": 52,
     },
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "granite_docling": {"vision_config": {"out_hidden_size": 64}},
+    **{name: {"vision_config": {"text_hidden_size": 64}} for name in ("inkling2", "inkling2_loop")},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "muse_spark": {"audio_config": {"out_hidden_size": 64}},
+    "nemo_speechlm": {
+        "audio_config": {"diarization_config": {"head_config": {"audio_hidden_size": 64}}},
+        "word_timestamp_config": {"blank_token_id": VOCABULARY - 1},
+    },
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200},
+    "fast_vlm": {"vision_config": _TOWER},
+    "perception_lm": {"vision_config": _TOWER},
+    # parts of the text's config that have no usable default
+    "mllama": {"text_config": {"cross_attention_layers": [1, 3]}},
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2, "n_group": 1, "topk_group": 1}},
+    "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
+    "ernie4_5_vl_moe": _rotating([2, 2, 4]),
+    "glm5_next": {"text_config": {"index_kpool": 2}},
+    "granite4_vision": {"deepstack_layer_map": [[1, 0], [0, 2]], "downsample_rate": "1/4"},
+    "hunyuan_vl": _rotating([2, 2, 2, 2]),
+    "hy_v4_vl": _rotating([1, 1, 2]),
+    "kyutai_speech_to_text": {"audio_pad_token_id": 69, "codec_config": {"upsample_groups": 64}},
+    # `vision_start_token_id`: published configs have it, the classes have no default
+    "qwen2_5_omni_thinker": {**_rotating([2, 3, 3]), "vision_start_token_id": 5},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "qwen2_5_omni": {"thinker_config": {**_rotating([2, 3, 3]), "vision_start_token_id": 5}},
+    "qwen3_omni_moe": {"thinker_config": {"vision_start_token_id": 5}},
+    "step3p7": {"text_config": {"sliding_window": 4}},
     "qwen4_exp_text": _QWEN4,
     "qwen4_exp": {"text_config": _QWEN4},
     "dbrx": {
@@ -156,7 +202,9 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
         if name in subs:
             kind = value.get("model_type") if isinstance(value, dict) else None
             inner = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else subs[name]
-            if hasattr(inner, "to_dict"):
+            if hasattr(own, "to_dict"):
+                changed[name] = own
+            elif hasattr(inner, "to_dict"):
                 changed[name] = _shrunk(inner, own or {})
             continue
         if isinstance(value, bool):

@@ -7,9 +7,11 @@
     command    command lines: every option with values that are no numbers, too long, infinite, no text, paths, markup
     data       lines of a benchmark's data file, mutated as JSON and as bytes
     task       task files (TOML): fields replaced, templates that loop, reach out or do not end
-    model      config.json, tokenizer.json, safetensors' header and quantisation configs of a tiny Llama, under `plan`
+    model      config.json, tokenizer.json, safetensors' header and quantisation configs of a tiny Llama, under `plan`,
+               and every fourth under `run`; half of them GPTQ with its packed tensors
+    gguf       the header of a tiny GGUF file with flipped bits, cut, or with pieces doubled or replaced, under both
 
-All in one process (torch is imported once, for `model` only). An input fails that ends in a traceback, with another
+All in one process (torch is imported for the last two only). An input fails that ends in a traceback, with another
 status than 0, 1 (shortage of memory) or 2, with several lines of error or none, after more than 10 seconds, with 1 GiB
 more of memory, or with a file outside its folder. Failures are printed; the last line is one JSON document.
 """
@@ -24,7 +26,6 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import tempfile
 import time
@@ -199,35 +200,16 @@ class Inputs:
             yield f"{name} = {changed[name]!a:.60}", ["tasks", "show", "own.toml", "--items", "1"]
 
     def model(self) -> Iterator[Input]:
-        """Mutate the files of a tiny Llama's folder."""
-        from tests.model.conftest import save_model
+        """Mutate config, tokenizer and safetensors' header of a tiny Llama's folder."""
+        from benchmarks.fuzz_models import llama_inputs
 
-        save_model(self.folder / "sound", "llama")
-        (self.folder / "words.txt").write_text("some words here " * 40)
-        words = ["plan", "--model", "model", "--tasks", "text:words.txt", "--limit", "2", "--for", "rtx-4090"]
-        packings = (
-            {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True},
-            {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
-            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-        )
-        while True:
-            shutil.rmtree(self.folder / "model", ignore_errors=True)
-            shutil.copytree(self.folder / "sound", self.folder / "model")
-            name = self.rng.choice(("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"))
-            path = self.folder / "model" / name
-            if path.suffix == ".json":
-                stored = json.loads(path.read_text())
-                if name == "config.json" and self.rng.random() < 0.5:
-                    stored["quantization_config"] = dict(self.rng.choice(packings))
-                said, changed = mutated(stored, self.rng)
-                path.write_text(json.dumps(changed))
-            else:
-                content = path.read_bytes()
-                length = int.from_bytes(content[:8], "little")
-                said, header = mutated(json.loads(content[8 : 8 + length]), self.rng)
-                text = json.dumps(header).encode()
-                path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-            yield f"{name}: {said}", words
+        return llama_inputs(self.folder, self.rng, mutated)
+
+    def gguf(self) -> Iterator[Input]:
+        """Break a tiny GGUF file."""
+        from benchmarks.fuzz_models import gguf_inputs
+
+        return gguf_inputs(self.folder, self.rng, broken)
 
     def restore(self) -> None:
         """Put the files of the run back."""
@@ -266,24 +248,25 @@ def fault_of(words: list[str]) -> str:
     return f"{grown >> 20} MiB more" if grown > MOST_BYTES else ""
 
 
-def stand_in_for_models() -> None:
-    """Let `run` take the stand-in engine, and write no page: resuming is what is tried here."""
+def stand_in_for_models(*, real: bool) -> None:
+    """Write no page, and let `run` take the stand-in engine unless models are tried."""
     import lowmem_layers.cli.summary as summary
     import lowmem_layers.report as report
     import lowmem_layers.study.prepare as prepare
 
-    study = StandIn(12, tile_items=4)
-    prepare.prepare_study = study.prepare
-    prepare.read_tasks = study.tasks
     report.write_report = lambda *_, **__: Path("page")
     summary.summarise = lambda *_, **__: None
+    if not real:
+        study = StandIn(12, tile_items=4)
+        prepare.prepare_study = study.prepare
+        prepare.read_tasks = study.tasks
 
 
 def main() -> None:
     """Try inputs of each kind in turn, and print what failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=5000)
-    parser.add_argument("--kinds", default="manifest,parquet,command,data,task,model")
+    parser.add_argument("--kinds", default="manifest,parquet,command,data,task,model,gguf")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng, start = random.Random(options.seed), time.monotonic()
@@ -300,8 +283,7 @@ def main() -> None:
         os.chdir(folder)
         inputs = Inputs(folder, rng)
         kinds = options.kinds.split(",")
-        if "model" not in kinds:
-            stand_in_for_models()
+        stand_in_for_models(real=bool({"model", "gguf"} & set(kinds)))
         streams = {kind: getattr(inputs, kind)() for kind in kinds}
         for index in range(options.inputs):
             kind = kinds[index % len(kinds)]

@@ -7,10 +7,11 @@ A process is forked for each run, and killed with SIGKILL
     in a write      by the system itself, when a file has so many bytes (every kind of file of a record);
     at a moment     drawn at random (`--moments`), the stand-in engine taking a millisecond a tile;
     while resuming  at another line, after a first kill in the middle.
-With `--real`, the command `run` on a tiny Llama (4-bit, with the cache of packed weights) is killed at random moments
-too, from the reading of the tasks to the page. After each kill the folder must open (or hold no run yet), the resuming
-call may score no tile that is on disk, and what is there at the end must be, byte for byte, what an uninterrupted run
-leaves, without any file beside it. The last line is one JSON document.
+With `--real`, the command `run` on a tiny Llama (4-bit, with the cache of packed weights) is killed too: in the writes
+of each kind of file, at the lines that write the cache, and at random moments from the reading of the tasks to the page
+(which is not drawn). After each kill the folder must open (or hold no run yet), the resuming call may score no tile
+that is on disk, and what is there at the end must be, byte for byte, what an uninterrupted run leaves, without any file
+beside it. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import RecordError
 
 PACKAGE = str(Path(lowmem_layers.__file__).parent)
-ROOMS = tuple(os.path.join(PACKAGE, room) for room in ("record", "study"))
+PACKED_FILE = os.path.join(PACKAGE, "model", "homes", "packed_file.py")
+ROOMS = (*(os.path.join(PACKAGE, room) for room in ("record", "study")), PACKED_FILE)
 SPEC = StudySpec(tasks=("made_up",), max_removed=2)
 Line = tuple[str, int]  # file and line number
 Action = Callable[[], None]
@@ -214,13 +216,18 @@ def open_what_is_left(folder: Path) -> None:
     run.scores()
 
 
-def points_of(lines: Counter[Line], n_points: int, rng: random.Random) -> list[Point]:
-    """Choose points: the writes of each kind of file, then lines, evenly spread, in one of their passes."""
-    writes = [
+def points_in_writes() -> list[Point]:
+    """Name the points in the writes of each kind of file of a record: at its beginning, and in the middle."""
+    return [
         Point(file=file, n_bytes=n_bytes)
         for file in ("items.parquet", "run.json", "tile-00000", "tile-00003")
         for n_bytes in (0, 1, 500)
     ]
+
+
+def points_of(lines: Counter[Line], n_points: int, rng: random.Random) -> list[Point]:
+    """Choose points: the writes of each kind of file, then lines, evenly spread, in one of their passes."""
+    writes = points_in_writes()
     known = sorted(lines)
     step = max(1.0, len(known) / max(1, n_points - len(writes)))
     chosen = [known[int(place * step)] for place in range(min(len(known), max(0, n_points - len(writes))))]

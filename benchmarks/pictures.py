@@ -23,9 +23,9 @@ from lowmem_layers import StudySpec, run_study
 from lowmem_layers.cli.display.memory import Memory, read_memory
 from lowmem_layers.cli.display.picture import draw
 from lowmem_layers.cli.display.progress import Progress, advance
-from lowmem_layers.study.events import Event, RunFinished, WorkDone
+from lowmem_layers.study.events import Event, LayerRead, Noted, RunFinished, WorkDone
 
-_WIDTH, _HEIGHT = 100, 30
+_WIDTH, _HEIGHT = 100, 26
 _SECONDS = 1.2  # that a frame is shown
 _MOST_FRAMES = 24
 
@@ -33,7 +33,7 @@ Frame = tuple[float, Progress, Memory]
 
 
 class Recorder:
-    """Keep the state of the run at every event but the small ones, and at these every `every_s` seconds."""
+    """Keep the state of the run at every event but the many small ones, and at these every `every_s` seconds."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
@@ -45,7 +45,8 @@ class Recorder:
         self._at = advance(self._at, event, now)
         if isinstance(event, RunFinished):
             return
-        if not isinstance(event, WorkDone) or not self.frames or now - self.frames[-1][0] >= self._every_s:
+        small = isinstance(event, WorkDone | LayerRead | Noted)
+        if not small or not self.frames or now - self.frames[-1][0] >= self._every_s:
             self.frames.append((now, self._at, read_memory()))
 
 
@@ -54,7 +55,10 @@ def as_svg(frame: Frame, title: str, number: int) -> str:
     now, at, memory = frame
     console = Console(record=True, file=io.StringIO(), width=_WIDTH, height=_HEIGHT, force_terminal=True)
     console.print(draw(at, now, title, Spinner("dots", style="cyan"), memory, _WIDTH, _HEIGHT - 1))
-    return console.export_svg(title="lowmem-layers run", unique_id=f"frame{number}")
+    n_lines = console.export_text(clear=False).count("\n")
+    console.print("\n" * max(0, _HEIGHT - n_lines - 1), end="")  # so that all frames have one size
+    svg = console.export_svg(title="lowmem-layers run", unique_id=f"frame{number}")
+    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # the reader's own fonts: nothing is fetched
 
 
 def recording(frames: list[str]) -> str:

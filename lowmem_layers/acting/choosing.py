@@ -19,6 +19,7 @@ from lowmem_layers.game.players.coalitions import Removed, coalition_name, parse
 from lowmem_layers.game.players.groups import group_players
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.model.change import REMOVE
 from lowmem_layers.tasks.metrics import Metric, metric_named
 
 _ONE = "give one of --sublayers NAMES, --remove K, --decoder-layers K or --lose-at-most X"
@@ -111,6 +112,11 @@ def choose(run: Run, request: Request, form: Form, value: str | None, level: flo
         UsageError: the run does not have the coalitions that the choice needs, or so many cannot go.
     """
     design, names = run.manifest.design, run.manifest.sublayers
+    if run.manifest.change != REMOVE:
+        raise UsageError(
+            f"{run.folder}: its sublayers were {run.manifest.change.words}, so what removing them costs is not known",
+            "use a run without --change",
+        )
     metric, tables = the_metric(run, value), half_tables(run, value, held_out=False)
     # 1) what may go as one, by sublayers and by the run's own players
     by_layer = form.whole_layers or request.decoder_layers is not None

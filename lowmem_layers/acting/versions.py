@@ -101,7 +101,7 @@ def measure_versions(
     tables = []
     for task in run.tasks:
         chosen = [index for index, item in enumerate(items) if item.task == task]
-        values = [_values(items[index], scores[index], value or run.metric(task)) for index in chosen]
+        values = [values_of(items[index], scores[index], value or run.metric(task)) for index in chosen]
         clusters = np.unique([items[index].cluster for index in chosen], return_inverse=True)[1]
         names = tuple(items[index].id for index in chosen)
         tables.append(ValueTable(run.manifest.sublayers, coalitions, np.concatenate(values), clusters, names, task))
@@ -149,7 +149,7 @@ def version_table(
     return pa.Table.from_pylist(rows)
 
 
-def _values(item: EncodedItem, scores: np.ndarray, metric: str) -> FloatArray:
+def values_of(item: EncodedItem, scores: np.ndarray, metric: str) -> FloatArray:
     """Give one item's values. Shapes: `scores` (coalitions, choices) → (1, coalitions)."""
     chars, sizes = [item.choice_chars], [item.choice_bytes]
     return item_values(scores[None], [item.gold], chars, sizes, metric)

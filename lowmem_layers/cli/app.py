@@ -9,6 +9,7 @@ import click
 from lowmem_layers._version import __version__
 from lowmem_layers.cli.acting import proxies, prune
 from lowmem_layers.cli.asking import items, power
+from lowmem_layers.cli.bits import bits
 from lowmem_layers.cli.examples import COMPLETION, epilog
 from lowmem_layers.cli.listing import doctor, models, tasks
 from lowmem_layers.cli.plan import plan
@@ -26,6 +27,7 @@ _COMMANDS: Mapping[str, click.Command] = {
     "interactions": interactions,
     "tables": tables,
     "prune": prune,
+    "bits": bits,
     "proxies": proxies,
     "power": power,
     "items": items,

@@ -26,6 +26,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "compare": (
         "lowmem-layers compare RUN_A RUN_B --figure compared.png",
         "lowmem-layers compare RUN_A RUN_B --agreement",
+        "lowmem-layers compare RUN_A RUN_B --value loglikelihood --equivalent-within 0.1",
     ),
     "interactions": ("lowmem-layers interactions RUN --value loglikelihood",),
     "tables": ("lowmem-layers tables RUN --table 3 --format latex",),
@@ -36,11 +37,12 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "lowmem-layers prune RUN --decoder-layers 3 --form layers -o my_folder",
         "lowmem-layers prune RUN --lose-at-most 1.0",
     ),
+    "bits": ("lowmem-layers bits RUN_OF_Q4_0 RUN_OF_Q5_0 RUN_OF_Q8_0 --budget 5 -o my_folder",),
     "proxies": ("lowmem-layers proxies RUN --agreement",),
     "models": ("lowmem-layers models", "lowmem-layers models --cache --clear"),
     "tasks": ("lowmem-layers tasks", "lowmem-layers tasks show arc_easy --items 2"),
     "show": ("lowmem-layers tasks show quick",),
-    "doctor": ("lowmem-layers doctor",),
+    "doctor": ("lowmem-layers doctor", "lowmem-layers doctor --measure"),
 }
 
 # `\b` keeps click from filling the lines.

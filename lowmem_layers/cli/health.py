@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, cast
 
 from lowmem_layers._version import __version__
 
@@ -26,8 +27,14 @@ class Finding:
     hint: str = ""
 
 
-def examine() -> list[Finding]:
-    """Look at Python, libraries, memory, the GPU, the disk and the embedded model."""
+def examine(device: str = "auto", *, measure: bool = False) -> list[Finding]:
+    """Look at Python, libraries, memory, the GPU, the disk and the embedded model; run a few kernels on a device.
+
+    `measure` times each kernel that a run is made of, at a run's own shapes.
+
+    Raises:
+        ModelError: `device` is cuda, and torch sees none.
+    """
     import psutil
 
     from lowmem_layers.errors import ModelError
@@ -47,6 +54,7 @@ def examine() -> list[Finding]:
         Finding("cpu", f"{os.cpu_count()} cores, {platform.machine()}"),
         Finding("memory", format_bytes(psutil.virtual_memory().total)),
         _gpu(),
+        *_kernels(device, measure=measure),
         Finding("disk here", f"{format_bytes(free)} free", free >= _LEAST_DISK_BYTES, hint),
         embedded,
     ]
@@ -70,3 +78,33 @@ def _gpu() -> Finding:
         return Finding("gpu", "none that torch sees: runs use the CPU")
     properties = torch.cuda.get_device_properties(0)
     return Finding("gpu", f"{properties.name}, {format_bytes(properties.total_memory)}")
+
+
+def _kernels(name: str, *, measure: bool) -> list[Finding]:
+    """Run what a run is made of on the chosen device: is it right, and how fast?"""
+    if not all(_library(each).good for each in ("torch", "transformers", "bitsandbytes")):
+        return []  # said already
+    import tempfile
+
+    from lowmem_layers.forecast.ceilings import check_kernels, measure_ceilings
+    from lowmem_layers.forecast.machine import measure_machine
+    from lowmem_layers.model.devices import dtype_name, resolve_device, resolve_dtype, settle_arithmetic
+
+    device = resolve_device(cast("Any", name))
+    dtype = resolve_dtype("auto", device)
+    settle_arithmetic(device)
+    wrong = check_kernels(device, dtype)
+    where = f"{device.type} in {dtype_name(dtype)}"
+    hint = "computing here gives wrong numbers: update the driver, torch and bitsandbytes, or use --device cpu"
+    right = f"NF4, a product and copies are right on {where}"
+    found = [Finding("kernels", "; ".join(wrong) or right, not wrong, hint)]
+    if not measure:
+        speed = measure_machine(device, dtype, seconds=0.2)
+        rates = (speed.host_to_device_bytes_s, speed.moved_bytes_s, speed.disk_bytes_s)
+        there, here, disk = (f"{rate / 1e9:.3g}" for rate in rates)
+        words = f"{2 * speed.macs_s / 1e12:.3g} TFLOP/s of products"
+        words += f"; GB/s: {there} from memory to {device.type}, {here} on it, {disk} from disk"
+        return [*found, Finding("speed", words)]
+    with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
+        ceilings = list(measure_ceilings(device, dtype, Path(folder)))
+    return found + [Finding(each.what, f"{each.value:.3g} {each.unit}") for each in ceilings]

@@ -141,14 +141,19 @@ def show(
 
 
 @click.command()
-def doctor() -> None:
-    """Check that this machine has what a run needs.
+@click.option("--device", metavar="DEVICE", help="Run a few kernels on auto, cpu or cuda. [default: auto]")
+@click.option("--measure", is_flag=True, help="Also time each kernel that a run is made of, at a run's own shapes.")
+def doctor(device: str | None, measure: bool) -> None:
+    """Check that this machine has what a run needs, and that it computes right.
 
-    The exit status is 1 where something is missing.
+    The exit status is 1 where something is missing or wrong.
     """
+    from lowmem_layers.record.spec import one_of
+
+    one_of("--device", device, ("auto", "cpu", "cuda"))
     from lowmem_layers.cli.health import examine
 
-    findings = examine()
+    findings = examine(device or "auto", measure=measure)
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         click.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what:<{width}}  {finding.found}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from lowmem_layers.model.change import CHANGES
 from lowmem_layers.record.spec import (
     BOS,
     COALITIONS,
@@ -26,7 +27,7 @@ from lowmem_layers.record.spec import (
 MODEL, TASK, REMOVED = "Model", "Task", "What is removed and estimated"
 MEMORY, OUTPUT = "Memory and device", "Output"
 # Listed here too because the modules that own these names need numpy, which `--help` does not wait for; tests compare.
-VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability, nll_per_byte or loglikelihood_per_char"
+VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability, kl, nll_per_byte or loglikelihood_per_char"
 ESTIMATOR_NAMES = "neighbourhood, stratified, ablation, shapley or permutation"
 SIZE_WORDS = (
     "Effect to resolve, in the unit of the value: 0.01 is one point of accuracy; a negative one is a gain. "
@@ -110,7 +111,8 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     _option(
         TASK,
         "--preset",
-        "Set the paper's protocol: six tasks, the first 1,000 items of each, no BOS token, windows of up to 4.",
+        "Set the paper's protocol: six tasks, the first 1,000 items of each, no BOS token, windows of up to 4; or of "
+        "up to 3, with tables rounded as in the authors' code.",
         "|".join(PRESETS),
     ),
     _option(TASK, "--data-dir", "Read TASK.jsonl files in this folder instead of the Hub.", "FOLDER"),
@@ -137,6 +139,13 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
         "Remove windows of 1 to L neighbouring players; 0 measures the full model only.",
         "L",
         type=int,
+    ),
+    _option(
+        REMOVED,
+        "--change",
+        "What is done to sublayers instead of removing them: quantise their weights (nf4, fp4, int8, q8_0, q5_1, q5_0, "
+        "q4_1, q4_0, mxfp4, …), put their mean output in their place, or run them twice.",
+        "|".join(CHANGES),
     ),
     _option(
         REMOVED,

@@ -31,6 +31,15 @@ _PLAIN_SIGNS = dict(zip("█▓▒░✓■━╸╺─–−·×…±", "#=-.+*
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+# What JSON may hold as it is, but a terminal obeys: controls of eight bits, marks that turn the direction of writing
+_OBEYED = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """Write a record as JSON in one line, readable and without signs that a terminal obeys."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(record, ensure_ascii=False))
+
+
 def visible(text: str) -> str:
     """Spell control characters out, so that a terminal shows them and does not obey them: names come from data."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -137,7 +146,7 @@ def _write(table: pa.Table, form: str, file: BinaryIO, decimals: int) -> None:
                         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
                         for name, value in row.items()
                     }
-                    file.write(before + json.dumps(record, ensure_ascii=False).encode())
+                    file.write(before + json_line(record).encode())
                     before = b",\n "
             file.write(b"\n]\n" if len(table) else b"[\n]\n")
         case "table":

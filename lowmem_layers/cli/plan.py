@@ -68,7 +68,9 @@ def plan(
     rows = [{"what": what, "value": value} for what, value in [*_rows(found), *_pilot_rows(foretold, found)]]
     write_data(pa.Table.from_pylist(rows), form, output)
     if not found.machine.measured:
-        click.echo("speeds are the card's data sheet at 60 % of its peak, not a measurement", err=True)
+        from lowmem_layers.forecast.machine import SHEET_SHARES
+
+        click.echo(f"speeds are the card's data sheet, {SHEET_SHARES}: not a measurement", err=True)
 
 
 def _rows(found: Forecast) -> list[tuple[str, str]]:
@@ -103,6 +105,7 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
         ("machine", f"{found.machine.name}: {2 * found.machine.macs_s / 1e12:.3g} TFLOP/s of bare matrix products"),
         ("hours based on", found.speed),
         ("computing", spell_time(work.compute_s)),
+        ("norms, activations and the like", spell_time(work.elementwise_s)),
         ("unpacking weights", spell_time(work.unpacking_s)),
         ("bringing weights in", f"{spell_time(work.streaming_s)}, meanwhile"),
         ("in all, about", f"{spell_time(3600 * work.hours)} ({work.hours:.2f} h)"),

@@ -117,6 +117,14 @@ def report(runs: tuple[str, ...], output: str | None, paper: bool) -> None:
     help="Correction for testing many sublayers: Holm limits the risk of one false claim, Benjamini–Hochberg (bh) the "
     "share of false claims.",
 )
+@click.option(
+    "--equivalent-within",
+    "margin",
+    type=float,
+    metavar="X",
+    help="Test that differences are smaller than X, in the unit of the value (0.01 is one point of accuracy): "
+    "then 'nothing changed' is proven, not only not disproven.",
+)
 @click.option("--agreement", is_flag=True, help="Write how far the rankings agree instead, one row for each task.")
 @click.option("--figure", metavar="FILE", help="Also draw both runs and their differences into FILE.svg, .png or .pdf.")
 @data_options
@@ -128,6 +136,7 @@ def compare(
     max_removed: int | None,
     level: float,
     correction: str,
+    margin: float | None,
     agreement: bool,
     figure: str | None,
     form: str | None,
@@ -138,6 +147,7 @@ def compare(
     Differences are RUN_A − RUN_B. How far the rankings agree, and which options differ, goes to stderr.
     """
     from lowmem_layers.findings import comparing
+    from lowmem_layers.findings.equivalence import equivalence_lines, with_equivalence
     from lowmem_layers.findings.run import open_run
 
     # 1) what cannot be written is refused before anything is computed
@@ -150,10 +160,11 @@ def compare(
     runs = open_run(run_a), open_run(run_b)
     note_unfinished(*runs)
     found = comparing.compare_runs(*runs, value, estimator, max_removed, level, correction)
-    write_data((comparing.agreement_table if agreement else comparing.comparison_table)(found), form, output)
+    table = (comparing.agreement_table if agreement else comparing.comparison_table)(found)
+    write_data(table if margin is None or agreement else with_equivalence(table, found, margin), form, output)
     unlike = comparing.differences(*runs)
     click.echo(f"A and B differ in: {'; '.join(unlike) or 'none of their options'}", err=True)
-    for line in comparing.agreement_lines(found):
+    for line in (*comparing.agreement_lines(found), *(() if margin is None else equivalence_lines(found, margin))):
         click.echo(line, err=True)
     # 3) the figure
     if figure is not None:
@@ -186,8 +197,14 @@ def interactions(run: str, value: str | None, level: float, form: str | None, ou
 @click.option(
     "--table", "number", type=click.IntRange(1, 4), metavar="1|2|3|4", default=1, help="Which table. [default: 1]"
 )
+@click.option(
+    "--as-code",
+    is_flag=True,
+    help="Compute them to the last digit of the authors' public code: windows of up to 3, and accuracies without a "
+    "sublayer rounded to 4 decimals first. [default for runs of --preset paper-code]",
+)
 @data_options
-def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | None) -> None:
+def tables(runs: tuple[str, ...], number: int, as_code: bool, form: str | None, output: str | None) -> None:
     """Write the paper's tables 1 to 4 for one or more runs.
 
     Shares and drops are in per cent. Several runs of one model may each hold another task. Where the paper has the
@@ -199,4 +216,4 @@ def tables(runs: tuple[str, ...], number: int, form: str | None, output: str | N
     chosen_format(form, output)
     opened = [open_run(run) for run in runs]
     note_unfinished(*opened)
-    write_data(paper_table(tables_of(opened), number), form, output, decimals=1)
+    write_data(paper_table(tables_of(opened, as_code=as_code), number), form, output, decimals=1)

@@ -97,7 +97,9 @@ def importance_table(
         drop = sides[-1].scale * overall.ablation_drop[place]
         ranks = overall.rank_ci.at(place)
         ends = dict.fromkeys((number(ranks.low, 0), number(ranks.high, 0)))  # one where both are the same
-        cells += [number(drop, _digits(sides[-1], drop)), number(100 * overall.share[place], 1), "–".join(ends)]
+        share_ci = overall.share_ci.times(100.0).at(place)
+        share = f"{number(100 * overall.share[place], 1)} {interval(share_ci.low, share_ci.high, 1)}".removesuffix(" –")
+        cells += [number(drop, _digits(sides[-1], drop)), share, "–".join(ends)]
         colour = "green" if isinstance(player, Group) else "red" if player.is_attention else "blue"
         table.add_row(Text(visible(player.name), style=colour), *map(minus, cells))
     return table

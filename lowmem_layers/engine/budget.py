@@ -23,7 +23,8 @@ _SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
 _LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 _LEAST_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _CHUNK_SHARE = 4  # a chunk takes at most a quarter of the memory given; the rest is for states
-_TILE_WORK = {"cpu": 4 * 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
+_TILE_WORK = {"cpu": 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
+_LEAST_REUSE = 500  # multiply-adds for each number that a tile unpacks: unpacking stays a small part of the time
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Widths:
 
     Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
     of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
-    `ends_mixing`: the last sublayer mixes tokens, so that it is computed for all of them.
+    `ends_mixing`: the last sublayer mixes tokens, so that it is computed for all of them. `score_bytes`: see
+    `ModelShape`.
     """
 
     macs: tuple[int, ...]
@@ -54,13 +56,15 @@ class Widths:
     itemsize: int
     parallel: bool
     ends_mixing: bool = False
+    score_bytes: int = 0
 
     @classmethod
     def of(cls, shape: ModelShape) -> Widths:
         """Take the sizes from a model's shape: the one way to make them."""
         ends_mixing = shape.players[-1].is_attention
         return cls(
-            shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing
+            shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing,
+            shape.score_bytes,
         )  # fmt: skip
 
     def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
@@ -73,13 +77,14 @@ class Widths:
         """Count what `nodes` tokens take, of which `scored` are scored. `squares` adds up the rows' squared lengths.
 
         The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
-        what attention adds beside the states until the feed-forward has read them: the same numbers once more.
+        what attention adds beside the states until the feed-forward has read them: the same numbers once more. Eager
+        attention keeps scores of one state at least; those of more are a part of the chunk (`states_at_once`).
         """
-        each = [len(step.advanced) * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
+        each = [step.applications * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
         work = nodes * sum(each[:-1]) + (nodes if self.ends_mixing else scored) * each[-1] + head
-        return ItemCost((states + 2 * squares) * self.itemsize, work, head)
+        return ItemCost((states + 2 * squares) * self.itemsize + squares * self.score_bytes, work, head)
 
     def chunk_bytes(self, sizes: Sizes) -> int:
         """Bound what one chunk's intermediates or its logits take, besides the states. Units: bytes.
@@ -189,9 +194,9 @@ def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: Pr
     return largest
 
 
-def tile_work_for(device: torch.device) -> int:
-    """Choose how many multiply-adds make a tile."""
-    return _TILE_WORK[device.type]
+def tile_work_for(device: torch.device, n_streamed: int) -> int:
+    """Choose how many multiply-adds make a tile, which brings in and unpacks `n_streamed` numbers of the weights."""
+    return max(_TILE_WORK[device.type], _LEAST_REUSE * n_streamed)
 
 
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from lowmem_layers.engine.budget import (
     tile_work_for,
     too_large,
 )
+from lowmem_layers.engine.changes import Changes
 from lowmem_layers.engine.examination import Verdict, examine_engine
 from lowmem_layers.engine.scoring import Head
 from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
@@ -28,6 +30,7 @@ from lowmem_layers.errors import EngineError, ShortageError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import has_wide_head
+from lowmem_layers.model.change import REMOVE
 from lowmem_layers.model.memory import available_device_bytes, is_shortage
 from lowmem_layers.model.placement import usual_states_bytes
 from lowmem_layers.tasks.items import EncodedItem
@@ -45,6 +48,7 @@ class Engine:
     `tile_work` (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a
     run that is resumed with the same ones repeats the same numbers bit for bit.
 
+    `changes` say what becomes of the sublayers that a coalition names; they are removed where nothing is given.
     `layout` lays items out as token tries or as plain rows. With `auto` the examination decides; with `trie` or
     `rows` it is enough that the model was examined.
     """
@@ -57,14 +61,16 @@ class Engine:
         sizes: Sizes | None = None,
         tile_work: int | None = None,
         layout: Layout = "auto",
+        changes: Changes | None = None,
     ) -> None:
         self.model = model
+        self.changes = changes or Changes.alike(len(model.players))
         free = available_device_bytes(model.device) if model.device.type == "cuda" else None
         self.budget_bytes = budget_bytes or usual_states_bytes(free)
         # What suits the device, and leaves room for states.
         usual = sizes_for(model.device, model.shape.vocabulary)
         self.sizes = sizes or sizes_within(usual, Widths.of(model.shape), model.device, self.budget_bytes)
-        self.tile_work = tile_work or tile_work_for(model.device)
+        self.tile_work = tile_work or tile_work_for(model.device, model.shape.n_streamed)
         self.verdict: Verdict | None = None
         self.counted_applications = 0
         self.narrowed: tuple[dict[str, str | int], ...] = ()
@@ -73,16 +79,25 @@ class Engine:
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
         self._trees: dict[tuple[Removed, ...], PrefixTree] = {}
 
+    def changed(self, changes: Changes) -> Engine:
+        """Give an engine that is this one but for what becomes of the sublayers that a coalition names."""
+        other = copy(self)
+        other.changes, other._trees = changes, {}
+        return other
+
     @torch.inference_mode()
     def examine(self) -> Verdict:
         """Test the model, and find out whether it takes tries. A second call gives what the first one found.
 
         Raises:
             RemovalError: the model cannot be taken apart exactly.
+            UsageError: the changes mean nothing for this model.
         """
         if self.verdict is None:
             self.model.examine()
-            self.verdict = examine_engine(self.model, self._score_batch)
+            self.changes.check(self.model)
+            changes = self.changes if any(change != REMOVE for change in self.changes.of) else None
+            self.verdict = examine_engine(self.model, self._score_batches, changes)
         return self.verdict
 
     @property
@@ -218,7 +233,7 @@ class Engine:
     def _tree(self, coalitions: Sequence[Removed]) -> PrefixTree:
         key = tuple(coalitions)
         if key not in self._trees:
-            self._trees[key] = prefix_tree(key, len(self.model.players))
+            self._trees[key] = prefix_tree(key, len(self.model.players), self.changes.passes)
         return self._trees[key]
 
     def _rows(self, items: Sequence[EncodedItem]) -> list[Row]:
@@ -247,13 +262,16 @@ class Engine:
         return tree_inputs(batch, self.model.config, self.model.dtype, self.model.device)
 
     def _sweep(self, tree: PrefixTree, inputs: Inputs, on_work: Callable[[int], None]) -> Sweep:
-        return Sweep(self.model, tree, self.sizes, self._head, inputs, Counter(on_work), self._indices)
+        counter = Counter(on_work)
+        return Sweep(self.model, tree, self.sizes, self._head, inputs, self.changes, counter, self._indices)
 
-    def _score_batch(self, batch: Batch, inputs: Inputs, coalitions: Sequence[Removed]) -> np.ndarray:
-        """Score the one item of a batch, for the examination. Shapes: (coalitions, choices)."""
+    def _score_batches(
+        self, batches: Sequence[Batch], inputs: Inputs, coalitions: Sequence[Removed]
+    ) -> list[np.ndarray]:
+        """Score batches of one item each by one sweep, for the examination. Shapes: per batch (coalitions, choices)."""
         sweep = self._sweep(self._tree(coalitions), inputs, lambda _: None)
-        owners, values = next(iter(list(sweep.run([batch]))))
-        return values[:, np.argsort([choice for _, choice in owners])].cpu().numpy()
+        found = list(sweep.run(batches))
+        return [values[:, np.argsort([choice for _, choice in owners])].cpu().numpy() for owners, values in found]
 
 
 def ready_engine(model: DecoderModel, *, layout: Layout = "auto", **options: Any) -> Engine:
@@ -263,4 +281,5 @@ def ready_engine(model: DecoderModel, *, layout: Layout = "auto", **options: Any
         engine.examine()
     else:
         model.examine()
+        engine.changes.check(model)
     return engine

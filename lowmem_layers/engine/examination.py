@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 
 from lowmem_layers.engine.batches import MASKED_KINDS, Batch, plain_inputs, tree_inputs
-from lowmem_layers.engine.reference import reference_loglikelihoods
+from lowmem_layers.engine.changes import Changes
+from lowmem_layers.engine.lockstep import Pass, run_in_step
+from lowmem_layers.engine.reference import reference_pass
 from lowmem_layers.engine.trie import Row, plain_rows, trie_rows
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.players.tree import Removed
@@ -26,8 +29,8 @@ from lowmem_layers.model.anatomy.removal import refusing
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 Inputs = Callable[[Batch], dict[str, Any]]
-Score = Callable[[Batch, Inputs, Sequence[Removed]], np.ndarray]
-"""Scores a batch by the sweep. Shapes: (coalitions, choices)."""
+Score = Callable[[Sequence[Batch], Inputs, Sequence[Removed]], list[np.ndarray]]
+"""Scores batches of one item each by one sweep. Shapes: per batch (coalitions, choices)."""
 
 _LONG_TOKENS = 1027
 _WIDEST_WINDOW = 8192
@@ -51,15 +54,16 @@ class Verdict:
     verified_tokens: int = 0
 
 
-def examine_engine(model: DecoderModel, score: Score) -> Verdict:
-    """Compare sweep and reference, then branching and plain rows.
+def examine_engine(model: DecoderModel, score: Score, changes: Changes | None = None) -> Verdict:
+    """Compare sweep and reference, then branching and plain rows. `changes` are those of the sweep (None: removals).
 
     Raises:
         RemovalError: the sweep does not equal the model's own forward with the sublayers removed.
     """
     # 1) three choices behind one context that is longer than any window of attention's own, two of them with a common
     #    first token; three coalitions: the full model, one sublayer in the middle, and a scattered removal
-    n_tokens, middle = model.module.get_input_embeddings().weight.shape[0], len(model.players) // 2
+    n_tokens = min(model.module.get_input_embeddings().weight.shape[0], model.shape.vocabulary)
+    middle = len(model.players) // 2
     reach = max([0, *(size for size in windows(model.config).values() if size < model.max_length)])
     n_context = 5 + min(reach, _LONGEST_WINDOW, max(0, model.max_length - 12))
     draw = np.random.default_rng(0).integers(3, n_tokens - 1, n_context + 7).tolist()
@@ -70,13 +74,15 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
     )
     item = EncodedItem("selftest", "0", choices, 0, "0")
     coalitions = [(), (middle,), tuple(sorted({0, max(0, middle - 1), len(model.players) - 1}))]
-    # 2) the sweep against whole forward passes
-    with refusing(model.module, "run as a whole"):
-        _check_causal(model, draw[:12])
-    with refusing(model.module, "with sublayers removed"):
-        expected = reference_loglikelihoods(model, [item], coalitions)[0]  # (coalitions, choices)
+    # 2) the sweep against whole forward passes, which share each layer's visit
+    what = "with sublayers removed" if changes is None else "with sublayers changed"
+    passes = [reference_pass(model, choice, removed, changes) for removed in coalitions for choice in choices]
+    named = [replace(each, compute=_refused(model, what, each.compute)) for each in passes]
+    causal = Pass(_refused(model, "run as a whole", lambda: _check_causal(model, draw[:12])), nullcontext)
+    expected = np.array(run_in_step(model, [causal, *named])[1:]).reshape(len(coalitions), len(choices))
     with refusing(model.module, "driven layer by layer"):
-        plain = score(Batch(tuple(plain_rows([item]))), lambda batch: plain_inputs(batch, model.device), coalitions)
+        rows = Batch(tuple(plain_rows([item])))
+        (plain,) = score([rows], lambda batch: plain_inputs(batch, model.device), coalitions)
     gap = float(np.abs(plain - expected).max())
     if not gap <= _tolerance(model, expected):
         raise RemovalError(
@@ -91,13 +97,23 @@ def examine_engine(model: DecoderModel, score: Score) -> Verdict:
     if refused:
         return Verdict(False, "; ".join((refused, *meaning)), gap, float("nan"))
     blind = replace(row, parents=tuple(range(-1, len(row) - 1)))
-    branching, wrong = (score(Batch((each,)), _tree(model), coalitions) for each in (row, blind))
+    branching, wrong = score([Batch((row,)), Batch((blind,))], _tree(model), coalitions)
     trie_gap, contrast = float(np.abs(branching - plain).max()), float(np.abs(wrong - plain).max())
     takes = trie_gap <= min(_tolerance(model, plain), contrast / 4)
     gaps = f"branching rows differ from plain ones by {trie_gap:.2g} nats, rows with a wrong mask by {contrast:.2g}"
     # 4) the family's own masks of one long sequence against ours for it, layer by layer
     verified = verified_length(model.config, model.max_length) if takes and _has_our_masks(model) else 0
     return Verdict(takes and verified > 0, "; ".join((gaps, *meaning)), gap, trie_gap, verified)
+
+
+def _refused(model: DecoderModel, what: str, compute: Callable[[], Any]) -> Callable[[], Any]:
+    """Name what a pass was about where the model's own code fails in it."""
+
+    def named() -> Any:
+        with refusing(model.module, what):
+            return compute()
+
+    return named
 
 
 def _check_causal(model: DecoderModel, tokens: list[int]) -> None:
@@ -107,8 +123,7 @@ def _check_causal(model: DecoderModel, tokens: list[int]) -> None:
         RemovalError: it does: a masked language model, a diffusion model, or a decoder whose config says otherwise.
     """
     rows = torch.tensor([tokens, [*tokens[:-1], tokens[-1] - 1]], device=model.device)  # (2, T)
-    with model.streaming():
-        logits = model.module(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits.float()
+    logits = model.module(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits.float()
     before = logits[:, :-1]  # (2, T − 1, V)
     gap, size = (before[0] - before[1]).abs().max().item(), before.abs().max().item()
     if not gap <= (1e-3 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, size):

@@ -1,7 +1,8 @@
 """The sweep: one pass over the decoder layers with every live state of a tile.
 
 Each layer is visited once. At a visit, every batch of the tile lets its states fork (copies, for the coalitions that
-remove the sublayer) and advances all others through the sublayer in chunks. Behind the last attention sublayer only
+name the sublayer) and advances all others through the sublayer in chunks; the copies get what the sublayer is changed
+to, nothing where it is removed. Behind the last attention sublayer only
 the scored positions are kept; what follows (the last feed-forward, the final norm, the head) is computed for those
 alone. A sublayer that every coalition removes is neither computed nor fetched.
 """
@@ -9,6 +10,7 @@ alone. A sublayer that every coalition removes is neither computed nor fetched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 from lowmem_layers.engine.batches import Batch
 from lowmem_layers.engine.calls import Stretcher, growth
+from lowmem_layers.engine.changes import Changes, Rounded
 from lowmem_layers.engine.scoring import LEAST_ROWS, Head, pairs_of
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.player import Role
@@ -92,6 +95,7 @@ class Sweep:
     sizes: Sizes
     head: Head
     inputs: Callable[[Batch], dict[str, Any]]
+    changes: Changes
     counter: Counter = field(default_factory=lambda: Counter(lambda _: None))
     indices: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)  # brought to the device once
 
@@ -130,10 +134,12 @@ class Sweep:
         visits = []
         for layer in range(len(self.model.programs)):  # only sublayers that at least one state is advanced by
             steps = self._steps(layer)
-            visits.append(Visit(layer, frozenset(kind for kind, step in steps.items() if step.advanced)))
+            visits.append(Visit(layer, frozenset(kind for kind, step in steps.items() if step.applications)))
         for visit in self.model.store.sweep(visits):
+            steps = self._steps(visit.layer)
+            rounded = self.changes.rounded(self.model, visit.layer, (role for role in steps if steps[role].changed))
             for each in live:
-                self._visit(visit.layer, each)
+                self._visit(visit.layer, each, rounded)
         counted, expected = self.counter.applications - before, self.tree.applications * len(live)
         if counted != expected:
             raise EngineError(f"the sweep made {counted} sublayer applications where its tree has {expected}")
@@ -143,13 +149,13 @@ class Sweep:
         anatomy = self.model.anatomy
         return {role: self.tree.steps[anatomy.position(layer, role)] for role in anatomy.layers[layer].roles}
 
-    def _visit(self, layer: int, live: Live) -> None:
+    def _visit(self, layer: int, live: Live, rounded: Rounded) -> None:
         """Advance the states of one batch through one layer."""
         steps, program = self._steps(layer), self.model.programs[layer]
         attn, ffn = steps.get("attn"), steps.get("ffn")
         is_last = layer == len(self.model.programs) - 1
         if program.whole:
-            self._run_whole(layer, steps, live)
+            self._run_whole(layer, steps, live, rounded)
             if is_last:
                 _keep_scored(live)
             live.stretcher.forget()
@@ -157,15 +163,12 @@ class Sweep:
         if program.parallel and attn and ffn:
             # The feed-forward reads the same input as attention, whose output is kept apart until then.
             live.pending = torch.zeros_like(live.states[: self.tree.live_slots[ffn.position]])
-            _fork(attn, live)
-            for rows in self._chunks(attn.advanced, live):
-                live.pending[rows] = self._branch(layer, "attn", attn, live.states[rows], live)
-        elif attn:
-            self._advance(layer, "attn", attn, live)
+        if attn:
+            self._advance(layer, "attn", attn, live, rounded)
         if is_last and not program.ffn_mixes:
             _keep_scored(live)
         if ffn:
-            self._advance(layer, "ffn", ffn, live)
+            self._advance(layer, "ffn", ffn, live, rounded)
         if live.pending is not None and ffn:
             n_live = self.tree.live_slots[ffn.position]
             live.states[:n_live].add_(live.pending[:n_live])
@@ -176,8 +179,8 @@ class Sweep:
             _keep_scored(live)
         live.stretcher.forget()
 
-    def _run_whole(self, layer: int, steps: Mapping[Role, Step], live: Live) -> None:
-        """Advance all states by the layer's own forward, each without the sublayers that it has removed."""
+    def _run_whole(self, layer: int, steps: Mapping[Role, Step], live: Live, rounded: Rounded) -> None:
+        """Advance all states by the layer's own forward, each with the sublayers that it has removed or rounded."""
         anatomy, call = self.model.programs[layer].anatomy, live.calls[layer]
         # 1) fork at all of the layer's sublayers; who is copied has what its source has
         n_live = 1 if layer == 0 else self.tree.live_slots[min(step.position for step in steps.values()) - 1]
@@ -188,12 +191,15 @@ class Sweep:
             advanced = set(step.advanced)
             for slot in advanced:
                 present[slot] = present[slot].union((role,))
-            self.counter.applications += len(advanced)
+            self.counter.applications += step.applications
         # 2) states with the same sublayers together
         for kept in dict.fromkeys(present):
             slots = [slot for slot, roles in enumerate(present) if roles == kept]
-            macs = sum(self.model.shape.macs[steps[role].position] for role in kept)
-            with layer_without(anatomy, *(role for role in steps if role not in kept)):
+            macs = sum(self.model.shape.macs[steps[role].position] for role in steps if role in kept or role in rounded)
+            with ExitStack() as stack:
+                for role in set(steps) - kept:
+                    change = rounded[role].standing_in() if role in rounded else layer_without(anatomy, role)
+                    stack.enter_context(change)
                 for rows in self._chunks(slots, live):
                     wide = _widened(live.states[rows])  # (c, g, T, D)
                     stretched = live.stretcher.stretch(layer, call, len(wide))
@@ -202,13 +208,28 @@ class Sweep:
                     live.states[rows] = output[:n_states]
                     self.counter.count_work(n_states * live.tokens * macs)
 
-    def _advance(self, layer: int, role: Role, step: Step, live: Live) -> None:
-        """Fork, then add a sublayer's output to the states that keep it, in place."""
+    def _advance(self, layer: int, role: Role, step: Step, live: Live, rounded: Rounded) -> None:
+        """Fork, then add a sublayer's output to the states that keep it, and what it is changed to, to the others."""
         _fork(step, live)
-        for rows in self._chunks(step.advanced, live):
+        self._add(layer, role, step, step.advanced, live)
+        change = self.changes.of[step.position]
+        if change.kind == "mean":
+            into = live.states if live.pending is None or role == "ffn" else live.pending
+            for slot in step.changed:
+                into[slot].add_(self.changes.mean_of(step.position))
+        elif change.passes:
+            with rounded[role].standing_in() if role in rounded else nullcontext():
+                for _ in range(change.passes):
+                    self._add(layer, role, step, step.changed, live)
+
+    def _add(self, layer: int, role: Role, step: Step, slots: Sequence[int], live: Live) -> None:
+        """Add a sublayer's output to some states, in place, or keep it apart where the other one reads them, too."""
+        for rows in self._chunks(slots, live):
             x = live.states[rows]  # (c, g, T, D)
             output = self._branch(layer, role, step, x, live)
-            if isinstance(rows, slice):
+            if live.pending is not None and role == "attn":
+                live.pending[rows] = output
+            elif isinstance(rows, slice):
                 x.add_(output)
             else:
                 live.states[rows] = x.add_(output)
@@ -227,8 +248,7 @@ class Sweep:
 
         Other indices are kept on the device: bringing them there makes the host wait.
         """
-        positions = live.states.shape[1] * live.states.shape[2]
-        size = max(1, self.sizes.chunk_tokens // positions)
+        size = self.model.shape.states_at_once(self.sizes.chunk_tokens, *live.states.shape[1:3])
         side_by_side = len(slots) > 0 and slots[-1] - slots[0] == len(slots) - 1
         for low in range(0, len(slots), size):
             part = tuple(slots[low : low + size])

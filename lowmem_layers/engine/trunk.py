@@ -17,6 +17,7 @@ import torch
 from lowmem_layers.engine.batches import Batch, plain_inputs
 from lowmem_layers.engine.trie import Row
 from lowmem_layers.errors import RemovalError
+from lowmem_layers.game.players.player import Role
 from lowmem_layers.model.anatomy.branches import branch_output
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
@@ -49,13 +50,59 @@ def trunk_statistics(model: DecoderModel, items: Sequence[EncodedItem], budget_b
     Raises:
         RemovalError: the model's layers are driven as a whole, so that nobody sees what one sublayer adds.
     """
+    found = np.zeros((4, len(items), len(model.players)))  # (statistics, items, players)
+    of_layers = np.zeros((len(items), len(model.programs)))  # (items, layers)
+    entered: dict[int, torch.Tensor] = {}
+    for seen in _driven(model, items, budget_bytes):
+        found[:, seen.item, seen.position] = _measure(seen.given, seen.added)
+        roles = model.programs[seen.layer].anatomy.roles
+        first = entered.setdefault(seen.item, seen.state)
+        if seen.role == roles[-1]:
+            of_layers[seen.item, seen.layer] = _measure(first, seen.state + seen.added - first)[0]
+            del entered[seen.item]
+    return TrunkStatistics(found[0], found[1], found[2], found[3], of_layers)
+
+
+@torch.inference_mode()
+def branch_means(model: DecoderModel, items: Sequence[EncodedItem], budget_bytes: int) -> torch.Tensor:
+    """Average what each sublayer adds over all tokens of all items' gold answers, in the full model.
+
+    Every token counts once, those of the first positions too. Shapes: (players, D), in the states' type.
+
+    Raises:
+        RemovalError: the model's layers are driven as a whole, so that nobody sees what one sublayer adds.
+    """
+    sums = torch.zeros(len(model.players), model.shape.hidden, dtype=torch.float64, device=model.device)
+    for seen in _driven(model, items, budget_bytes):
+        sums[seen.position] += seen.added.double().sum(dim=(0, 1))
+    n_tokens = sum(len(item.choices[item.gold].tokens) - 1 for item in items)
+    return (sums / n_tokens).to(model.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One sublayer on one item: its input, what it adds, and the stream that this is added to. Shapes: (1, T, D)."""
+
+    item: int
+    layer: int
+    role: Role
+    position: int
+    given: torch.Tensor
+    added: torch.Tensor
+    state: torch.Tensor
+
+
+def _driven(model: DecoderModel, items: Sequence[EncodedItem], budget_bytes: int) -> Iterator[_Seen]:
+    """Drive the gold answers' tokens through the full model, layer by layer, and show what each sublayer adds.
+
+    Raises:
+        RemovalError: the model's layers are driven as a whole, so that nobody sees what one sublayer adds.
+    """
     if whole := next((program.whole for program in model.programs if program.whole), ""):
         raise RemovalError(
             f"{type(model.module).__name__}: what each sublayer adds cannot be seen on its own: {whole}",
             "importance by removal works for this model; the proxies need layers that add one sublayer after another",
         )
-    found = np.zeros((4, len(items), len(model.players)))  # (statistics, items, players)
-    of_layers = np.zeros((len(items), len(model.programs)))  # (items, layers)
     for group in _groups(model, items, budget_bytes):
         # 1) each item's states in front of the first layer
         states: list[torch.Tensor] = []
@@ -76,11 +123,9 @@ def trunk_statistics(model: DecoderModel, items: Sequence[EncodedItem], budget_b
                     given = entered if program.parallel else x
                     added = branch_output(program.anatomy, role, program.forms[role], given, calls[place][visit.layer])
                     position = model.anatomy.position(visit.layer, role)
-                    found[:, index, position] = _measure(given, added)
+                    yield _Seen(index, visit.layer, role, position, given, added, x)
                     x = x + added
-                of_layers[index, visit.layer] = _measure(entered, x - entered)[0]
                 states[place] = x * program.anatomy.scale
-    return TrunkStatistics(found[0], found[1], found[2], found[3], of_layers)
 
 
 def _measure(x: torch.Tensor, added: torch.Tensor) -> list[float]:

@@ -20,7 +20,7 @@ from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.record.spec import one_of
 
 _PROTOCOL = (
-    "quant", "limit", "max_removed", "players", "coalitions", "permutations", "fewshot", "bos", "window",
+    "quant", "limit", "max_removed", "change", "players", "coalitions", "permutations", "fewshot", "bos", "window",
     "stride", "revision", "requantize", "until", "seed",
 )  # fmt: skip
 _CORRECTIONS: tuple[Correction, ...] = get_args(Correction)

@@ -21,8 +21,8 @@ def explained_lines(sides: Sequence[tuple[str, Sequence[ValueTable]]]) -> list[s
             continue  # a single cluster of items, or too few windows to predict any from the others
         lines.append(
             f"windows by {words}: the sum over single sublayers explains {alone.fitted:.1%} "
-            f"[{alone.ci.low:.1%}, {alone.ci.high:.1%}] of what {alone.windows:,} removals cost, with pairs of "
-            f"neighbours {paired.fitted:.1%} [{paired.ci.low:.1%}, {paired.ci.high:.1%}] (R²; of removals "
+            f"[{alone.ci.low:.1%}, {alone.ci.high:.1%}] of what {alone.windows:,} of them cost, with pairs of "
+            f"neighbours {paired.fitted:.1%} [{paired.ci.low:.1%}, {paired.ci.high:.1%}] (R²; of windows "
             f"left out of the fit {alone.predicted:.1%} and {paired.predicted:.1%})"
         )
     return lines

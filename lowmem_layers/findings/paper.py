@@ -10,7 +10,10 @@ import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.model.change import REMOVE
+from lowmem_layers.record.spec import PRESETS
 from lowmem_layers.tasks.metrics import metric_named
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ def refusal(run: Run) -> UsageError | None:
         return UsageError(
             f"{run.folder} is no run of windows of sublayers", "the study's tables need --coalitions windows, no groups"
         )
+    if run.manifest.change != REMOVE:
+        return UsageError(
+            f"{run.folder}: its sublayers were {run.manifest.change.words}", "the study's tables are of removals"
+        )
     for task in run.tasks:
         if not metric_named(run.metric(task)).has_chance:
             return UsageError(
@@ -32,8 +39,10 @@ def refusal(run: Run) -> UsageError | None:
     return None
 
 
-def tables_of(runs: Sequence[Run]) -> PaperTables:
+def tables_of(runs: Sequence[Run], *, as_code: bool = False) -> PaperTables:
     """Compute the tables; runs are named by their model, and by their quantisation where it is not `none`.
+
+    `as_code`, and runs of the preset paper-code alone: windows of up to 3, rounded as in the authors' public code.
 
     Runs of one name that hold different tasks are one model's; where they hold the same task they are told apart by
     what they compute in.
@@ -59,7 +68,8 @@ def tables_of(runs: Sequence[Run]) -> PaperTables:
                     "give one run a model, quantisation, dtype and task",
                 )
             tasks[table.task] = table
-    return paper_tables(named)
+    as_code = as_code or all(run.manifest.passed.preset == "paper-code" for run in runs)
+    return paper_tables(named, max_removed=PRESETS["paper-code"].max_removed if as_code else None, as_code=as_code)
 
 
 def paper_table(found: PaperTables, number: int) -> pa.Table:
@@ -76,6 +86,7 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
                 "others_share": 100 * row.others_share,
                 "published_top_share": _per_cent(row.published_top_share),
                 "published_others_share": _per_cent(row.published_top_share, others=True),
+                **_ends("top_share", row.top_ci),
             }
             for row in found.table1
         ]
@@ -87,28 +98,34 @@ def paper_table(found: PaperTables, number: int) -> pa.Table:
                 "source": row.source,
                 "published": ", ".join(row.published or ()),
                 "three_largest": ", ".join(row.largest),
+                "certain": ", ".join(row.certain),
             }
             for row in found.table2
         ]
     elif number == 3:
         rows = [
-            {
-                "model": row.model,
-                "cornerstone_drop": 100 * row.cornerstone_drop,
-                "other_drop": 100 * row.other_drop,
+            {"model": row.model, "cornerstone_drop": 100 * row.cornerstone_drop, "other_drop": 100 * row.other_drop}
+            | {
                 "published_cornerstone_drop": _per_cent(row.published[0] if row.published else None),
                 "published_other_drop": _per_cent(row.published[1] if row.published else None),
             }
+            | _ends("cornerstone_drop", row.cornerstone_ci)
+            | _ends("other_drop", row.other_ci)
             for row in found.table3
         ]
     elif number == 4:
         rows = [
             {"task": row.task, "model": row.model, "drop": 100 * row.drop, "published": _per_cent(row.published)}
+            | _ends("drop", row.ci)
             for row in found.table4
         ]
     else:
         raise UsageError(f"there is no table {number}", "the study has tables 1, 2, 3 and 4")
     return pa.Table.from_pylist(rows)
+
+
+def _ends(name: str, ci: Interval[float]) -> dict[str, float]:
+    return {f"{name}_low": 100 * ci.low, f"{name}_high": 100 * ci.high}
 
 
 def _name(run: Run) -> str:

@@ -133,9 +133,12 @@ def power_lines(found: Sequence[Foretold]) -> list[str]:
             )
             continue
         typical, most = count_items(each.typical), count_items(needed.items[each.worst])
-        low, high = (count_items(float(np.nanmedian(end))) for end in (needed.ci.low, needed.ci.high))
+        known, ends = np.isfinite(needed.ci.low) & ~np.isnan(needed.ci.high), ""
+        if known.any():  # two items do not say how well they know their own spread
+            low, high = (count_items(float(np.median(end[known]))) for end in (needed.ci.low, needed.ci.high))
+            ends = f" [{low}, {high}]"
         lines.append(
-            f"{each.task}, {each.estimator}: {typical} items [{low}, {high}] resolve an effect of {needed.size:g} for "
+            f"{each.task}, {each.estimator}: {typical} items{ends} resolve an effect of {needed.size:g} for "
             f"the median sublayer, {most} for {each.players[each.worst]}, which needs the most "
             f"({needed.power:.0%} power at {100 * needed.level:g} %); this run has {each.n_items:,}, and "
             f"{int(each.resolved.sum())} of {len(each.players)} effects are resolved"

@@ -14,6 +14,7 @@ from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.tasks.metrics import Metric
 
 Rows = list[list[str]]
+OPPOSITE = "estimate and drop: opposite signs"
 
 _HYPHEN_AS_MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
@@ -43,6 +44,7 @@ def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[st
     """Lay out one task's importance: header and rows, by rank."""
     digits = 1 if scale == 100.0 else 2
     header = ["sublayer", f"estimate ({unit})", "95 %", f"ablation drop ({unit})", "95 %", "share (%)", "rank"]
+    header += ["share 95 %", "note"]
     ci, drop_ci = found.ci.times(scale), found.ablation_ci.times(scale)
     rows = [
         [
@@ -53,6 +55,8 @@ def importance_rows(found: Importance, scale: float, unit: str) -> tuple[list[st
             interval(drop_ci.low[place], drop_ci.high[place], digits),
             number(100 * found.share[place], 1),
             number(found.rank[place], 0),
+            interval(100 * found.share_ci.low[place], 100 * found.share_ci.high[place], 1),
+            OPPOSITE if found.contradicts[place] else "",
         ]
         for place in found.order()
     ]

@@ -14,6 +14,7 @@ from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.findings.findings import Findings, compute_findings
 from lowmem_layers.findings.importance import N_TOP, as_table, estimates
 from lowmem_layers.findings.rows import Rows, importance_rows, level_rows
+from lowmem_layers.model.change import REMOVE
 from lowmem_layers.record.run import RunRecord
 from lowmem_layers.record.run_json import read_manifest
 
@@ -78,7 +79,8 @@ class Run(RunRecord):
             f"Run {self.folder}: {manifest.status}",
             f"{manifest.model.id}, {manifest.model.dtype}, quantisation "
             f"{manifest.model.packing or manifest.resolved.quant}",
-            f"{len(design.players)} {who}, {len(manifest.plan.coalitions):,} coalitions ({design.coalitions})",
+            f"{len(design.players)} {who}, {len(manifest.plan.coalitions):,} coalitions ({design.coalitions})"
+            f"{'' if manifest.change == REMOVE else f', {manifest.change.words}'}",
         ]
         try:
             done = f"{self.n_items_done:,} of {manifest.n_items:,} items of {', '.join(self.tasks)}"

@@ -16,12 +16,14 @@ from lowmem_layers.engine.budget import Widths
 from lowmem_layers.engine.examination import verified_length
 from lowmem_layers.engine.trie import lay_out
 from lowmem_layers.errors import TaskError
-from lowmem_layers.forecast.machine import CARDS, Machine, measure_machine, named_card
+from lowmem_layers.forecast.machine import CARDS, SHEET_SHARES, Machine, measure_machine, named_card
 from lowmem_layers.forecast.memory import Limits, Memory, Tokens, forecast_memory
 from lowmem_layers.forecast.speed import measure_speed
-from lowmem_layers.forecast.work import WorkForecast, forecast_work, rates_of
+from lowmem_layers.forecast.work import WorkForecast, forecast_work, moved_bytes, rates_of
 from lowmem_layers.game.players.tree import prefix_tree
 from lowmem_layers.model.anatomy.decoder import longest_input
+from lowmem_layers.model.change import parse_change
+from lowmem_layers.model.checkpoint.hub import hub_asked_once
 from lowmem_layers.model.checkpoint.source import find_source
 from lowmem_layers.model.checkpoint.texts import read_tokenizer
 from lowmem_layers.model.devices import resolve_device, resolve_dtype, use_threads
@@ -93,29 +95,34 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
         resolved = replace(resolved, device="cpu", dtype="bfloat16" if resolved.dtype == "auto" else resolved.dtype)
     use_threads(resolved.threads)
     # 1) the tasks first, as in a run: their data are part of the process whose size is measured
-    tasks = tasks_at_hand(resolved)
-    subject = look_at(model_spec(resolved))
+    with hub_asked_once():
+        tasks = tasks_at_hand(resolved)
+        subject = look_at(model_spec(resolved))
     tokens = remembered_tokens(resolved) if tasks is None else count_tokens(tasks, subject, resolved.bos)
     coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
-    tree = prefix_tree(coalitions, len(subject.shape.players))
+    change = parse_change(resolved.change)
+    tree = prefix_tree(coalitions, len(subject.shape.players), [change.passes] * len(subject.shape.players))
+    shape = subject.shape if change.format is None else subject.shape.with_rounding()
     # 2) memory, and the tiles that it makes
     request, device = model_spec(resolved), subject.device
     machine = named_card(card) if card else measure_machine(device, subject.dtype)
     limits = Limits(request.offload, request.max_gpu_memory, request.max_cpu_memory)
-    memory = forecast_memory(subject.shape, limits, machine, tree, tokens)
+    memory = forecast_memory(shape, limits, machine, tree, tokens)
     # 3) time, by this engine's own speed on one layer of the model where this machine is meant
-    rates, basis = rates_of(machine, memory.home), "the card's data sheet, at 60 % of its peak"
+    target = _TARGETS[request.quant]
+    rates, basis = rates_of(machine, memory.home, target), f"the card's data sheet: {SHEET_SHARES}"
     if card is None:
         usual = round(sum(t * t for t in tokens.trunk) / max(1, sum(tokens.trunk)))  # where the most tokens are
         length = min(max(1, usual), _LONGEST)
-        speed = measure_speed(subject.config, _TARGETS[request.quant], device, subject.dtype, length)
-        basis = "bare matrix products: a decoder layer is too large to be timed for this"
+        speed = measure_speed(subject.config, target, device, subject.dtype, length)
+        basis = "bare matrix products and copies: a decoder layer is too large to be timed for this"
         if speed is not None:
             rates = replace(rates, layer_macs_s=speed.layer_macs_s, head_macs_s=speed.head_macs_s)
-            rates = replace(rates, unpacked_s=speed.unpacked_s)
+            rates = replace(rates, unpacked_s=speed.unpacked_s, moved_bytes_s=float("inf"))
             basis = f"one decoder layer and a head of this shape, timed: {2 * rates.layer_macs_s / 1e12:.3g} TFLOP/s"
+    moved = moved_bytes(subject.shape, tree, sum(tokens.trunk), sum(tokens.scored))
     cost = Widths.of(subject.shape).count(sum(tokens.trunk), sum(tokens.scored), 0, tree)
-    work = forecast_work(subject.shape, coalitions, tree, cost, memory.n_tiles, rates)
+    work = forecast_work(subject.shape, coalitions, tree, cost, memory.n_tiles, rates, moved)
     return Forecast(request.model, subject.shape, work, machine, memory, tokens, basis)
 
 

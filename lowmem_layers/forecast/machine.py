@@ -23,65 +23,71 @@ class Machine:
     """A machine's speeds. Units: multiply-adds a second in the compute dtype; bytes a second.
 
     `host_to_device_bytes_s` is what brings packed weights from RAM to the computing device, `disk_bytes_s` from disk to
-    RAM. `measured` tells a measurement from a data sheet.
+    RAM, `moved_bytes_s` what the device reads and writes of its own memory. `measured` tells a measurement from a data
+    sheet.
     """
 
     name: str
     macs_s: float
     host_to_device_bytes_s: float
     disk_bytes_s: float
+    moved_bytes_s: float
     memory_bytes: int
     measured: bool
     is_gpu: bool
 
 
 _DISK_BYTES_S = 3e9  # an NVMe drive
-_SHARE_OF_PEAK = 0.6  # of the data sheet's dense bfloat16 peak that large matrix products reach
+SHARE_OF_PEAK = 0.75  # of the data sheet's dense bfloat16 peak that large matrix products reach
+SHARE_OF_BANDWIDTH = 0.8  # of its memory's that elementwise operations reach
 _SHARE_OF_PCIE = 0.8  # of the bus' nominal speed that copies from pinned memory reach
+SHEET_SHARES = f"{SHARE_OF_PEAK:.0%} of its peak, {SHARE_OF_BANDWIDTH:.0%} of its memory's bandwidth".replace("%", " %")
 
-# Dense bfloat16 TFLOP/s with float32 accumulation, GiB of memory, nominal GB/s of the bus in one direction. Sources:
+# Dense bfloat16 TFLOP/s with float32 accumulation, GiB of memory and its GB/s, nominal GB/s of the bus in one
+# direction. Sources:
 # NVIDIA's whitepapers on GA102, Ada and RTX Blackwell (tables of the last pages), and the data sheets of A10, A100,
 # H100 (SXM), H200, L4, L40S and T4 (which has no bfloat16: its float16). GeForce cards do twice their float32 rate at
 # boost clock; laptop cards at their highest power. Memory of the data centre's cards is what the driver reports, error
 # correction on, which takes a sixteenth of GDDR6.
 _PCIE3, _PCIE4_X8, _PCIE4, _PCIE5 = 15.8, 15.8, 31.5, 63.0
 _SHEETS = {
-    "rtx-3060": (25.5, 12, _PCIE4),
-    "rtx-3070": (40.6, 8, _PCIE4),
-    "rtx-3080": (59.5, 10, _PCIE4),
-    "rtx-3090": (71.2, 24, _PCIE4),
-    "rtx-4060": (30.2, 8, _PCIE4_X8),
-    "rtx-4060-laptop": (29.1, 8, _PCIE4_X8),
-    "rtx-4060-ti": (44.1, 8, _PCIE4_X8),
-    "rtx-4060-ti-16gb": (44.1, 16, _PCIE4_X8),
-    "rtx-4070": (58.3, 12, _PCIE4),
-    "rtx-4070-ti": (80.2, 12, _PCIE4),
-    "rtx-4080": (97.5, 16, _PCIE4),
-    "rtx-4090": (165.2, 24, _PCIE4),
-    "rtx-5070": (61.7, 12, _PCIE5),
-    "rtx-5080": (112.6, 16, _PCIE5),
-    "rtx-5090": (209.5, 32, _PCIE5),
-    "t4": (65.0, 15, _PCIE3),
-    "l4": (121.0, 22.4, _PCIE4),
-    "l40s": (362.0, 44.9, _PCIE4),
-    "a10": (125.0, 22.4, _PCIE4),
-    "a100-40gb": (312.0, 40, _PCIE4),
-    "a100": (312.0, 80, _PCIE4),
-    "h100": (989.0, 79.6, _PCIE5),
-    "h200": (989.0, 141, _PCIE5),
+    "rtx-3060": (25.5, 12, 360, _PCIE4),
+    "rtx-3070": (40.6, 8, 448, _PCIE4),
+    "rtx-3080": (59.5, 10, 760, _PCIE4),
+    "rtx-3090": (71.2, 24, 936, _PCIE4),
+    "rtx-4060": (30.2, 8, 272, _PCIE4_X8),
+    "rtx-4060-laptop": (29.1, 8, 256, _PCIE4_X8),
+    "rtx-4060-ti": (44.1, 8, 288, _PCIE4_X8),
+    "rtx-4060-ti-16gb": (44.1, 16, 288, _PCIE4_X8),
+    "rtx-4070": (58.3, 12, 504, _PCIE4),
+    "rtx-4070-ti": (80.2, 12, 504, _PCIE4),
+    "rtx-4080": (97.5, 16, 717, _PCIE4),
+    "rtx-4090": (165.2, 24, 1008, _PCIE4),
+    "rtx-5070": (61.7, 12, 672, _PCIE5),
+    "rtx-5080": (112.6, 16, 960, _PCIE5),
+    "rtx-5090": (209.5, 32, 1792, _PCIE5),
+    "t4": (65.0, 15, 320, _PCIE3),
+    "l4": (121.0, 22.4, 300, _PCIE4),
+    "l40s": (362.0, 44.9, 864, _PCIE4),
+    "a10": (125.0, 22.4, 600, _PCIE4),
+    "a100-40gb": (312.0, 40, 1555, _PCIE4),
+    "a100": (312.0, 80, 2039, _PCIE4),
+    "h100": (989.0, 79.6, 3350, _PCIE5),
+    "h200": (989.0, 141, 4800, _PCIE5),
 }
 
 CARDS = {
     name: Machine(
         name,
-        macs_s=tflops * 1e12 / 2 * _SHARE_OF_PEAK,
+        macs_s=tflops * 1e12 / 2 * SHARE_OF_PEAK,
         host_to_device_bytes_s=bus * 1e9 * _SHARE_OF_PCIE,
         disk_bytes_s=_DISK_BYTES_S,
+        moved_bytes_s=bandwidth * 1e9 * SHARE_OF_BANDWIDTH,
         memory_bytes=int(memory_gib * 2**30),
         measured=False,
         is_gpu=True,
     )
-    for name, (tflops, memory_gib, bus) in _SHEETS.items()
+    for name, (tflops, memory_gib, bandwidth, bus) in _SHEETS.items()
 }
 
 
@@ -103,10 +109,25 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float 
     macs_s = measure_products(device, dtype, seconds=seconds)
     source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=is_gpu)
     target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
-    copied_s = _rate(lambda: target.copy_(source, non_blocking=True), device, seconds / 2) * _COPY_BYTES
-    # 2) a file that the system is asked to forget (where it does not, this is an upper bound)
+    copied_s = rate_of(lambda: target.copy_(source, non_blocking=True), device, seconds / 2) * _COPY_BYTES
+    here = target.clone()
+    moved_s = rate_of(lambda: here.copy_(target), device, seconds / 2) * 2 * _COPY_BYTES
+    # 2) a fresh file
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
-        path = Path(folder) / "probe"
+        disk_s = read_fresh_file(Path(folder))
+    # 3) the machine's memory and name
+    memory = torch.cuda.mem_get_info(device)[1] if is_gpu else host_bytes()
+    name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
+    return Machine(name, macs_s, copied_s, disk_s, moved_s, memory, True, is_gpu)
+
+
+def read_fresh_file(folder: Path) -> float:
+    """Write a file into a folder and read it once. Units: bytes a second.
+
+    The system is asked to forget the file in between; where it does not, this is an upper bound.
+    """
+    path = folder / "lowmem-layers-probe"
+    try:
         path.write_bytes(os.urandom(1 << 20) * (_FILE_BYTES >> 20))
         with path.open("rb", buffering=0) as file:
             os.fsync(file.fileno())
@@ -115,21 +136,20 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float 
             start = time.perf_counter()
             while file.read(8 << 20):
                 pass
-            disk_s = _FILE_BYTES / (time.perf_counter() - start)
-    # 3) the machine's memory and name
-    memory = torch.cuda.mem_get_info(device)[1] if is_gpu else host_bytes()
-    name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
-    return Machine(name, macs_s, copied_s, disk_s, memory, True, is_gpu)
+            return _FILE_BYTES / (time.perf_counter() - start)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def measure_products(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
-    """Time bare matrix products for about `seconds`. Units: multiply-adds a second."""
-    a = torch.randn(1024, 2048, dtype=dtype, device=device)
-    b = torch.randn(2048, 2048, dtype=dtype, device=device)
-    return _rate(lambda: torch.mm(a, b), device, seconds) * a.shape[0] * b.shape[0] * b.shape[1]
+    """Time bare matrix products, large enough for the device, for about `seconds`. Units: multiply-adds a second."""
+    rows, width = (8192, 4096) if device.type == "cuda" else (1024, 2048)
+    a = torch.randn(rows, width, dtype=dtype, device=device)
+    b = torch.randn(width, width, dtype=dtype, device=device)
+    return rate_of(lambda: torch.mm(a, b), device, seconds) * a.shape[0] * b.shape[0] * b.shape[1]
 
 
-def _rate(step: Callable[[], object], device: torch.device, seconds: float) -> float:
+def rate_of(step: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Count how often a step runs a second, after one run to warm up."""
     step()
     start = wait_and_read_clock(device)

@@ -96,7 +96,8 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
     # 2) what they leave for states and a chunk, and the tiles that this makes
     budget = placed.states_bytes
     sizes = sizes_within(sizes_for(device, shape.vocabulary), widths, device, budget)
-    tiles = plan_tiles(costs, range(len(costs)), widths.room_beside(sizes, budget), tile_work_for(device))
+    work = tile_work_for(device, shape.n_streamed)
+    tiles = plan_tiles(costs, range(len(costs)), widths.room_beside(sizes, budget), work)
     # 3) the largest tile, with chunks no larger than what there is to fill them
     states = max((sum(costs[index].n_bytes for index in tile) for tile in tiles), default=0)
     tile_tokens = max((sum(tokens.trunk[index] for index in tile) for tile in tiles), default=0)

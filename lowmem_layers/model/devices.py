@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lowmem_layers.errors import ModelError
+from lowmem_layers.model.gpu import device_overhead_bytes, prepare_gpu
 from lowmem_layers.model.spec import DeviceName, DtypeName
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -16,6 +17,8 @@ def resolve_device(name: DeviceName) -> torch.device:
     Raises:
         ModelError: `cuda` was asked for and torch sees no GPU.
     """
+    if name != "cpu":
+        prepare_gpu()
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         built = torch.version.cuda or "none: this is a CPU build"
@@ -58,6 +61,7 @@ def describe_gpu(device: torch.device) -> dict[str, str]:
     properties = torch.cuda.get_device_properties(device)
     found = {"name": properties.name, "capability": f"{properties.major}.{properties.minor}"}
     found["memory_bytes"] = str(properties.total_memory)
+    found["context_bytes"] = str(device_overhead_bytes(device))
     if torch.version.hip is not None:
         return {**found, "rocm": torch.version.hip}
     return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}

@@ -22,9 +22,10 @@ from lowmem_layers.model.checkpoint.packing import Packing, choose_packing, own_
 from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, SafetensorsReader
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
-from lowmem_layers.model.checkpoint.texts import keep_texts, read_config, read_tokenizer
+from lowmem_layers.model.checkpoint.texts import AGAIN, keep_texts, read_config, read_tokenizer, unreadable
 from lowmem_layers.model.devices import describe_gpu, dtype_name, resolve_device, resolve_dtype, settle_arithmetic
 from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking
+from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
 from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
 from lowmem_layers.model.homes.filling import Filling, OnLayer, fill_home, uncounted
 from lowmem_layers.model.homes.home import MemoryHome, largest_layer_bytes
@@ -121,19 +122,22 @@ def inspect_model(request: ModelSpec) -> Inspection:
         source = find_source(request)
         if source.gguf is not None:
             header = read_gguf_header(source.folder / source.gguf)
-            family_of(header)
-            own = own_gguf_packing(header)
-            config = gguf_config(header)
+            with unreadable(f"{source.name} has a header that makes no model", AGAIN):
+                family_of(header)
+                own = own_gguf_packing(header)
+                config = gguf_config(header)
         else:
             config = read_config(source, request)
-            own = own_packing(read_quantisation(source.folder, config))
+            with unreadable(f"{source.name}: what it says of its quantisation cannot be read", AGAIN):
+                own = own_packing(read_quantisation(source.folder, config))
         packing = choose_packing(request.quant, own, requantize=request.requantize)
         tokenizer = read_tokenizer(source, request)  # before hours of packing, should there be none
         # 2) the model without its weights, taken apart
         module = build_skeleton(config, dtype, trust_remote_code=request.trust_remote_code)
-        anatomy = dissect(module)
-        prefix = layers_prefix(module, anatomy.layers[0].layer)
-        places = tuple(streamed_places(anatomy, prefix, dtype))
+        with unreadable(f"{source.name}: its config makes no model that can be taken apart", AGAIN):
+            anatomy = dissect(module)
+            prefix = layers_prefix(module, anatomy.layers[0].layer)
+            places = tuple(streamed_places(anatomy, prefix, dtype))
         # 3) its bytes: from shapes, or from the headers of a checkpoint that keeps its own packing
         kept: dict[str, int] = {}
         if packing.keep:
@@ -170,12 +174,14 @@ def choose_place(inspection: Inspection, room_bytes: int = 0) -> Placement:
 def memory_limits(inspection: Inspection) -> MemoryLimits:
     """Say what memory the model and its states may take: what was given, or what is free now."""
     request, on_gpu = inspection.request, inspection.device.type == "cuda"
+    context = device_overhead_bytes(inspection.device)  # first: what it loads is not free any more
     return limits_now(
         on_gpu=on_gpu,
         gpu=request.max_gpu_memory,
         cpu=request.max_cpu_memory,
         free_gpu=available_device_bytes(inspection.device) if on_gpu else 0,
         free_cpu=inspection.shape.n_bytes.process + available_host_bytes(),
+        context=context,
     )
 
 
@@ -194,6 +200,7 @@ def fill_model(
     dtype, packing = dtype_name(inspection.dtype), inspection.packing.label
     announce(f"loading {found.source.name} on {device.type} in {dtype}; decoder layers' weights: {packing}")
     arithmetic, gpu = settle_arithmetic(device), describe_gpu(device)
+    cap_allocator(device, request.max_gpu_memory)
     for line in _remarks(found):
         announce(line)
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
@@ -204,8 +211,7 @@ def fill_model(
         path = cache_path(fingerprint, packing, dtype) if is_worth_keeping and request.cache else None
         home_device = None if on_disk else torch.device("cpu") if placement.home == "cpu" else device
         about = {"model": found.source.name, "packing": packing, "dtype": dtype}
-        n_layers = len(found.anatomy.layers)
-        task = Filling(found.module, found.places, n_layers, home_device, path, about)
+        task = Filling(found.module, found.places, len(found.anatomy.layers), home_device, path, about)
         home = fill_home(task, found.open_reader, announce, on_layer)
         # 2) from there to the slots: a home in the computing device's own memory is read in place
         if placement.one_expert:

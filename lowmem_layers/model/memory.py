@@ -23,7 +23,7 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Count the most memory this process has occupied so far."""
+    """Count the most memory this process has occupied so far; where no system call says it, what it occupies now."""
     # psutil knows the peak on Windows alone. On Linux the kernel says it in /proc; `getrusage`, which is all there is
     # elsewhere, would also count what the parent process occupied when it started this one.
     status = Path("/proc/self/status")
@@ -32,8 +32,10 @@ def peak_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    import resource
-
+    try:
+        import resource
+    except ImportError:
+        return resident_bytes()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -20,7 +20,8 @@ _LATER_BYTES = 96 << 20
 _RESERVED_SHARE = 8  # one eighth of the memory is left for residual states
 _USUAL_STATES_BYTES = 2 << 30  # of RAM, where no limit is given: more would not make a CPU faster
 # What a process takes of a GPU besides torch's own allocations: the CUDA context with torch's kernels (300 to 500 MB by
-# card and driver), and the workspaces of cuBLAS (32 MiB on data-centre cards) and of bitsandbytes.
+# card and driver; assumed where `gpu` cannot measure it), and the workspaces of cuBLAS (32 MiB on data-centre cards)
+# and of bitsandbytes.
 GPU_CONTEXT_BYTES = 512 << 20
 _GPU_WORKSPACE_BYTES = 64 << 20
 _FREE_SHARE = 10  # of a GPU's free memory one tenth is left to other programs, whose needs change
@@ -101,13 +102,15 @@ NO_SPARE = Spare()
 class MemoryLimits:
     """What may be taken. Units: bytes. `on_gpu`: the GPU computes, and not the CPU.
 
-    `states` is the most that states take where a single item does not need more (None: all that is left).
+    `states` is the most that states take where a single item does not need more (None: all that is left). `context` is
+    what the process takes of the GPU besides tensors.
     """
 
     on_gpu: bool
     gpu: int
     cpu: int
     states: int | None = None
+    context: int = GPU_CONTEXT_BYTES
 
     def left_by(self, placement: Placement, room: int) -> int:
         """Count what a placement leaves on the computing device, for states of which an item needs `room` bytes."""
@@ -127,7 +130,9 @@ class MemoryLimits:
         return broken
 
 
-def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool = False) -> Placement:
+def needed(
+    sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool = False, context: int = GPU_CONTEXT_BYTES
+) -> Placement:
     """Add up what a home costs on GPU and host."""
     slots = sizes.expert_slots if one_expert and sizes.expert_slots is not None else sizes.slots
     staging = 0 if home == "device" or (home == "cpu" and not on_gpu) else 2 * sizes.layer_packed
@@ -138,7 +143,7 @@ def needed(sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool 
     on_host += _LATER_BYTES
     if not on_gpu:
         return Placement(home, 0, on_host + running, loading, slots, staging, one_expert)
-    on_device = GPU_CONTEXT_BYTES + _GPU_WORKSPACE_BYTES + running + (sizes.packed if home == "device" else 0)
+    on_device = context + _GPU_WORKSPACE_BYTES + running + (sizes.packed if home == "device" else 0)
     # torch rounds pinned memory up to powers of two
     pinned = 2 * (1 << max(0, sizes.layer_packed - 1).bit_length()) if staging else 0
     return Placement(home, on_device, on_host + pinned, loading, slots, staging, one_expert)
@@ -149,18 +154,20 @@ def usual_states_bytes(free_gpu: int | None) -> int:
     return _USUAL_STATES_BYTES if free_gpu is None else free_gpu - free_gpu // _FREE_SHARE
 
 
-def limits_now(*, on_gpu: bool, gpu: int | None, cpu: int | None, free_gpu: int, free_cpu: int) -> MemoryLimits:
+def limits_now(
+    *, on_gpu: bool, gpu: int | None, cpu: int | None, free_gpu: int, free_cpu: int, context: int = GPU_CONTEXT_BYTES
+) -> MemoryLimits:
     """Turn what the user allows and what is free into limits: never more than there is.
 
     Units: bytes; `gpu` and `cpu` as given by the options (None: not given); `free_gpu` besides this process's CUDA
-    context, `free_cpu` with what this process has already.
+    context, which takes `context`, `free_cpu` with what this process has already.
     """
     gpu_limit = 0
     if on_gpu:
-        free = GPU_CONTEXT_BYTES + free_gpu
-        gpu_limit = GPU_CONTEXT_BYTES + usual_states_bytes(free_gpu) if gpu is None else min(gpu, free)
+        free = context + free_gpu
+        gpu_limit = context + usual_states_bytes(free_gpu) if gpu is None else min(gpu, free)
     usual = _USUAL_STATES_BYTES if not on_gpu and cpu is None else None
-    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual)
+    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual, context)
 
 
 def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: Spare = NO_SPARE) -> Placement:
@@ -176,7 +183,9 @@ def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: S
     homes: list[HomeName] = [home for home in _HOMES[offload] if on_gpu or home != "device"]
     homes = homes or ["cpu"]  # a CPU's own memory is RAM
     ways = (False, True) if sizes.expert_slots is not None else (False,)
-    tried = [needed(sizes, home, on_gpu=on_gpu, one_expert=way) for way in ways for home in homes]
+    tried = [
+        needed(sizes, home, on_gpu=on_gpu, one_expert=way, context=limits.context) for way in ways for home in homes
+    ]
     for placement in tried:
         if not limits.broken_by(placement, spare):
             return replace(placement, states_bytes=limits.left_by(placement, spare.room))
@@ -209,7 +218,7 @@ def _refusal(
     if for_states:
         message += f" ({format_bytes(spare.room)} for the states of the longest item, and to compute with)"
     # 2) another home, where it fits; else larger limits, in round numbers, or a model or items that need less
-    other = needed(sizes, "disk", on_gpu=limits.on_gpu, one_expert=closest.one_expert)
+    other = needed(sizes, "disk", on_gpu=limits.on_gpu, one_expert=closest.one_expert, context=limits.context)
     if offload not in ("auto", "disk") and not limits.broken_by(other, spare):
         return BudgetError(message, "use --offload disk (or auto), which fits")
     suffix = ""

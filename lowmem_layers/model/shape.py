@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import resources
 from math import prod
@@ -39,7 +39,8 @@ class ModelShape:
     Units: `macs` are multiply-adds a token of a sublayer's matrix products (a token visits `num_experts_per_tok`
         experts; attention over the context is left out); `widest` counts a token's numbers where they are most, in
         all the experts it visits; `itemsize` is bytes a number of the hidden states; `n_streamed` counts the numbers
-        of all weights that are brought in for a visit.
+        of all weights that are brought in for a visit; `score_bytes` is what attention keeps for a pair of tokens of a
+        row, in all heads, where it is computed step by step (transformers' eager attention; else 0).
     """
 
     players: tuple[Player, ...]
@@ -52,6 +53,25 @@ class ModelShape:
     n_parameters: int
     n_streamed: int
     n_bytes: ModelBytes
+    score_bytes: int = 0
+
+    def states_at_once(self, chunk_tokens: int, n_rows: int, n_tokens: int) -> int:
+        """Say how many states of some rows make a chunk of about `chunk_tokens`, at least one.
+
+        Fewer, where eager attention's scores would take more than a feed-forward's intermediates do.
+        """
+        size = chunk_tokens // (n_rows * n_tokens)
+        if self.score_bytes:
+            size = min(
+                size, 4 * chunk_tokens * self.widest * self.itemsize // (self.score_bytes * n_rows * n_tokens**2)
+            )
+        return max(1, size)
+
+    def with_rounding(self) -> ModelShape:
+        """Count a second slot for each kind of sublayer: rounded weights stand beside a visited layer's own."""
+        n_bytes, single = self.n_bytes, self.n_bytes.expert_slots
+        doubled = replace(n_bytes, slots=2 * n_bytes.slots, expert_slots=None if single is None else 2 * single)
+        return replace(self, n_bytes=doubled)
 
 
 def shipped_config(name: str) -> Any:
@@ -104,8 +124,9 @@ def shape_from(model: Any, anatomy: Anatomy, places: Sequence[Place], n_bytes: M
                 stacked = weight.shape[0] * share if weight.dim() == 3 else 1  # (experts, rows, columns)
                 widest = max(widest, max(weight.shape[-2:]) * stacked)
         macs.append(int(met))
-    # 2) everything else
+    # 2) everything else; eager attention keeps scores, masked ones and weights, and its softmax is float32
     embedding, tied = model.get_input_embeddings().weight, set(getattr(model, "all_tied_weights_keys", None) or {})
+    is_eager, heads = getattr(text, "_attn_implementation", None) == "eager", getattr(text, "num_attention_heads", 0)
     return ModelShape(
         players=anatomy.players,
         macs=tuple(macs),
@@ -117,6 +138,7 @@ def shape_from(model: Any, anatomy: Anatomy, places: Sequence[Place], n_bytes: M
         n_parameters=sum(value.numel() for name, value in model.state_dict().items() if name not in tied),
         n_streamed=sum(prod(place.shape) for place in places),
         n_bytes=n_bytes,
+        score_bytes=heads * (3 * embedding.dtype.itemsize + 4) if is_eager else 0,
     )
 
 

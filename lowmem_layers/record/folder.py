@@ -12,7 +12,7 @@ from lowmem_layers.record.items import ITEMS_FILE
 from lowmem_layers.record.lock import LOCK
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.run_json import RUN_FILE, read_manifest
-from lowmem_layers.record.scores import SCORES_FOLDER, tile_file
+from lowmem_layers.record.scores import SCORES_FOLDER, tile_name
 from lowmem_layers.record.spec import Specification
 
 REPORT_FOLDER = "report"
@@ -64,8 +64,8 @@ def finished_tiles(folder: Path, n_tiles: int) -> list[int]:
     scores = folder / SCORES_FOLDER
     if scores.is_symlink():
         raise RecordError(f"{scores} is a link, and what is written there would leave the run", "move the whole run")
-    expected = {tile_file(folder, tile).name: tile for tile in range(n_tiles)}
     # Names, not paths: there may be a hundred thousand. A glob would take a closed folder for an empty one.
+    expected = {tile_name(tile): tile for tile in range(n_tiles)}
     found = sorted(name for name in os.listdir(scores) if name.endswith(".parquet")) if scores.exists() else []
     strange = [name for name in found if name not in expected]
     if strange:

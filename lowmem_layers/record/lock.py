@@ -100,6 +100,8 @@ def _take(handle: IO[str]) -> bool | None:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return None
     except OSError as error:
         return None if error.errno in _NO_LOCKS else False
     return True

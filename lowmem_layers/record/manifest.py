@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 
 from lowmem_layers.game.players.design import Design
+from lowmem_layers.model.change import Change, parse_change
 from lowmem_layers.record.spec import Specification, StudySpec
 from lowmem_layers.record.tile_plan import TilePlan
 from lowmem_layers.tasks.metrics import Value
@@ -128,6 +129,11 @@ class Manifest:
     work: int
     elapsed_s: float = 0.0
     stopped: str = ""
+
+    @property
+    def change(self) -> Change:
+        """Say what was done to the sublayers that a coalition names."""
+        return parse_change(self.resolved.change)
 
     @property
     def passed(self) -> StudySpec:

@@ -18,6 +18,7 @@ from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.players.groups import Group, Grouping
 from lowmem_layers.game.players.player import parse_player
 from lowmem_layers.record.files import is_text, write_text
+from lowmem_layers.record.items import no_collections
 from lowmem_layers.record.manifest import (
     Count,
     EngineRecord,
@@ -187,6 +188,7 @@ def _texts(node: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{where}[{place}]")
 
 
+@no_collections()
 def _from_json(stored: dict[str, Any]) -> Manifest:
     """Decode run.json, then check what types do not say.
 

@@ -36,9 +36,14 @@ _KEYS = [name for name in SCORES_SCHEMA.names if name != "loglikelihood"]
 _HINT = "run the same command again: only its items are scored anew"
 
 
+def tile_name(tile: int) -> str:
+    """Name the file of a tile's scores, without its folder."""
+    return f"tile-{tile:05d}.parquet"
+
+
 def tile_file(folder: Path, tile: int) -> Path:
-    """Name the file of a tile's scores."""
-    return folder / SCORES_FOLDER / f"tile-{tile:05d}.parquet"
+    """Give the path of a tile's scores."""
+    return folder / SCORES_FOLDER / tile_name(tile)
 
 
 def scores_table(items: Sequence[ItemRow], removed: Sequence[str], scores: Sequence[np.ndarray]) -> pa.Table:

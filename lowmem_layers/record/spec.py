@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from lowmem_layers.errors import UsageError, did_you_mean
+from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
 from lowmem_layers.record.files import check_text
 
@@ -54,6 +56,7 @@ LATER_OPTIONS: dict[str, Any] = {
     "coalitions": "windows",
     "permutations": None,
     "chat_template": None,
+    "change": "remove",
 }
 
 
@@ -82,6 +85,7 @@ class StudySpec:
     include_path: str | None = None
     trust_task_code: bool = False
     max_removed: int | None = None
+    change: str | None = None
     players: str | None = None
     coalitions: str | None = None
     permutations: int | None = None
@@ -127,6 +131,7 @@ class StudySpec:
             stride=_or(given.stride, 256),
             bos=one_of("--bos", _or(given.bos, "auto"), BOS),
             max_removed=_or(given.max_removed, MAX_REMOVED),
+            change=parse_change(_or(given.change, "remove")).name,
             players=_or(given.players, "sublayer"),
             coalitions=coalitions,
             permutations=_or(given.permutations, N_ORDERS) if coalitions == "permutations" else None,
@@ -172,6 +177,7 @@ class Specification:
     include_path: str | None
     trust_task_code: bool
     max_removed: int
+    change: str
     players: str
     coalitions: CoalitionsKind
     permutations: int | None
@@ -204,8 +210,8 @@ class Specification:
         return found | {"value": stored["value"]} if self.until is not None else found
 
 
-# The protocol of the paper's public code: the first 1,000 items, no BOS token, windows of up to four.
-PRESETS = {"paper": StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=4)}
+_PAPER = StudySpec(tasks=PAPER_TASKS, limit=1000, bos="none", max_removed=MAX_REMOVED)  # as in its public code
+PRESETS = {"paper": _PAPER, "paper-code": replace(_PAPER, max_removed=3)}  # 3 is the code's default
 
 
 def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -> Path:
@@ -216,8 +222,7 @@ def default_folder(spec: StudySpec | Specification, root: Path = Path("runs")) -
     where = {"data_dir": meant.data_dir, "device": meant.device, **meant.identity()}
     if meant.include_path is not None:  # named only where it is given, so that earlier folders keep their names
         where["include_path"] = meant.include_path
-    document = json.dumps(where, sort_keys=True)
-    digest = hashlib.sha256(document.encode()).hexdigest()[:6]
+    digest = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:6]
     return root / f"{_slug(Path(meant.model).name)}-{meant.quant}-{tasks}-{digest}"
 
 
@@ -291,5 +296,5 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
 
 
 def _slug(name: str) -> str:
-    kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower())
-    return kept.strip("-.")[:40] or "x"
+    kept = "".join(sign if sign.isalnum() or sign in "._" else "-" for sign in name.lower()).strip("-.")[:40]
+    return re.sub(r"^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", r"x-\1", kept or "x")  # Windows takes them for devices

@@ -24,7 +24,8 @@ class CollectedValues:
     """One value for each item and coalition, by as many metrics as were asked for.
 
     `tiles` are the finished ones, in the order in which they were given. A tile's file is read when a metric is asked
-    for that was not yet computed: once for all metrics that are asked for together.
+    for that was not yet computed: once for all metrics that are asked for together. Very many tiles may be read in
+    several calls: what is averaged meanwhile are the items that were read.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, rows: Sequence[ItemRow], tiles: Sequence[int]) -> None:
@@ -34,7 +35,9 @@ class CollectedValues:
         self._arrays: dict[_Key, FloatArray] = {}  # (items of the task, coalitions); rows of unfinished items are empty
         self._tables: dict[str | None, list[ValueTable]] = {}
         self._totals: dict[str, FloatArray] = {}  # sums over the finished items, kept up to date tile by tile
-        self._done = np.zeros(len(rows), dtype=bool)
+        self._behind: dict[int, frozenset[_Key]] = {}  # what is still to be computed of a tile
+        self._done = np.zeros(len(rows), dtype=bool)  # (items,): their tile is finished
+        self._read = np.zeros(len(rows), dtype=bool)  # (items,): nothing of it is still to be computed
         for tile in self.tiles:
             self._done[list(manifest.plan.tiles[tile])] = True
         self._items: dict[str, list[int]] = {entry.task: [] for entry in manifest.data}  # which items are a task's
@@ -67,57 +70,70 @@ class CollectedValues:
         needy = {task for task, name in self._keys(value) if metric_named(name).needs_choices}
         return all(row.n_choices > 1 for row in self.rows if row.task in needy)
 
-    def collect(self, *values: str | None, lost: Callable[[int, DamagedError], None] | None = None) -> None:
+    @property
+    def n_unread(self) -> int:
+        """Count the finished tiles that are still to be read for the metrics that were asked for."""
+        return len(self._behind)
+
+    def collect(
+        self,
+        *values: str | None,
+        lost: Callable[[int, DamagedError], None] | None = None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> None:
         """See that these metrics are computed for every finished tile; None means each task's own metric.
 
-        With `lost`, a damaged tile is no longer counted as finished, and `lost` is told of it.
+        With `lost`, a damaged tile is no longer counted as finished, and `lost` is told of it. `enough` is asked before
+        each tile: where it says yes, the others are left to the next call.
 
         Raises:
             DamagedError: a file is damaged, and there is no `lost`.
             UsageError: an unknown metric, or one that a task does not allow.
         """
-        keys = {key for value in values for key in self._keys(value) if key not in self._arrays}
-        if not keys:
-            return
-        new = {key: np.empty((len(self._items[key[0]]), len(self.removed))) for key in keys}
-        for tile in tuple(self.tiles):
+        # 1) which tiles have to be read for which metrics
+        new = frozenset(key for value in values for key in self._keys(value) if key not in self._arrays)
+        if new:
+            self._arrays |= {key: np.empty((len(self._items[key[0]]), len(self.removed))) for key in new}
+            self._behind = {tile: self._behind.get(tile, frozenset()) | new for tile in self.tiles}
+            self._read[:] = False
+            self._totals.clear()
+        # 2) each of them once
+        for tile in tuple(self._behind):
+            if enough():
+                return
             try:
                 scores = read_tile(tile_file(self.folder, tile), self.rows_of(tile), self.removed)
             except DamagedError as error:
                 if lost is None:
                     raise
-                lost(tile, error)
-                self._totals.clear()
+                del self._behind[tile]
                 self.tiles.remove(tile)
                 self._done[list(self.manifest.plan.tiles[tile])] = False
+                lost(tile, error)
                 continue
-            self._fill(new, tile, scores)
-        self._arrays |= new
+            self._take(tile, scores, {key: self._arrays[key] for key in self._behind.pop(tile)})
 
     def add(self, tile: int, scores: Sequence[np.ndarray]) -> None:
         """Add a tile that was just finished, by all metrics that were collected so far.
 
         Shapes: `scores` has one array (coalitions, choices) for each item, nats.
         """
-        self._fill(self._arrays, tile, scores)
+        self._take(tile, scores, self._arrays)
         self.tiles.append(tile)
         self._done[list(self.manifest.plan.tiles[tile])] = True
-        self._tables.clear()
-        for metric, total in self._totals.items():
-            total += self._total(metric, self.manifest.plan.tiles[tile])
 
     def mean(self, metric: str) -> FloatArray:
-        """Average a collected metric over all finished items of all tasks. Shapes: (coalitions,)."""
+        """Average a collected metric over all items of all tasks that were read. Shapes: (coalitions,)."""
         if metric not in self._totals:
-            self._totals[metric] = self._total(metric, np.flatnonzero(self._done).tolist())
-        return self._totals[metric] / self.n_items
+            self._totals[metric] = self._total(metric, np.flatnonzero(self._read).tolist())
+        return self._totals[metric] / int(self._read.sum())
 
     def pooled(self, metric: str) -> ValueTable:
-        """Give one table of a collected metric: the finished items of all tasks together."""
+        """Give one table of a collected metric: the items of all tasks that were read together."""
         manifest = self.manifest
-        done = [(task, np.array(items)[self._done[items]]) for task, items in self._items.items()]
+        done = [(task, np.array(items)[self._read[items]]) for task, items in self._items.items()]
         clusters = [f"{task}/{self.rows[index].cluster}" for task, items in done for index in items]
-        values = np.concatenate([self._arrays[task, metric][self._done[items]] for task, items in self._items.items()])
+        values = np.concatenate([self._arrays[task, metric][self._read[items]] for task, items in self._items.items()])
         codes = np.unique(clusters, return_inverse=True)[1]
         table = ValueTable(manifest.sublayers, manifest.plan.coalitions, values, codes)
         return table if manifest.design.grouping is None else grouped_table(table, manifest.design.grouping)
@@ -136,6 +152,14 @@ class CollectedValues:
             self._tables[value] = tables if grouping is None else [grouped_table(each, grouping) for each in tables]
         return self._tables[value]
 
+    def _take(self, tile: int, scores: Sequence[np.ndarray], arrays: dict[_Key, FloatArray]) -> None:
+        """Compute a tile's values, and count its items among those that were read."""
+        self._fill(arrays, tile, scores)
+        self._read[list(self.manifest.plan.tiles[tile])] = True
+        self._tables.clear()
+        for metric, total in self._totals.items():
+            total += self._total(metric, self.manifest.plan.tiles[tile])
+
     def _total(self, metric: str, indices: Sequence[int]) -> FloatArray:
         """Add a collected metric up over these items. Shapes: (coalitions,)."""
         places: dict[str, list[int]] = {}
@@ -153,7 +177,7 @@ class CollectedValues:
 
     def _fill(self, arrays: dict[_Key, FloatArray], tile: int, scores: Sequence[np.ndarray]) -> None:
         """Compute a tile's values into the rows of its items."""
-        indices = self.manifest.plan.tiles[tile]
+        indices, full = self.manifest.plan.tiles[tile], self.manifest.plan.coalitions.index(())
         for task in dict.fromkeys(self.rows[index].task for index in indices):
             chosen = [
                 (index, block) for index, block in zip(indices, scores, strict=True) if self.rows[index].task == task
@@ -169,7 +193,7 @@ class CollectedValues:
             places = [self._places[index] for index, _ in chosen]
             for (of, name), array in arrays.items():
                 if of == task:
-                    array[places] = item_values(padded, gold, lengths[0], lengths[1], name)
+                    array[places] = item_values(padded, gold, lengths[0], lengths[1], name, full)
 
     def _table(self, key: _Key) -> ValueTable:
         items = np.array(self._items[key[0]], dtype=np.intp)

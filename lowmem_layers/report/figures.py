@@ -140,8 +140,11 @@ def pie_on(axes: Axes, players: Sequence[Player | Group], found: Importance, in_
     axes.set_ylim(-1.15, 1.15)
 
 
-def window_map(players: Sequence[Player | Group], table: ValueTable, scale: float, unit: str, title: str) -> Figure:
-    """Draw what every removed window costs: its first sublayer along x, its size along y.
+def window_map(
+    players: Sequence[Player | Group], table: ValueTable, scale: float, unit: str, title: str, done: str = "removed"
+) -> Figure:
+    """Draw what every window costs that is removed, or what else was `done` to it: the first sublayer along x, the
+    size along y.
 
     The colours' scale is compressed, so that the few dear windows do not hide the others; gains are drawn as 0.
     """
@@ -161,11 +164,11 @@ def window_map(players: Sequence[Player | Group], table: ValueTable, scale: floa
         norm=PowerNorm(0.4, vmin=0.0, vmax=max(float(np.nanmax(drops, initial=0.0)), 1e-12)),
     )
     axes.set_yticks(range(1, sizes + 1))
-    axes.set_ylabel("sublayers\nremoved")
+    axes.set_ylabel(f"sublayers\n{done}")
     axes.set_title(title)
     axes.grid(visible=False)
     player_axis(axes, players)
-    axes.set_xlabel(f"{axes.get_xlabel()} of the first removed")
+    axes.set_xlabel(f"{axes.get_xlabel()} of the first {done}")
     figure.colorbar(mesh, ax=axes, label=f"lost ({unit})", pad=0.01, aspect=8)
     return figure
 

@@ -19,9 +19,9 @@ from lowmem_layers.findings.paper import paper_table
 from lowmem_layers.findings.rows import importance_rows, text_rows
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.paper_tables import PaperTables
-from lowmem_layers.game.players.design import Design
 from lowmem_layers.record.files import cannot_write, make_folder, refuse_links, write_text
 from lowmem_layers.record.folder import REPORT_FOLDER
+from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.report.figures import ablation_scatter, importance_bars, share_pie, window_map
 from lowmem_layers.report.page.answer import leading_side
 from lowmem_layers.report.page.data import allowed_values
@@ -69,7 +69,7 @@ def write_report(
     """
     values = allowed_values(run) if every_value else []
     run.values.collect(*values)
-    findings, design = find(run) if findings is None else findings, run.manifest.design
+    findings = find(run) if findings is None else findings
     if output is None:
         refuse_links(run.folder / REPORT_FOLDER)
     files = _Files(Path(output) if output is not None else run.folder / REPORT_FOLDER, formats)
@@ -89,7 +89,7 @@ def write_report(
         with paper_style():
             for side in findings.sides:
                 for place in range(len(side.found)):
-                    _draw_importance(design, findings, side, place, files)
+                    _draw_importance(run.manifest, findings, side, place, files)
         if findings.sides:
             picture = _still(leading_side(findings), files)
         # 3) the paper's tables, which are about accuracies of models that lack a window of sublayers
@@ -117,9 +117,9 @@ def _still(side: Side, files: _Files) -> Picture:
     return Picture(svg, words)
 
 
-def _draw_importance(design: Design, findings: Findings, side: Side, place: int, files: _Files) -> None:
+def _draw_importance(manifest: Manifest, findings: Findings, side: Side, place: int, files: _Files) -> None:
     """Draw one task (or, with the last place, the mean over tasks) by one value."""
-    found = side.found[place]
+    found, design = side.found[place], manifest.design
     task, words, name = found.task, side.words, f"{_slug(found.task)}-{side.value}"
     files.draw(
         f"{name}-importance",
@@ -127,7 +127,7 @@ def _draw_importance(design: Design, findings: Findings, side: Side, place: int,
     )
     # 1) levels and windows, of one task: a mean over tasks with different chance levels would say little
     if place < len(side.tables):
-        _draw_levels_and_windows(place, design, findings, side, name, files)
+        _draw_levels_and_windows(place, manifest, findings, side, name, files)
     # 2) shares
     files.draw(f"{name}-shares", share_pie(design.players, found, f"{task}: shares"))
     # 3) interactions of neighbours, where windows of two or more were removed; random orders hold some only by chance
@@ -140,10 +140,10 @@ def _draw_importance(design: Design, findings: Findings, side: Side, place: int,
 
 
 def _draw_levels_and_windows(
-    place: int, design: Design, findings: Findings, side: Side, name: str, files: _Files
+    place: int, manifest: Manifest, findings: Findings, side: Side, name: str, files: _Files
 ) -> None:
     """Draw one task's level without each player, and what each window of neighbours costs."""
-    table, words = side.tables[place], side.words
+    table, words, design, done = side.tables[place], side.words, manifest.design, manifest.change.words
     who = "group" if any(each.is_group for each in design.players) else "sublayer"
     # Chance is a level of the task's own metric, which is the first side's.
     chances = {each.task: each.chance for each in findings.tasks if side is findings.sides[0]}
@@ -153,10 +153,11 @@ def _draw_levels_and_windows(
         side.full[place],
         side.scale,
         f"{words}\n({'%' if side.scale == 100.0 else side.unit})",
-        f"{table.task}: one {who} removed",
+        f"{table.task}: one {who} {done}",
         chances.get(table.task),
     )
-    windows = window_map(design.players, table, side.scale, side.unit, f"{table.task}: what removing a window costs")
+    title = f"{table.task}: what windows {done} cost"
+    windows = window_map(design.players, table, side.scale, side.unit, title, done)
     files.draw(f"{name}-ablation", scatter)
     files.draw(f"{name}-windows", windows)
 

@@ -14,6 +14,7 @@ from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.game.uncertainty.stopping import item_order
 from lowmem_layers.record.identity import code_digest, fingerprint
+from lowmem_layers.record.items import no_collections
 from lowmem_layers.record.manifest import EngineRecord, MachineRecord, Manifest, ModelRecord, TaskRecord, described
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.record.tile_plan import TilePlan
@@ -22,6 +23,7 @@ from lowmem_layers.study.contracts import Prepared
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pyarrow")
 
 
+@no_collections()
 def describe_run(specification: Specification, prepared: Prepared, design: Design) -> Manifest:
     """Put everything that is known of a run before its first tile into its manifest."""
     versions = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}

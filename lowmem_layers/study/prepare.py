@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.spec import ModelSpec
 from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
@@ -17,7 +18,9 @@ from lowmem_layers.study.events import Announce, LayerRead, ModelExamined, Model
 from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
+    from lowmem_layers.engine.changes import Changes
     from lowmem_layers.engine.sweep import Sizes
+    from lowmem_layers.model.anatomy.decoder import DecoderModel
     from lowmem_layers.model.load import Inspection
     from lowmem_layers.model.placement import Placement
 
@@ -52,7 +55,7 @@ def prepare_study(
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model", "headers"))
-    found = inspect_model(model_spec(spec))
+    found = _with_room_for_change(spec, inspect_model(model_spec(spec)))
     announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
@@ -67,11 +70,41 @@ def prepare_study(
     )
     announce(StageStarted("examining the model", "examination"))
     start = clock()
-    engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes)
+    changes = _changes(spec, model, encoded, placement.states_bytes)
+    engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
     verdict = engine.examine()
     announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
+
+
+def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
+    """See that a format can pack the sublayers that play, and count the room that their rounded weights take.
+
+    Raises:
+        ModelError: a weight's rows are no whole blocks of the format, or a sublayer has no linear weights.
+    """
+    from lowmem_layers.model.homes.rounding import check_rows
+
+    into = parse_change(spec.change).format
+    if into is None:
+        return found
+    design = plan_design(spec, found.shape.players)
+    changed = [design.sublayers[position] for position in sorted({p for removed in design.removed for p in removed})]
+    check_rows(found.places, {(player.layer, player.role) for player in changed}, into)
+    return replace(found, shape=found.shape.with_rounding())
+
+
+def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], budget_bytes: int) -> Changes:
+    """Give what becomes of every sublayer; what stands for a branch's output is measured on the run's own items."""
+    from lowmem_layers.engine.changes import Changes
+    from lowmem_layers.engine.trunk import branch_means
+
+    change, means = parse_change(spec.change), None
+    if change.kind == "mean":
+        model.examine()
+        means = branch_means(model, encoded, budget_bytes)
+    return Changes.alike(len(model.players), change, means)
 
 
 def _placed(found: Inspection, placement: Placement) -> ModelPlaced:

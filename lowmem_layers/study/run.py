@@ -12,20 +12,22 @@ from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.record.files import make_folder
-from lowmem_layers.record.folder import known_run, tidy
+from lowmem_layers.record.folder import finished_tiles, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
-from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_from_table, rows_of
+from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
 from lowmem_layers.record.scores import SCORES_FOLDER, read_table, write_table
 from lowmem_layers.record.spec import Specification, StudySpec, default_folder
+from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks
 from lowmem_layers.study.description import describe_run
 from lowmem_layers.study.design import plan_design
+from lowmem_layers.study.earlier import EarlierTiles
 from lowmem_layers.study.events import Announce, Noted, RunFinished, StageStarted, ignore, undisturbed
 from lowmem_layers.study.pilot import settle_cuts
-from lowmem_layers.study.tiles import collect_earlier, score_tiles
+from lowmem_layers.study.tiles import score_tiles
 
 
 def run_study(
@@ -79,10 +81,11 @@ def _complete(folder: Path, known: Manifest, specification: Specification, read:
     if known.status != "done" or data != [(entry.task, entry.source) for entry in known.data] or run.is_unfinished:
         return None
     try:
-        values = collect_earlier(folder, known, run.item_rows, ignore)
+        earlier = EarlierTiles(run.values, ignore)
     except DamagedError:
         return None  # the items: they are written anew
-    return Run(folder, known, values) if len(values.tiles) == len(run.values.tiles) else None
+    earlier.read_all()
+    return None if earlier.damaged else Run(folder, known, run.values)
 
 
 def _settled(
@@ -132,8 +135,10 @@ def _measured(
         rows = rows_of(prepared.encoded)
         _keep_items(folder, rows, announce)
         write_manifest(folder, manifest)
-        values = collect_earlier(folder, manifest, rows, announce)
-        stopped = score_tiles(values, prepared, announce, clock)
+        values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
+        earlier = EarlierTiles(values, announce, clock)
+        earlier.read()
+        stopped = score_tiles(earlier, prepared, announce, clock)
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -151,12 +156,12 @@ def _measured(
 
 def _keep_items(folder: Path, rows: list[ItemRow], announce: Announce) -> None:
     """See that the folder holds the list of items; a damaged one is said so and written anew."""
-    path = folder / ITEMS_FILE
+    path, table = folder / ITEMS_FILE, items_table(rows)
     if path.exists():
         try:
-            if rows_from_table(read_table(path), path) == rows:
+            if read_table(path).equals(table):
                 return
             announce(Noted(f"{path} did not hold this run's items; it is written anew"))
         except DamagedError as error:
             announce(Noted(f"{error.message}; it is written anew"))
-    write_table(path, items_table(rows))
+    write_table(path, table)

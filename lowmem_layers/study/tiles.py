@@ -8,25 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
-from lowmem_layers.errors import DamagedError
 from lowmem_layers.findings.statement import judge
 from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import estimator_weights
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import mean_interval
-from lowmem_layers.record.folder import finished_tiles
-from lowmem_layers.record.items import ItemRow
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Prepared
+from lowmem_layers.study.contracts import Prepared, ScoredTile
+from lowmem_layers.study.earlier import SHARE, EarlierTiles
 from lowmem_layers.study.events import (
     Announce,
-    Noted,
     RunPlanned,
     StageStarted,
     Standing,
@@ -42,74 +38,92 @@ LOOKS = 100  # a statement to stop at is looked at whenever the items have grown
 _N_LEADERS = 5
 
 
-def collect_earlier(folder: Path, manifest: Manifest, rows: Sequence[ItemRow], announce: Announce) -> CollectedValues:
-    """Read the tiles of earlier calls, each once, for the metrics that findings and the statement to stop at need.
-
-    A damaged tile is said so, and does not count as finished: it is scored again.
-
-    Raises:
-        RecordError: there are scores that are no tile of this run, or a tile may not be read.
-    """
-
-    def lost(tile: int, error: DamagedError) -> None:
-        announce(Noted(f"{error.message}; its {len(manifest.plan.tiles[tile])} items are scored again"))
-
-    tiles = finished_tiles(folder, len(manifest.plan.tiles))
-    values = CollectedValues(folder, manifest, rows, tiles)
-    wanted = (None, "loglikelihood", *([manifest.resolved.value] if manifest.resolved.until is not None else []))
-    values.collect(*(name for name in wanted if values.allows(name)), lost=lost)
-    return values
-
-
 def score_tiles(
-    values: CollectedValues, prepared: Prepared, announce: Announce, clock: Callable[[], float] = time.monotonic
+    earlier: EarlierTiles, prepared: Prepared, announce: Announce, clock: Callable[[], float] = time.monotonic
 ) -> str:
-    """Score every tile that is not finished yet, or as many as prove the statement to stop at; add them to `values`.
+    """Score every tile that is not finished yet, or as many as prove the statement to stop at; add them to the values.
 
-    The result states what was proven; it is empty where the run did not stop for that.
+    At the end every tile was read that an earlier call left. The result states what was proven; it is empty where the
+    run did not stop for that.
 
     Raises:
-        RecordError: a tile cannot be written.
+        RecordError: a tile cannot be written, or may not be read.
         EngineError: the engine's scores have the wrong shape.
     """
-    folder, manifest, plan = values.folder, values.manifest, values.manifest.plan
+    values = earlier.values
+    manifest, plan = values.manifest, values.manifest.plan
     encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
     work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
 
     # 1) the work is announced; what is left of it
     announce(_planned(values, prepared, work))
-    lost = set(finished_tiles(folder, len(plan.tiles))) - set(values.tiles)  # damaged: they do not stay in the record
+    if prepared.score_tiles is not None:  # which tiles are left must be known before workers are given any
+        earlier.read_all()
+    rest = sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged))
+    scoring = _scored(
+        earlier,
+        prepared,
+        encoded,
+        lambda tile: announce(TileStarted(tile, len(encoded[tile]), work[tile])),
+        announce,
+        clock,
+    )
     before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
-    stopped = ""
-    if not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items)):
-        stopped = _proven(values, announce)
-    rest = [] if stopped else sorted(set(range(len(plan.tiles))) - lost - set(values.tiles))
-    left = [*sorted(lost), *rest]
-    if left:
-        announce(StageStarted("scoring", "scoring"))
+    stands = None
+    is_first = True
+    while True:
+        # 2) see whether the statement is proven: by every item that is finished, while no earlier one is missing
+        looked = manifest.stopped or is_look(before, values.n_items, manifest.n_items)
+        if looked and manifest.resolved.until is not None and not earlier.damaged:
+            earlier.read_all()
+            if not earlier.damaged and (stopped := _proven(values, announce)):
+                return stopped
+        if not rest and not earlier.damaged:
+            earlier.read_all()
+            if not earlier.damaged:
+                return ""
 
-    # 2) tile by tile: score, commit, announce, and see whether the statement is proven. It is judged by the tiles in
-    # the order of the plan: which of them workers finish first depends on their items, so that would be a selection.
-    def begin(tile: int) -> None:
-        announce(TileStarted(tile, len(encoded[tile]), work[tile]))
-
-    in_order = manifest.resolved.until is not None
-    score = prepared.score_tiles or one_by_one(prepared.engine, clock)
-    for scored in score(left, encoded, plan.coalitions, begin, announce, in_order):
-        start, tile = clock(), scored.tile
+        # 3) one tile: damaged ones come first, so that they do not stay in the record
+        if is_first:
+            announce(StageStarted("scoring", "scoring"))
+            is_first = False
+        scored, start = next(scoring), clock()
+        tile = scored.tile
         table = scores_table(values.rows_of(tile), values.removed, scored.scores)
         with uninterrupted():
-            write_table(tile_file(folder, tile), table, scored.made_on)
+            write_table(tile_file(values.folder, tile), table, scored.made_on)
         values.add(tile, scored.scores)
-        done, ahead = (values.n_items, len(values.tiles)), leaders(values)
-        spent, about = scored.elapsed_s + clock() - start, (tile, len(encoded[tile]), sum(work[tile]))
-        announce(TileCommitted(*about, *done, spent, ahead, standing(values), scored.worker))
-        lost.discard(tile)
+        earlier.damaged = [each for each in earlier.damaged if each != tile]
+        rest = [each for each in rest if each != tile]
         before = values.n_items - len(plan.tiles[tile])
-        looked = not lost and (manifest.stopped or is_look(before, values.n_items, manifest.n_items))
-        if looked and (stopped := _proven(values, announce)):
-            break
-    return stopped
+        if stands is None or is_look(before, values.n_items, manifest.n_items):  # like a look, it takes all items in
+            stands = standing(values)
+        about, spent = (tile, len(encoded[tile]), sum(work[tile])), scored.elapsed_s + clock() - start
+        counts = values.n_items, len(values.tiles)
+        announce(TileCommitted(*about, *counts, spent, leaders(values), stands, scored.worker))
+        earlier.read(SHARE * spent)
+
+
+def _scored(
+    earlier: EarlierTiles,
+    prepared: Prepared,
+    encoded: Sequence[Sequence[EncodedItem]],
+    begin: Callable[[int], None],
+    announce: Announce,
+    clock: Callable[[], float],
+) -> Iterator[ScoredTile]:
+    """Score the tiles that are left, damaged ones first; a statement to stop at takes them in the plan's order.
+
+    Which of them workers finish first depends on their items: to judge in that order would be a selection.
+    """
+    values, plan, in_order = earlier.values, earlier.values.manifest.plan, bool(earlier.values.manifest.resolved.until)
+    score = prepared.score_tiles or one_by_one(prepared.engine, clock)
+    while True:
+        rest = sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged))
+        left = [*earlier.damaged, *rest]
+        yield from score(
+            left if prepared.score_tiles else left[:1], encoded, plan.coalitions, begin, announce, in_order
+        )
 
 
 def is_look(before: int, after: int, n_items: int) -> bool:

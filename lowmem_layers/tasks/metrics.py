@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowmem_layers.errors import UsageError, did_you_mean
 
-Value = Literal["acc", "acc_norm", "loglikelihood", "margin", "probability", "nll_per_byte", "loglikelihood_per_char"]
+Value = Literal[
+    "acc", "acc_norm", "loglikelihood", "margin", "probability", "kl", "nll_per_byte", "loglikelihood_per_char"
+]  # fmt: skip
 VALUES: tuple[Value, ...] = get_args(Value)
 Floats = NDArray[np.float64]
 
@@ -24,7 +26,7 @@ class Scored:
     """What a metric is computed from.
 
     Shapes: `scores` (items, coalitions, choices), nats; `gold` (items,); `chars`, `n_bytes` and `exists` (items,
-    choices), where `exists` is False beyond an item's own choices.
+    choices), where `exists` is False beyond an item's own choices. `full` is the full model's place among coalitions.
     """
 
     scores: Floats
@@ -32,6 +34,7 @@ class Scored:
     chars: NDArray
     n_bytes: NDArray
     exists: NDArray[np.bool_]
+    full: int = 0
 
     def of_gold(self, table: NDArray) -> NDArray:
         """Take the gold choice's entries. Shapes: (items, coalitions or 1, choices) -> (items, coalitions or 1)."""
@@ -81,13 +84,20 @@ def metric_named(name: str) -> Metric:
 
 
 def item_values(
-    loglikelihoods: ArrayLike, gold: ArrayLike, choice_chars: ArrayLike, choice_bytes: ArrayLike, value: str
+    loglikelihoods: ArrayLike,
+    gold: ArrayLike,
+    choice_chars: ArrayLike,
+    choice_bytes: ArrayLike,
+    value: str,
+    full: int = 0,
 ) -> Floats:
     """Turn log-likelihoods into the values of a metric.
 
     Log-likelihoods that are not finite have a defined result; no item is left out. A choice whose log-likelihood is
     NaN is never chosen, and an item whose gold choice has NaN is wrong. Minus infinity is the smallest number.
-    `loglikelihood` and `nll_per_byte` pass on what the gold choice has. `margin` and `probability` are NaN where any
+    `loglikelihood` and `nll_per_byte` pass on what the gold choice has. `full` is the full model's coalition, with
+    which `kl` compares: NaN where a choice of either is NaN, minus infinity where one that the full model holds
+    possible has become impossible. `margin` and `probability` are NaN where any
     choice of the item is NaN, and where all choices are minus infinity.
 
     Shapes: `loglikelihoods` (items, coalitions, choices), NaN beyond an item's own choices; `gold` (items,);
@@ -111,7 +121,7 @@ def item_values(
             f"{metric.name} compares choices, and some items have only one",
             "use loglikelihood or nll_per_byte for text",
         )
-    return metric.compute(Scored(scores, answer, chars, n_bytes, exists))
+    return metric.compute(Scored(scores, answer, chars, n_bytes, exists, full))
 
 
 def accuracy(given: Scored, scores: Floats) -> Floats:
@@ -137,6 +147,21 @@ def probability(given: Scored) -> Floats:
     with np.errstate(invalid="ignore"):  # where all choices are −inf: NaN
         weights = np.exp(padded - padded.max(axis=2, keepdims=True))
         return given.of_gold(weights) / weights.sum(axis=2)
+
+
+def divergence(given: Scored) -> Floats:
+    """Give minus the Kullback–Leibler divergence from the full model, over the item's choices.
+
+    Both models' probabilities are those of `probability`, a softmax of the choices' log-likelihoods: Σ p (log p −
+    log q), where p is the full model's. (Over the whole vocabulary it would need numbers that no record holds.)
+    """
+    padded = np.where(given.exists[:, None, :], given.scores, -np.inf)  # (items, coalitions, choices)
+    with np.errstate(invalid="ignore"):
+        shifted = padded - padded.max(axis=2, keepdims=True)
+        q = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
+        p = q[:, [given.full]]  # (items, 1, choices)
+        parts = np.where(np.exp(p) > 0, np.exp(p) * (p - q), np.where(np.isnan(p + q), np.nan, 0.0))
+        return -np.where(given.exists[:, None, :], parts, 0.0).sum(axis=2)
 
 
 _ROWS = (
@@ -200,6 +225,18 @@ _ROWS = (
         has_chance=False,
         needs_choices=True,
         compute=probability,
+    ),
+    Metric(
+        name="kl",
+        words="KL divergence from the full model over the choices (negative)",
+        short="KL",
+        unit="nats",
+        scale=1.0,
+        decimals=3,
+        usual_effect=0.01,
+        has_chance=False,
+        needs_choices=True,
+        compute=divergence,
     ),
     Metric(
         name="nll_per_byte",

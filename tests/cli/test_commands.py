@@ -17,8 +17,11 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from lowmem_layers.cli.display.lines import JsonDisplay
 from lowmem_layers.cli.entry import as_interrupts, run_command_line
+from lowmem_layers.cli.output import json_line
 from lowmem_layers.study import prepare
+from lowmem_layers.study.events import Noted
 
 COMMANDS = [
     "run",
@@ -30,6 +33,7 @@ COMMANDS = [
     "interactions",
     "tables",
     "prune",
+    "bits",
     "proxies",
     "power",
     "items",
@@ -364,3 +368,15 @@ def test_a_plan_of_a_shipped_shape(capfd, finished):
     assert found["sublayer applications"].startswith("7,754 ")
     assert found["items"] == "3"
     assert "data sheet" in err
+
+
+def test_json_holds_no_sign_that_a_terminal_obeys():
+    """Data keep their letters; controls, and marks that turn the direction of writing, are escaped."""
+    record = {"ü\x9b": "a\x9b2J\u202eb\x7f\x1b[31mé"}
+    line = json_line(record)
+    assert json.loads(line) == record
+    assert line.isprintable()
+    assert "é" in line
+    stream = io.StringIO()
+    JsonDisplay(stream, lambda: 0.0)(Noted("\x9b2J \u202e é"))
+    assert stream.getvalue().isascii()

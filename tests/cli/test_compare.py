@@ -84,12 +84,15 @@ def test_a_level_is_named_as_given(capfd, finished, other):
 
 def test_tables_for_papers(capfd, finished, tmp_path):
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 4, "--format", "markdown")
-    assert out.splitlines()[:2] == ["| task | model | drop | published |", "| --- | --- | ---: | ---: |"]
+    assert out.splitlines()[:2] == [
+        "| task | model | drop | published | drop low | drop high |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 2, "--format", "latex")
     assert r"\begin{tabular}" in out
-    assert out.count("&") == 8
+    assert out.count("&") == 10
     _, out, _ = call(capfd, "tables", finished.folder, "--table", 1, "--format", "markdown")
-    assert out.splitlines()[1:] == ["| --- | ---: | ---: | ---: | ---: |", "| tiny | – | – | – | – |"]
+    assert out.splitlines()[1:] == ["| --- |" + 6 * " ---: |", "| tiny |" + 6 * " – |"]
     call(capfd, "tables", finished.folder, "--table", 1, "-o", tmp_path / "t.tex")
     assert (tmp_path / "t.tex").read_text().startswith(r"\begin{tabular}")
 

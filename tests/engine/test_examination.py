@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +11,18 @@ import pytest
 import torch
 
 from lowmem_layers.cli.display.progress import Progress, advance
-from lowmem_layers.engine import Engine, ready_engine
+from lowmem_layers.engine import Engine, lockstep, ready_engine
 from lowmem_layers.engine.engine import examine_engine
+from lowmem_layers.engine.lockstep import Pass, run_in_step
+from lowmem_layers.engine.reference import reference_pass
 from lowmem_layers.errors import EngineError, RemovalError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.homes.store import ResidentStore
 from lowmem_layers.record.spec import StudySpec
 from lowmem_layers.study.events import ModelExamined, StageStarted
 from lowmem_layers.study.prepare import prepare_study
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
+from tests.engine.conftest import random_items
 from tests.families import tiny_model
 from tests.model.conftest import save_model
 
@@ -78,10 +84,10 @@ def test_an_error_of_the_sweep_itself_is_not_taken_for_a_family_without_tries():
     engine = Engine(DecoderModel(tiny_model("llama")))
     engine.model.examine()
 
-    def score(batch, inputs, coalitions):
-        if not all(row.is_chain for row in batch.rows):
+    def score(batches, inputs, coalitions):
+        if not all(row.is_chain for batch in batches for row in batch.rows):
             raise ValueError("a fault of ours")
-        return engine._score_batch(batch, inputs, coalitions)
+        return engine._score_batches(batches, inputs, coalitions)
 
     with torch.inference_mode(), pytest.raises(ValueError, match="a fault of ours"):
         examine_engine(engine.model, score)
@@ -164,3 +170,71 @@ def test_a_model_whose_layers_share_keys_and_values_is_refused_before_it_is_load
     module.config.num_kv_shared_layers = 2
     with pytest.raises(RemovalError, match="its last 2 decoder layers read the keys and values of earlier layers"):
         DecoderModel(module)
+
+
+class CountingStore(ResidentStore):
+    """Counts how often the weights of all layers are brought in."""
+
+    passes = 0
+
+    def sweep(self, visits):
+        self.passes += 1
+        return super().sweep(visits)
+
+
+def test_an_examination_brings_the_weights_in_four_times():
+    store = CountingStore()
+    engine = Engine(DecoderModel(tiny_model("llama"), store=store))
+    before = threading.active_count()
+    assert engine.examine().takes_tries
+    assert store.passes == 4  # the layers, all whole forward passes in step, plain rows, branching ones
+    engine.examine()
+    assert store.passes == 4
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("family", ["mixtral", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gpt2", "bloom"))])
+def test_passes_in_step_are_those_one_after_the_other(family):
+    model = DecoderModel(tiny_model(family, dtype=torch.float64))
+    model.examine()
+    items, coalitions = random_items(2), [(), (1,), (0, 3)]
+    passes = [reference_pass(model, choice, removed, None) for item in items for removed in coalitions
+              for choice in item.choices]  # fmt: skip
+    in_step = run_in_step(model, passes)
+    alone = [each.compute for each in passes]
+    with torch.inference_mode():
+        for each, compute, found in zip(passes, alone, in_step, strict=True):
+            with each.changed():
+                assert compute() == found
+    assert len(set(in_step)) > len(coalitions)
+
+
+def test_passes_that_are_too_many_at_once_go_in_groups(monkeypatch):
+    store = CountingStore()
+    model = DecoderModel(tiny_model("llama"), store=store)
+    model.examine()
+    passes = [reference_pass(model, ITEM.choices[0], removed, None) for removed in [(), (0,), (1,), (2,), (0, 2)]]
+    together = run_in_step(model, passes)
+    assert store.passes == 2
+    monkeypatch.setattr(lockstep, "_AT_ONCE", {"cpu": 2})
+    assert run_in_step(model, passes) == together
+    assert store.passes == 2 + 3
+
+
+def test_a_pass_that_fails_ends_all_and_leaves_the_model_whole():
+    model = DecoderModel(tiny_model("llama"))
+    model.examine()
+    before, threads = [*model.module.modules()], threading.active_count()
+    good = reference_pass(model, ITEM.choices[0], (1, 2), None)
+
+    def fail():
+        model.module(input_ids=torch.tensor([[3, 4]]), use_cache=False)
+        raise ValueError("at the end")
+
+    with pytest.raises(ValueError, match="at the end"):
+        run_in_step(model, [good, Pass(fail, nullcontext), good])
+    with pytest.raises(RemovalError, match="more than its 3 decoder layers"):
+        run_in_step(model, [Pass(lambda: [model.module(input_ids=torch.tensor([[3]])) for _ in range(2)], nullcontext)])
+    assert [*model.module.modules()] == before
+    assert threading.active_count() == threads
+    assert not any("forward" in layer.__dict__ for layer in model.module.modules())

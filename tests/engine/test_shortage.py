@@ -37,10 +37,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, above: int) -
     """Let memory run out in the middle of a sweep whose chunks have more tokens than `above`."""
     real = Sweep._visit
 
-    def visit(self: Sweep, layer: int, live: Any) -> None:
+    def visit(self: Sweep, layer: int, live: Any, *rest: Any) -> None:
         if layer == 1 and self.sizes.chunk_tokens > above:
             raise error
-        real(self, layer, live)
+        real(self, layer, live, *rest)
 
     monkeypatch.setattr(Sweep, "_visit", visit)
 

@@ -17,6 +17,7 @@ from lowmem_layers.findings.comparing import (
     differences,
     packing_of,
 )
+from lowmem_layers.findings.equivalence import equivalence_lines, with_equivalence
 from lowmem_layers.findings.interactions import interaction_table
 from lowmem_layers.findings.paper import paper_table, tables_of
 from lowmem_layers.report.compared import _names
@@ -206,3 +207,19 @@ def test_no_sentence_says_nan(tmp_path, bench):
     (line,) = agreement_lines(compare_runs(run, run, "loglikelihood"))
     assert "nan" not in line
     assert "no Spearman (all values of a run are tied, or one is unknown), no Kendall" in line
+
+
+def test_what_is_certainly_the_same_is_said(tmp_path, bench, engine):
+    one, two = make(tmp_path, bench, "a", tasks=("one",)), make(tmp_path, bench, "b", engine(seed=1), tasks=("one",))
+    itself, other = compare_runs(one, one, "loglikelihood"), compare_runs(one, two, "loglikelihood")
+    assert equivalence_lines(itself, 0.01) == [
+        "one: all 6 differ by less than 0.01 (95%, two one-sided tests, p <0.001)"
+    ]
+    table = with_equivalence(comparison_table(other), other, 1e-9)
+    assert table["equivalent"].to_pylist() == ["false"] * 6
+    assert table.column_names[-3:] == ["equivalent_within", "equivalence_p_adjusted", "equivalent"]
+    assert "not certain that all 6 differ by less than 1e-09" in equivalence_lines(other, 1e-9)[0]
+    far = float(np.abs([other["one"].ci.low, other["one"].ci.high]).max()) * 10
+    assert "all 6 differ by less than" in equivalence_lines(other, far)[0]
+    with pytest.raises(UsageError, match="equivalent within"):
+        equivalence_lines(other, 0.0)

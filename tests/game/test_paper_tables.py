@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game import ValueTable, paper_tables, single_removals
+from lowmem_layers.game import ValueTable, paper_tables, single_removals, windows
+from lowmem_layers.game.answers.paper_intervals import table_intervals
 from lowmem_layers.game.answers.paper_tables import PUBLISHED_OTHER_DROPS, clipped_drops, paper_shares, published_model
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1")
@@ -107,3 +108,89 @@ def test_without_shares_there_is_no_top_three():
 def test_the_published_table_is_complete():
     assert len(PUBLISHED_OTHER_DROPS) == 6
     assert all(len(row) == 3 for row in PUBLISHED_OTHER_DROPS.values())
+
+
+def code_values(full, removed, n_players, largest):
+    """Estimate as the authors' code is described: single removal, then windows from both ends, one plain mean."""
+    look_up = {(): full, **{key: float(np.round(value, 4)) for key, value in removed.items()}}
+    found = []
+    for player in range(n_players):
+        terms = []
+        for size in range(1, largest + 1):
+            for first in dict.fromkeys((player, player - size + 1)):
+                window = tuple(range(first, first + size))
+                if first >= 0 and window[-1] < n_players:
+                    rest = window[1:] if first == player else window[:-1]
+                    terms.append(look_up[rest] - look_up[window])
+        found.append(sum(terms) / len(terms))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("n_items", [7, 300, 1000])
+def test_the_authors_code_to_its_last_digit(n_items):
+    """Thirds of accuracies show it: without the rounding 7 items give other shares in the third decimal."""
+    rng, names = np.random.default_rng(n_items), tuple(f"p{i}" for i in range(9))
+    coalitions = tuple(windows(9, 4))
+    values = (rng.random((n_items, len(coalitions))) < np.array([0.9 - 0.12 * len(c) for c in coalitions])).astype(
+        float
+    )
+    of_run, means = ValueTable(names, coalitions, values), values.mean(axis=0)
+    expected = code_values(means[0], dict(zip(coalitions[1:], means[1:], strict=True)), 9, 3)
+    clipped = np.maximum(np.round(expected, 4), 0.0)
+    np.testing.assert_array_equal(
+        np.round(paper_shares([of_run], 3, as_code=True), 12), np.round(clipped / clipped.sum(), 12)
+    )
+    drops = means[0] - np.round([means[coalitions.index((p,))] for p in range(9)], 4)
+    np.testing.assert_array_equal(clipped_drops(of_run, as_code=True), np.maximum(drops, 0.0))
+    assert (clipped_drops(of_run, as_code=True) != clipped_drops(of_run)).any() == (n_items != 1000)
+
+
+def noisy(n_items, seed, loss):
+    rng, n = np.random.default_rng(seed), len(loss)
+    right = rng.random((n_items, 1)) < 0.9
+    kept = rng.random((n_items, n)) >= loss
+    values = np.concatenate([right, right & kept], axis=1).astype(float)
+    return ValueTable(tuple(f"p{i}" for i in range(n)), tuple(single_removals(n)), values)
+
+
+def test_intervals_hold_the_truth_where_the_list_was_chosen_by_the_same_items():
+    """Thirty sublayers lose 2 % each: the three that lost the most by chance lose 2 % on other items."""
+    hits, plug_in = [], []
+    for seed in range(60):
+        table = noisy(150, seed, np.full(30, 0.02 / 0.9))
+        share = paper_shares([table])
+        top = np.isin(np.arange(30), np.argsort(-share)[:3])
+        found = table_intervals([table], top, selected=True)
+        cis = (found.top_share, 0.1), (found.cornerstone_drop, 0.02), (found.other_drop, 0.02), (found.by_task[0], 0.02)
+        hits.append([ci.low <= truth <= ci.high for ci, truth in cis])
+        plug_in.append(clipped_drops(table)[top].mean())
+        assert found.cornerstone_drop.low <= plug_in[-1] <= found.cornerstone_drop.high
+        assert found.top_share.low <= share[top].sum() <= found.top_share.high
+    assert np.mean(plug_in) > 0.035, "chosen by chance, they look as if they lost twice as much"
+    assert np.mean(hits, axis=0).min() >= 0.93
+
+
+def test_intervals_of_a_list_that_was_given():
+    loss, top = np.array([0.5, 0.3, *[0.01] * 18]), np.arange(20) < 2
+    hits, widths = [], []
+    for seed in range(60):
+        tasks = [noisy(150, seed, loss), noisy(100, 1000 + seed, loss)]
+        found = table_intervals(tasks, top, selected=False)
+        cis = ((found.cornerstone_drop, 0.36), (found.other_drop, 0.009), (found.top_share, 0.8 / 0.98))
+        hits.append([ci.low <= truth <= ci.high for ci, truth in cis])
+        widths.append(found.cornerstone_drop.high - found.cornerstone_drop.low)
+    assert np.mean(hits, axis=0).min() >= 0.9
+    assert np.mean(widths) < 0.15
+
+
+def test_tables_carry_their_intervals_and_who_is_certain():
+    loss = np.array([0.5, 0.3, *[0.01] * 8])
+    tables = paper_tables({"mine": {"a": noisy(150, 0, loss), "b": noisy(100, 1, loss)}})
+    (one,), (two,), (three,) = tables.table1, tables.table2, tables.table3
+    assert one.top_ci.low < one.top_share < one.top_ci.high
+    assert three.cornerstone_ci.low < three.cornerstone_drop < three.cornerstone_ci.high
+    assert three.other_ci.low < three.other_drop < three.other_ci.high
+    assert all(row.ci.low < row.drop < row.ci.high for row in tables.table4)
+    assert two.certain[:2] == ("p0", "p1")
+    single = paper_tables({"mine": {"a": ARC}}).table3[0]
+    assert np.isnan([single.cornerstone_ci.low, single.other_ci.high]).all(), "one item says nothing of its spread"

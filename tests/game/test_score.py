@@ -11,7 +11,7 @@ from scipy.stats import binom, norm
 from lowmem_layers.game import ValueTable, compare, estimate, windows
 from lowmem_layers.game.uncertainty.errors import influence_of, with_coin_flip_item
 from lowmem_layers.game.uncertainty.intervals import mean_interval, two_sided_p
-from lowmem_layers.game.uncertainty.score import score_at_zero, score_ends
+from lowmem_layers.game.uncertainty.score import Answers, score_at_zero, score_ends
 
 DROP = np.array([[1.0, -1.0]])
 Z = norm.ppf(0.975)
@@ -92,3 +92,9 @@ def test_a_comparison_of_a_run_with_itself_leaves_room_for_what_was_not_seen():
     assert 0.03 < same.ci.high[1] < 0.05
     assert found.ci.high[0] == pytest.approx(0.038, abs=0.003)  # nothing broken
     assert found.ci.high[1] == pytest.approx(0.10, abs=0.01)  # four broken in all windows
+
+
+def test_nobody_to_ask_about_has_no_ends():
+    nobody = Answers(np.zeros((5, 0)), np.zeros(0), np.zeros(0))
+    assert [len(end) for end in score_ends(nobody, np.zeros(0), np.zeros(0))] == [0, 0]
+    assert len(score_at_zero(nobody, np.zeros(0))) == 0

@@ -215,3 +215,34 @@ def edit_config(folder: Path, **fields: object) -> None:
 
 def test_the_tiny_tokenizer_is_one_token_a_byte() -> None:
     assert len(tiny_tokenizer()("héllo").input_ids) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "wrong", "message"),
+    [
+        ("tokenizer.json", ("model", "vocab", "A"), [1], "no tokenizer that can be read: Exception: invalid type"),
+        ("tokenizer_config.json", ("tokenizer_class",), [], "no tokenizer that can be read: TypeError"),
+        ("tokenizer_config.json", ("model_max_length",), "0", "no tokenizer that can be read: TypeError"),
+        ("config.json", ("quantization_config",), {"quant_method": "fp8", "weight_block_size": [{}, 1]}, "TypeError"),
+        ("config.json", ("num_hidden_layers",), 2**63, r"num_hidden_layers is 9.223e\+18; no model"),
+        ("config.json", ("vocab_size",), 0, "no causal language model can be built from this config: index 0"),
+        ("config.json", ("model_type",), [], "has the model type"),
+        ("model.safetensors", (NAME, "dtype"), {}, "lacks its type, shape or place"),
+        ("model.safetensors", (NAME, "data_offsets"), [float("-inf"), 0], "lacks its type, shape or place"),
+        ("model.safetensors", (NAME, "shape"), [96.0, 64], "lacks its type, shape or place"),
+    ],
+)  # fmt: skip
+def test_what_fuzzing_found(folder: Path, name: str, place: tuple[str, ...], wrong: object, message: str) -> None:
+    """Values of types that nobody writes, in files of which libraries check little."""
+    path = folder / name
+    content = path.read_bytes()
+    binary = path.suffix == ".safetensors"
+    length = int.from_bytes(content[:8], "little") if binary else len(content)
+    stored = json.loads(content[8 : 8 + length] if binary else content)
+    node = stored
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = wrong
+    text = json.dumps(stored).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :] if binary else text)
+    check_refused(folder, ModelError if not binary else CheckpointError, message)

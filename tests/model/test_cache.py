@@ -154,3 +154,14 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_folder() == tmp_path / "lowmem-layers"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "lowmem-layers"
+
+
+def test_kept_texts_that_have_changed_are_made_again(tmp_path: Path, folder: Path) -> None:
+    """One flipped bit may leave a tokenizer that reads, and cuts other tokens."""
+    assert keep_tiny_texts(tmp_path) == []
+    path = next(folder.rglob("tokenizer.json"))
+    sound = path.read_bytes()
+    path.write_bytes(bytes([*sound[:-40], sound[-40] ^ 1, *sound[-39:]]))
+    assert keep_tiny_texts(tmp_path) == [f"{path.parent} is not as it was written; config and tokenizer are made again"]
+    assert path.read_bytes() == sound
+    assert keep_tiny_texts(tmp_path) == []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lowmem_layers.model import devices
 from lowmem_layers.model.devices import describe_gpu, resolve_dtype, settle_arithmetic
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -48,7 +49,9 @@ def test_the_record_names_the_gpu_and_what_runs_on_it(monkeypatch: pytest.Monkey
     card = SimpleNamespace(name="A card", major=8, minor=9, total_memory=24 << 30)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
     monkeypatch.setattr("torch.version.hip", hip)
+    monkeypatch.setattr(devices, "device_overhead_bytes", lambda _: 400 << 20)
     found = describe_gpu(CUDA)
+    assert found["context_bytes"] == str(400 << 20)
     assert (found["name"], found["capability"], found["memory_bytes"]) == ("A card", "8.9", str(24 << 30))
     assert found.get("rocm") == hip
     assert ("cuda" in found) == (hip is None)

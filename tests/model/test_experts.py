@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import transformers
 from lowmem_layers.model import ModelSpec, load, load_model
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect
+from lowmem_layers.model.change import QUANT_FORMATS
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.formats import DENSE, FOUR_BIT, INT8, Packed, unpack
 from lowmem_layers.model.homes.experts import slot_numbers
 from lowmem_layers.model.homes.home import MemoryHome
 from lowmem_layers.model.homes.places import is_quantised, streamed_places
+from lowmem_layers.model.homes.rounding import RoundedWeights
 from lowmem_layers.model.homes.store import StreamingStore, Visit
 from lowmem_layers.model.memory import peak_bytes, resident_bytes
 from lowmem_layers.model.placement import MemoryLimits, ModelBytes, Placement, place, place_with_states
@@ -92,6 +95,26 @@ def test_one_at_a_time_is_the_dequantised_models_own_loop_over_experts(family: s
     with torch.inference_mode():
         expected = reference(torch.arange(24).view(2, 12)).logits
     torch.testing.assert_close(logits_of(alone), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_are_rounded_one_at_a_time_as_all_at_once(family: str) -> None:
+    found = []
+    for one_expert in (True, False):
+        model = packed_model(family, "none", torch.float32, one_expert=one_expert)
+        for visit in model.store.sweep([Visit(0, BOTH)]):
+            layer = dissect(model.module).layers[visit.layer]
+            weights = RoundedWeights(layer, "ffn", QUANT_FORMATS["nf4"], torch.float32)
+            hidden = torch.randn(1, 9, 32, generator=torch.Generator().manual_seed(1))
+            before, after = [], []
+            for outputs, change in ((before, nullcontext()), (after, weights.standing_in()), (before, nullcontext())):
+                with change, torch.inference_mode():
+                    out = layer.layer.get_submodule(layer.feed_forward[0])(hidden)
+                outputs.append(out[0] if isinstance(out, tuple) else out)
+            assert torch.equal(*before)
+            assert not torch.allclose(before[0], after[0], rtol=1e-2)
+            found.append(after[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
 def test_another_weight_of_one_expert_would_be_seen() -> None:

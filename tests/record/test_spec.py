@@ -25,7 +25,9 @@ def test_defaults():
 
 def test_the_papers_preset_and_what_overrides_it():
     resolved = StudySpec(preset="paper", limit=50).resolved()
-    assert (resolved.tasks, resolved.limit, resolved.bos) == (PAPER_TASKS, 50, "none")
+    assert (resolved.tasks, resolved.limit, resolved.bos, resolved.max_removed) == (PAPER_TASKS, 50, "none", 4)
+    as_code = StudySpec(preset="paper-code").resolved()
+    assert (as_code.tasks, as_code.limit, as_code.bos, as_code.max_removed) == (PAPER_TASKS, 1000, "none", 3)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +178,12 @@ def test_tiles_are_spelled_and_read_back(tile):
 
 def test_tiles_are_spelled_as_ranges():
     assert spell_tile((0, 1, 2, 5, 7, 8)) == "0-2 5 7-8"
+
+
+def test_a_change_is_part_of_a_runs_identity_and_removal_is_what_it_was_before():
+    plain, quantised = StudySpec().resolved(), StudySpec(change="quantise:Q4_0").resolved()
+    assert plain.change == "remove"
+    assert "change" not in plain.identity()
+    assert StudySpec(change="remove").resolved().identity() == plain.identity()
+    assert quantised.identity() == plain.identity() | {"change": "quantise:q4_0"}
+    assert default_folder(quantised) != default_folder(plain)

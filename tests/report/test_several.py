@@ -7,11 +7,15 @@ from html import unescape
 
 import pytest
 
-from lowmem_layers import StudySpec, run_study
+from lowmem_layers import StudySpec, open_run, run_study
+from lowmem_layers.acting.choosing import Request, choose
+from lowmem_layers.acting.prune import FORMS
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.comparing import compare_runs
+from lowmem_layers.findings.comparing import compare_runs, differences
 from lowmem_layers.report import write_joint_report
+from lowmem_layers.report.page.answer import answer
 from lowmem_layers.report.page.comparisons import run_titles
+from lowmem_layers.report.page.protocol import summary
 from tests.dictionary import Bench, DictionaryEngine
 
 
@@ -60,3 +64,20 @@ def test_the_page_has_the_differences_that_compare_has(runs, tmp_path):
 def test_a_run_of_the_full_model_has_nothing_to_compare(runs, tmp_path):
     with pytest.raises(UsageError, match="full model only"):
         write_joint_report([runs[0], made(tmp_path / "r", "m", 0, max_removed=0)], tmp_path / "report", ("svg",))
+
+
+def test_a_run_of_quantised_sublayers_says_so_and_not_that_they_were_removed(tmp_path, bench):
+    made = bench()
+    runs = [
+        run_study(StudySpec(tasks=("one",), max_removed=2, change=change), tmp_path / str(place), prepare=made.prepare)
+        for place, change in enumerate(("quantise:q4_0", "remove"))
+    ]
+    text = summary(runs[0].manifest, ["one"], 8)
+    assert "neighbouring sublayers quantised to q4_0" in text
+    assert "removed" not in text + " ".join(answer(runs[0], runs[0].findings))
+    assert "quantised to q4_0 alone, the" in answer(runs[0], runs[0].findings)[1]
+    assert "change (quantise:q4_0 / remove)" in differences(*runs)
+    assert [title.split(" · ")[1] for title in run_titles(runs)] == ["quantised to q4_0", "removed"]
+    assert open_run(runs[0].folder).manifest.change.name == "quantise:q4_0"
+    with pytest.raises(UsageError, match="its sublayers were quantised to q4_0"):
+        choose(runs[0], Request(remove=1), FORMS["zeroed"], None)

@@ -17,6 +17,9 @@ from lowmem_layers.cli.summary import summarise
 from lowmem_layers.findings.findings import find
 from lowmem_layers.record import scores
 from lowmem_layers.report import write_report
+from lowmem_layers.study import tiles
+from lowmem_layers.study.events import Noted, TileStarted
+from tests.dictionary import DictionaryEngine
 
 
 @pytest.fixture
@@ -119,3 +122,44 @@ def test_values_that_were_computed_are_remembered(tmp_path, bench, spec, reads):
     assert of_tiles(reads, run.folder) == [1] * 5
     run.value_tables("margin")
     assert of_tiles(reads, run.folder) == [2] * 5
+
+
+@pytest.mark.parametrize("until", [None, "ci=0.0001"])
+def test_very_many_earlier_tiles_are_read_between_new_ones(tmp_path, bench, engine, reads, until):
+    """By a clock on which one read takes all the time there is: the next tile is scored before the last is read.
+
+    A damaged one among them is found before its numbers are used, said so and scored again.
+    """
+    spec = StudySpec(tasks=("one",), max_removed=2, until=until, value="loglikelihood")
+    made = {"n_items": 45}
+    whole = run_study(spec, tmp_path / "whole", prepare=bench(**made).prepare)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=bench(engine=engine(fail_at=12), **made).prepare)
+    path = tmp_path / "r" / "scores" / "tile-00009.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    events, at = [], iter(range(0, 10**6, 100))
+    run = run_study(
+        spec, tmp_path / "r", prepare=bench(**made).prepare, announce=events.append, clock=lambda: float(next(at))
+    )
+    words = [event.words for event in events if isinstance(event, Noted)]
+    scored = [event.tile for event in events if isinstance(event, TileStarted)]
+    assert len(words) == 1
+    assert "3 items are scored again" in words[0]
+    if until is None:
+        assert scored == [12, 13, 14, 9]
+        assert of_tiles(reads, run.folder) == [1] * 12 + [0] * 3
+    else:
+        assert scored[0] == 9, "the first look at the statement comes before any tile, and takes every earlier one in"
+    for one, other in zip(whole.value_tables(), run.value_tables(), strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_importance_as_it_forms_is_not_formed_anew_at_each_tile(tmp_path, bench, monkeypatch):
+    """It takes every item in: at each of n tiles that would be n² items."""
+    formed = []
+    monkeypatch.setattr(tiles, "LOOKS", 10)
+    monkeypatch.setattr(tiles, "standing", lambda values: formed.append(values.n_items) or ())
+    spec = StudySpec(tasks=("one",), max_removed=1)
+    run_study(spec, tmp_path / "r", prepare=bench(engine=DictionaryEngine(tile_items=1), n_items=60).prepare)
+    assert 20 < len(formed) < 40
+    assert formed[-1] == 60

@@ -22,6 +22,14 @@ def one(row, gold, value, chars=None, n_bytes=None):
     return float(item_values([[row]], [gold], [chars], [n_bytes or chars], value)[0, 0])
 
 
+def slow_kl(full, row):
+    """Say the divergence by the textbook, with probabilities."""
+    if any(map(math.isnan, [*full, *row])) or max(full) == -INF or max(row) == -INF:
+        return NAN
+    p, q = ([math.exp(x - max(of)) / sum(math.exp(y - max(of)) for y in of) for x in of] for of in (full, row))
+    return -sum(a * (math.log(a / b) if b > 0 else INF) for a, b in zip(p, q, strict=True) if a > 0)
+
+
 def slowly(row, gold, chars, n_bytes, value):
     """Say the same with plain Python, choice by choice."""
     n = len([c for c in chars if c])
@@ -60,7 +68,9 @@ def test_values_equal_a_second_implementation(data):
         fast = item_values(scores, gold, chars, 2 * chars, value)
         slow = [
             [
-                slowly(scores[i, c].tolist(), gold[i], chars[i].tolist(), (2 * chars[i]).tolist(), value)
+                slow_kl(scores[i, 0, : counts[i]].tolist(), scores[i, c, : counts[i]].tolist())
+                if value == "kl"
+                else slowly(scores[i, c].tolist(), gold[i], chars[i].tolist(), (2 * chars[i]).tolist(), value)
                 for c in range(n_coalitions)
             ]
             for i in range(n_items)
@@ -156,6 +166,7 @@ def test_every_value_has_one_row():
         "loglikelihood": (1.0, "nats", "nats"),
         "margin": (1.0, "nats", "nats"),
         "probability": (100.0, "points", "%"),
+        "kl": (1.0, "nats", "nats"),
         "nll_per_byte": (1.0, "nats per byte", "nats per byte"),
         "loglikelihood_per_char": (1.0, "nats per character", "nats per character"),
     }
@@ -165,3 +176,12 @@ def test_a_misspelt_metric_is_answered_with_the_nearest():
     with pytest.raises(UsageError, match="there is no value 'acc-norm'") as caught:
         metric_named("acc-norm")
     assert caught.value.hint.startswith("did you mean acc_norm? values: acc, ")
+
+
+def test_the_divergence_compares_with_the_coalition_that_is_said_to_be_the_full_model():
+    rows = np.log([[[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]])
+    lengths = np.ones((1, 2), dtype=int)
+    found = item_values(rows, [0], lengths, lengths, "kl", full=1)
+    expected = [-(0.9 * math.log(0.9 / q) + 0.1 * math.log(0.1 / (1 - q))) for q in (0.5, 0.9, 0.2)]
+    np.testing.assert_allclose(found[0], expected, atol=1e-12)
+    assert found[0, 1] == 0.0

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.game.answers.equivalence import Equivalence, equivalence
 from lowmem_layers.game.answers.matching import (
     joined_clusters,
     matching_rows,
@@ -56,7 +57,8 @@ class Comparison:
 
     Shapes: arrays (players,). `difference` is A − B with its interval `ci` (each at `level`). `significant` is
     corrected for the number of players by `correction`; no player is significant whose own interval holds 0. `paired`
-    says whether the items were the same; `n_items` counts those used, of the `n_given` there were.
+    says whether the items were the same; `n_items` counts those used, of the `n_given` there were. `apart` is the
+    difference with its errors.
     Unknown (nan) with fewer than 2 clusters.
     """
 
@@ -73,10 +75,19 @@ class Comparison:
     ci: Interval[FloatArray]
     p_adjusted: FloatArray
     significant: NDArray[np.bool_]
-    correction: str
+    correction: Correction
     level: float
     agreement: Agreement
     corrected: Corrected
+    apart: Influence
+
+    def equivalence(self, margin: float) -> Equivalence:
+        """Say whose difference is certainly smaller than a margin, in the value's unit.
+
+        Raises:
+            UsageError: a margin that is not positive.
+        """
+        return equivalence(self.apart, margin, level=self.level, correction=self.correction)
 
 
 def compare(
@@ -106,6 +117,7 @@ def compare(
         raise UsageError(f"{len(of_a)} tasks of A, {len(of_b)} of B", "give the same tasks of both, in the same order")
     whole = _mean_of([_sides(one, two, estimator, walks, max_removed) for one, two in zip(of_a, of_b, strict=True)])
     first, second, difference = whole.first, whole.second, whole.difference
+    ranked = first.value, second.value, first.pieces, second.pieces, whole.dof
     p_adjusted = adjusted(two_sided_p(difference), correction)
     return Comparison(
         players=of_a[0].players,
@@ -123,10 +135,9 @@ def compare(
         significant=p_adjusted < 1.0 - level,
         correction=correction,
         level=level,
-        agreement=agreement(
-            first.value, second.value, first.pieces, second.pieces, whole.dof, level=level, top_k=top_k, seed=seed
-        ),
-        corrected=corrected(first.value, second.value, first.pieces, second.pieces, whole.dof, level=level, seed=seed),
+        agreement=agreement(*ranked, level=level, top_k=top_k, seed=seed),
+        corrected=corrected(*ranked, level=level, seed=seed),
+        apart=difference,
     )
 
 

@@ -2,7 +2,8 @@
 
 Source: Zhang, Dong, Kawaguchi 2024, "Investigating Layer Importance in Large Language Models"; definitions in the form
 of the authors' public code: values rounded to 4 decimals, negatives clipped to 0, shares of the sum, mean over tasks;
-"top 3" is the model's fixed list of cornerstone sublayers, not each task's own three largest.
+"top 3" is the model's fixed list of cornerstone sublayers, not each task's own three largest. Intervals are ours
+(`paper_intervals.py`).
 All fractions here are fractions (0.291), not percent.
 """
 
@@ -15,11 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.game.answers.importance import estimate
+from lowmem_layers.game.answers.paper_intervals import table_intervals
 from lowmem_layers.game.answers.shares import shares
 from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 
 DECIMALS = 4  # of the values, before clipping
+_OWN_TOP = "three largest mean shares"
 
 _PACKINGS = r"(?:[-._ ](?:hf|v0\.1|gguf|gptq|awq|bnb|none|int[48]|[48]bit|b?f(?:loat|p)?(?:16|32)|i?q\d\w*))*"
 _PUBLISHED = re.compile(r"(?:meta-)?(llama-3-8b|llama-3-70b|mixtral-8x7b)" + _PACKINGS)
@@ -60,13 +65,15 @@ class Row1:
     top_share: float
     others_share: float
     published_top_share: float | None
+    top_ci: Interval[float]
 
 
 @dataclass(frozen=True)
 class Row2:
     """Table 2: the cornerstone sublayers that all tables use (`source` says whose list), and this run's own top 3.
 
-    `largest`: the three largest mean shares, in execution order; none where a share is unknown.
+    `largest`: the three largest mean shares, in execution order; none where a share is unknown. `certain`: who is
+    among the three largest estimates with certainty, all of them together at 95 %.
     """
 
     model: str
@@ -74,6 +81,7 @@ class Row2:
     source: str
     largest: tuple[str, ...]
     published: tuple[str, ...] | None
+    certain: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ class Row3:
     cornerstone_drop: float
     other_drop: float
     published: tuple[float, float] | None
+    cornerstone_ci: Interval[float]
+    other_ci: Interval[float]
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ class Row4:
     model: str
     drop: float
     published: float | None
+    ci: Interval[float]
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,11 @@ def paper_tables(
     *,
     cornerstones: Mapping[str, Sequence[str]] | None = None,
     max_removed: int | None = None,
+    as_code: bool = False,
 ) -> PaperTables:
     """Compute tables 1–4 for models → tasks → tables of values.
+
+    `as_code`: to the last digit of the authors' public code (`_means`), which also has an L of 3 by default.
 
     Each model's list of cornerstones is the one given, else the published one of that model (`published_model`), else
     its own three largest mean shares. Where a task has no share (no positive value, or one that is not finite), there
@@ -130,25 +144,27 @@ def paper_tables(
                 f"{model} has {len(tasks)} tasks with {len(kinds)} sets of players", "give one model's tasks"
             )
         players = kinds.pop()
-        share = paper_shares(list(tasks.values()), max_removed)
+        share = paper_shares(list(tasks.values()), max_removed, as_code=as_code)
         largest = _largest(players, share)
         listed, source = _cornerstones(model, players, largest, given)
         # Masks over the players: the cornerstones, and the others (nobody where no list is known).
         top = np.array([name in listed for name in players])
         others = ~top if listed else top
         both = (float(share[top].sum()), float(share[others].sum())) if listed else (float("nan"), float("nan"))
-        rows1.append(Row1(model, *both, PUBLISHED_TOP_SHARE.get(known)))
-        rows2.append(Row2(model, listed, source, largest, PUBLISHED_CORNERSTONES.get(known)))
-        drops = {task: clipped_drops(table) for task, table in tasks.items()}
+        ci = table_intervals(list(tasks.values()), top, selected=source == _OWN_TOP, max_removed=max_removed)
+        certain = estimate(list(tasks.values()), max_removed=max_removed).certain_top
+        rows1.append(Row1(model, *both, PUBLISHED_TOP_SHARE.get(known), ci.top_share))
+        rows2.append(Row2(model, listed, source, largest, PUBLISHED_CORNERSTONES.get(known), certain))
+        drops = {task: clipped_drops(table, as_code=as_code) for task, table in tasks.items()}
         inside, outside = (_mean_of_means(list(drops.values()), kept) for kept in (top, others))
-        rows3.append(Row3(model, inside, outside, PUBLISHED_DROPS.get(known)))
-        for task, drop in drops.items():
+        rows3.append(Row3(model, inside, outside, PUBLISHED_DROPS.get(known), ci.cornerstone_drop, ci.other_drop))
+        for (task, drop), each in zip(drops.items(), ci.by_task, strict=True):
             published = PUBLISHED_OTHER_DROPS.get(task, {}).get(known)
-            rows4.append(Row4(task, model, _mean_of_means([drop], others), published))
+            rows4.append(Row4(task, model, _mean_of_means([drop], others), published, each))
     return PaperTables(tuple(rows1), tuple(rows2), tuple(rows3), tuple(rows4))
 
 
-def paper_shares(tables: Sequence[ValueTable], max_removed: int | None = None) -> FloatArray:
+def paper_shares(tables: Sequence[ValueTable], max_removed: int | None = None, *, as_code: bool = False) -> FloatArray:
     """Average the tasks' shares of the rounded, clipped neighbourhood values. Shapes: (players,).
 
     A task without a positive value has no shares: everything is nan, as its average would be.
@@ -156,18 +172,26 @@ def paper_shares(tables: Sequence[ValueTable], max_removed: int | None = None) -
     per_task = []
     for table in tables:
         weights = estimator_weights("neighbourhood", table.coalitions, table.players, max_removed)
-        per_task.append(shares(_means(table, weights), DECIMALS))
+        per_task.append(shares(_means(table, weights, as_code=as_code), DECIMALS))
     return np.mean(per_task, axis=0)
 
 
-def clipped_drops(table: ValueTable) -> FloatArray:
+def clipped_drops(table: ValueTable, *, as_code: bool = False) -> FloatArray:
     """Give every sublayer's ablation drop, negatives clipped to 0. Shapes: (players,)."""
-    return np.maximum(_means(table, estimator_weights("ablation", table.coalitions, table.players)), 0.0)
+    weights = estimator_weights("ablation", table.coalitions, table.players)
+    return np.maximum(_means(table, weights, as_code=as_code), 0.0)
 
 
-def _means(table: ValueTable, weights: FloatArray) -> FloatArray:
-    """Apply an estimator's weights to the means over items; nan where they touch a mean that is not finite."""
+def _means(table: ValueTable, weights: FloatArray, *, as_code: bool) -> FloatArray:
+    """Apply an estimator's weights to the means over items; nan where they touch a mean that is not finite.
+
+    `as_code`: what is left without any sublayer is rounded to 4 decimals first (by numpy, ties to even), the full
+    model's mean is not. Source: the authors' public code.
+    """
     means = table.values.mean(axis=0)
+    if as_code:
+        removed = np.array([bool(each) for each in table.coalitions])
+        means = np.where(removed, np.round(means, DECIMALS), means)
     finite = np.isfinite(means)
     result = weights @ np.where(finite, means, 0.0)
     result[(weights[:, ~finite] != 0).any(axis=1)] = np.nan
@@ -195,7 +219,7 @@ def _cornerstones(
     elif (known := published_model(model)) is not None:
         listed, source = PUBLISHED_CORNERSTONES[known], "published"
     else:
-        listed, source = largest, "three largest mean shares" if largest else "none: no share is known"
+        listed, source = largest, _OWN_TOP if largest else "none: no share is known"
     unknown = [name for name in listed if name not in players]
     if unknown:
         raise UsageError(f"{unknown[0]} is no sublayer of {model}", f"its sublayers are {players[0]} to {players[-1]}")

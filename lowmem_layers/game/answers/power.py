@@ -1,9 +1,9 @@
 """How many items a run needs to resolve an effect of a given size: power, foretold from the spread of a pilot.
 
 An effect is resolved where the interval of the estimate excludes 0. The pilot tells how much its clusters of items
-vary. With g times as many items the variance is a g-th, and the interval is the run's own (Student's or Hall's, with
-the coin-flip item of accuracies). The rule of thumb that this refines is n = (z₀.₉₇₅ + z₀.₈)² σ² / size², 7.85 times
-the variance of one item over the square of the size.
+vary. With g times as many items the variance is a g-th, and the radius is Student's or Hall's (of accuracies
+Student's with the coin-flip item, an approximation to their score interval). The rule of thumb that this refines is
+n = (z₀.₉₇₅ + z₀.₈)² σ² / size², 7.85 times the variance of one item over the square of the size.
 Source: Cohen 1988, chapter 2, for the rule.
 """
 

@@ -21,12 +21,22 @@ from lowmem_layers.game.players.coalitions import Removed, check_coalitions
 
 @dataclass(frozen=True)
 class Step:
-    """What happens at one sublayer: first the copies (from slot, to slot), then the sublayer on the slots
-    `advanced`."""
+    """What happens at one sublayer: first the copies (from slot, to slot), then the sublayer on the slots `advanced`.
+
+    The other live slots, `changed`, get what has become of the sublayer, which is computed `passes` times for each of
+    them: never where it is removed.
+    """
 
     position: int
     copies: tuple[tuple[int, int], ...]
     advanced: tuple[int, ...]
+    changed: tuple[int, ...] = ()
+    passes: int = 0
+
+    @property
+    def applications(self) -> int:
+        """Count how often the sublayer is computed, as it is or changed."""
+        return len(self.advanced) + self.passes * len(self.changed)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class PrefixTree:
     @property
     def applications(self) -> int:
         """Count the sublayer applications: the nodes of the tree at which something is computed."""
-        return sum(len(step.advanced) for step in self.steps)
+        return sum(step.applications for step in self.steps)
 
     @cached_property
     def live_slots(self) -> tuple[int, ...]:
@@ -53,10 +63,11 @@ class PrefixTree:
         return tuple(accumulate((len(step.copies) for step in self.steps), initial=1))[1:]
 
 
-def prefix_tree(coalitions: Sequence[Removed], n_players: int) -> PrefixTree:
+def prefix_tree(coalitions: Sequence[Removed], n_players: int, passes: Sequence[int] | None = None) -> PrefixTree:
     """Build the tree of any coalitions: windows, single removals, permutation chains, arbitrary sets.
 
-    A coalition given twice ends twice in the same slot and costs nothing more.
+    A coalition given twice ends twice in the same slot and costs nothing more. `passes` says of each player how often
+    it is computed where a coalition names it (None: never, it is removed).
 
     Raises:
         UsageError: no coalition, or one that is not a sorted set of positions below `n_players`.
@@ -78,7 +89,8 @@ def prefix_tree(coalitions: Sequence[Removed], n_players: int) -> PrefixTree:
             if keeping and removing:
                 copies.append((slot, len(slot_members)))
                 slot_members.append(removing)
-        steps.append(Step(position, tuple(copies), tuple(advanced)))
+        changed = tuple(slot for slot in range(len(slot_members)) if slot not in advanced)
+        steps.append(Step(position, tuple(copies), tuple(advanced), changed, passes[position] if passes else 0))
     slot_of = {members[0]: slot for slot, members in enumerate(slot_members)}  # in the end one coalition a slot
     return PrefixTree(n_players, tuple(steps), tuple(slot_of[c] for c in coalitions), len(slot_members))
 

@@ -59,7 +59,11 @@ def mean_interval(estimate: Influence, level: float) -> Interval[FloatArray]:
     No end lies beyond what the estimate can be: a drop of an accuracy is at most 1.
     Shapes: (players,); nan with fewer than 2 clusters.
     """
-    quantile = stdtrit(estimate.dof, 0.5 + level / 2)
+    return interval_at(estimate, stdtrit(estimate.dof, 0.5 + level / 2))
+
+
+def interval_at(estimate: Influence, quantile: FloatArray) -> Interval[FloatArray]:
+    """Put the interval of a two-sided quantile of Student's t around every estimate. Shapes: (players,)."""
     if estimate.answers is not None:
         interval = Interval(*score_ends(estimate.answers, estimate.value, quantile))
     else:

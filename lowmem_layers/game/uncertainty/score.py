@@ -108,7 +108,7 @@ def _counted(contributions: FloatArray) -> tuple[FloatArray, FloatArray]:
     rows = np.sort(contributions, axis=0)
     differs = np.diff(rows, axis=0) > _ROUNDING * np.abs(rows).max(axis=0)
     place = np.concatenate([np.zeros_like(rows[:1], dtype=np.intp), differs.cumsum(axis=0)])  # (clusters, players)
-    n_sizes, n_players = int(place.max()) + 1, rows.shape[1]
+    n_sizes, n_players = int(place.max(initial=0)) + 1, rows.shape[1]
     sizes = np.repeat(rows[:1], n_sizes, axis=0)
     sizes[place, np.arange(n_players)] = rows
     counts = np.bincount((place * n_players + np.arange(n_players)).ravel(), minlength=n_sizes * n_players)
@@ -136,7 +136,7 @@ class _Family:
     @classmethod
     def towards(cls, answers: Answers, value: FloatArray, sign: FloatArray) -> _Family:
         """Look upwards (`sign` 1) or downwards (−1, everything mirrored); with two signs a player, once for each."""
-        times, n = len(sign) // len(value), len(answers.pieces)
+        times, n = len(sign) // max(1, len(value)), len(answers.pieces)
         sizes, counts = (np.tile(x, (1, times)) for x in _counted(_contributions(answers.pieces, value)))
         seen = sign * sizes
         unseen = n * np.where(sign > 0, np.tile(answers.up, times), np.tile(answers.down, times))

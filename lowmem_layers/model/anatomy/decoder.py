@@ -137,9 +137,9 @@ class DecoderModel:
     @contextmanager
     def streaming(self) -> Iterator[None]:
         """Bring each layer's weights in as the model's own forward reaches it, for one pass in a `with` block."""
-        layers = [layer.layer for layer in self._found.layers]
-        visits = self.store.sweep([Visit(index, BOTH) for index in range(len(layers))])
-        handles = [layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers]
+        layers = {index: layer.layer for index, layer in enumerate(self._found.layers) if layer.kinds}
+        visits = self.store.sweep([Visit(index, BOTH) for index in layers])
+        handles = [layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers.values()]
         try:
             yield
         finally:

@@ -115,6 +115,7 @@ def dissect(model: nn.Module) -> Anatomy:
     """
     # 1) the list of decoder layers
     config, decoder = text_config(model), text_decoder(model)
+    skipped = passed_by_text(config)
     wanted = getattr(config, "num_hidden_layers", None)
     if shared := getattr(config, "num_kv_shared_layers", 0):
         raise RemovalError(
@@ -125,9 +126,12 @@ def dissect(model: nn.Module) -> Anatomy:
     lists = {name: m for name, m in all_lists.items() if len(m) == wanted}
     if not lists:  # LongCat's layers hold two attentions each, and count as two
         lists = {name: m for name, m in all_lists.items() if len(m) == getattr(config, "num_layers", None)}
+    met = {name: [item for i, item in enumerate(m) if i not in skipped] for name, m in lists.items()}
     found = {
-        name: m for name, m in lists.items() if all(isinstance(item, GradientCheckpointingLayer) for item in m)
-    } or {name: m for name, m in lists.items() if all(_has_sublayers(item) for item in m)}
+        name: lists[name]
+        for name, items in met.items()
+        if all(isinstance(item, GradientCheckpointingLayer) for item in items)
+    } or {name: lists[name] for name, items in met.items() if all(_has_sublayers(item) for item in items)}
     nearest = {name: m for name, m in found.items() if "." not in name}  # not those of a tower inside the decoder
     found = nearest if len(nearest) == 1 and decoder is not model else found
     if len(found) != 1:
@@ -145,7 +149,10 @@ def dissect(model: nn.Module) -> Anatomy:
             if isinstance(target, type):
                 declared.append(target)
     # 3) each layer's sublayers
-    layers = tuple(_dissect_layer(layer, tuple(declared)) for layer in next(iter(found.values())))
+    layers = tuple(
+        LayerAnatomy(layer, (), (), ()) if index in skipped else _dissect_layer(layer, tuple(declared))
+        for index, layer in enumerate(next(iter(found.values())))
+    )
     players = tuple(Player(index, kind) for index, layer in enumerate(layers) for kind in layer.kinds)
     return Anatomy(layers, players)
 
@@ -154,6 +161,11 @@ def text_config(model: nn.Module) -> Any:
     """Return the config of the language model, inside a multimodal one too."""
     config: Any = model.config
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def passed_by_text(config: Any) -> tuple[int, ...]:
+    """List the decoder layers that only text with a picture goes through (Llama 3.2 Vision's cross-attention)."""
+    return tuple(getattr(config, "cross_attention_layers", None) or ())
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

@@ -55,7 +55,7 @@ def first_call(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[s
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
     def stop(*args: Any, **kwargs: Any) -> None:
-        seen.append(_split(args, kwargs))
+        seen.append(split_call(args, kwargs))
         raise _Captured
 
     with _stand_in({layers[0].layer: stop}), contextlib.suppress(_Captured):
@@ -69,12 +69,18 @@ def first_call(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[s
 
 
 def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> Prologue:
-    """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with."""
+    """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with.
+
+    A layer without sublayers is one that text passes by: its call is empty.
+
+    Raises:
+        RemovalError: layers are called more than once, or not at all.
+    """
     seen: list[tuple[torch.Tensor, LayerCall]] = []
 
     def record(answer: Answer) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden, call = _split(args, kwargs)
+            hidden, call = split_call(args, kwargs)
             seen.append((hidden, call))
             return answer.holding(hidden)
 
@@ -85,7 +91,14 @@ def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]
     stand_ins[module.get_output_embeddings()] = lambda hidden: hidden[..., :1]
     with _stand_in(stand_ins):
         module(**inputs, use_cache=False)
-    return Prologue(seen[0][0], tuple(call for _, call in seen))
+    n_layers = sum(bool(layer.kinds) for layer in layers)
+    if len(seen) != n_layers:
+        raise RemovalError(
+            f"{type(module).__name__}: one forward pass of text calls its {n_layers} decoder layers {len(seen)} times",
+            "layers that are run in a loop, or only beside a picture, cannot be taken apart",
+        )
+    calls = iter(call for _, call in seen)
+    return Prologue(seen[0][0], tuple(next(calls) if layer.kinds else LayerCall((), {}) for layer in layers))
 
 
 def own_logits(module: Any, layers: Sequence[LayerAnatomy], states: torch.Tensor) -> torch.Tensor:
@@ -151,7 +164,7 @@ def _stand_in(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
             module.__dict__.pop("forward", None)
 
 
-def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, LayerCall]:
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, LayerCall]:
     """Separate the hidden state from the rest of a layer's arguments."""
     if args:
         return args[0], LayerCall(args[1:], kwargs)

@@ -69,7 +69,10 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
     calls: tuple[LayerCall, ...] = ()
     for visit in store.sweep([Visit(index, BOTH) for index in range(len(anatomy.layers))]):
         layer = anatomy.layers[visit.layer]
-        if not programs:
+        if not layer.kinds:  # text passes it by
+            programs.append(LayerProgram(layer, {}, parallel=False))
+            continue
+        if not calls:
             # The first layer's weights are needed to see in what form layers answer, and that to reach the others.
             hidden, call = first_call(module, anatomy.layers, inputs)
             if hidden.shape != (_ROWS, _TOKENS, width):
@@ -82,12 +85,6 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
             layer = _with_forms(layer, hidden, call)
             layers = [replace(each, answer=layer.answer) for each in anatomy.layers]
             calls = prologue(module, layers, inputs).calls
-            if len(calls) != len(layers):
-                raise RemovalError(
-                    f"{type(module).__name__}: one forward pass of text calls its {len(layers)} decoder layers "
-                    f"{len(calls)} times",
-                    "layers that are run in a loop, or only beside a picture, cannot be taken apart",
-                )
         generator = torch.Generator().manual_seed(visit.layer)
         x = torch.randn(_ROWS, _TOKENS, width, generator=generator)  # (B, T, D) residual states of unit scale
         x = x.to(device=embedding.device, dtype=embedding.dtype)

@@ -26,9 +26,15 @@ class Stub(nn.Module):
 
     def __init__(self, removed: nn.Module, answer: Answer, *, out_features: int | None = None) -> None:
         super().__init__()
+        self._removed_class = type(removed)
         self._signature = inspect.signature(removed.forward)
         self._out_features = out_features
         self._answer = answer
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride] (nobody sets it)
+        """Name the removed module's class: a layer that asks for it (ERNIE 4.5 VL) must go the same way."""
+        return self.__dict__.get("_removed_class", Stub)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = self._signature.bind(*args, **kwargs).arguments

@@ -47,6 +47,7 @@ class Converter:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self._model = model
+        self._wrapped_in: str = getattr(model, "checkpoint_prefix", "")
         self._dtype = dtype
         self._mapping = get_model_conversion_mapping(model)
         naming = deepcopy(self._mapping)  # matching a name marks a rule as used
@@ -60,7 +61,7 @@ class Converter:
         """Translate a checkpoint's name; the flag says whether its tensor is joined with others or cut on the way."""
         from transformers.core_model_loading import rename_source_key
 
-        prefix = self._model.base_model_prefix
+        prefix, name = self._model.base_model_prefix, name.removeprefix(self._wrapped_in)
         target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._known)
         if target not in self._known and name in self._known:
             return name, False
@@ -90,7 +91,7 @@ class Converter:
         """Tell where a tensor stands in the weight it is joined into; None where joining is more than stacking rows."""
         from transformers.core_model_loading import Concatenate, MergeModulelist, rename_source_key
 
-        prefix = self._model.base_model_prefix
+        prefix, name = self._model.base_model_prefix, name.removeprefix(self._wrapped_in)
         target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._known)
         rule = next((rule for rule in self._converters if pattern in rule.source_patterns), None)
         if rule is None or pattern is None:
@@ -126,7 +127,8 @@ class Converter:
             weight_mapping=mapping,
         )
         with _single_threaded():
-            info, _ = convert_and_load_state_dict_in_model(self._model, dict(tensors), config)
+            bare = {name.removeprefix(self._wrapped_in): tensor for name, tensor in tensors.items()}
+            info, _ = convert_and_load_state_dict_in_model(self._model, bare, config)
         for name, found, expected in sorted(info.mismatched_keys):
             raise CheckpointError(
                 f"{where}: {name} has shape {tuple(found)}, the config asks for {tuple(expected)}",

@@ -145,7 +145,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         return {}
     try:
         weight_map = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index.name} is not a checkpoint's index", _AGAIN) from error
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:  # never read outside the folder
@@ -166,7 +166,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             raise CheckpointError(f"{file.name} is truncated or not a safetensors file ({size} bytes)", _AGAIN)
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{file.name} has a damaged header", _AGAIN) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name} has a damaged header: it is no table of tensors", _AGAIN)
@@ -177,7 +177,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mapping[str, Any]) -> TensorEntry:
     """Read and check one tensor's line of the header: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}."""
     try:
-        kind, (begin, end), shape = about["dtype"], map(int, about["data_offsets"]), tuple(map(int, about["shape"]))
+        kind, (begin, end), shape = about["dtype"], about["data_offsets"], tuple(about["shape"])
+        if not isinstance(kind, str) or any(type(number) is not int for number in (begin, end, *shape)):
+            raise TypeError
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.name} has a damaged header: {name} lacks its type, shape or place", _AGAIN

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from logging import CRITICAL
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from lowmem_layers.errors import ModelError
-from lowmem_layers.model.anatomy.dissection import text_config, text_decoder
+from lowmem_layers.model.anatomy.dissection import passed_by_text, text_config, text_decoder
+from lowmem_layers.model.memory import is_shortage
 
 
 @contextmanager
@@ -50,18 +52,22 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     from transformers.core_model_loading import build_glob_alternation
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    plain = deepcopy(config)
+    plain = deepcopy(getattr(config, "thinker_config", None) or config)  # Qwen-Omni's part that reads and writes text
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     if getattr(plain, "rescale_every", 0):
         plain.rescale_every = 0  # RWKV halves weights in place and states between layers, only to suit float16
     try:
         with init_empty_weights(include_buffers=False):
-            is_causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(config, "auto_map")
+            # Llama 3.2 Vision's folders have the names of the class for pictures and text.
+            is_causal = plain.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(plain, "auto_map")
+            is_causal = is_causal and not passed_by_text(plain.get_text_config())
             auto = AutoModelForCausalLM if is_causal else AutoModelForMultimodalLM
             model = auto.from_config(plain, dtype=dtype, trust_remote_code=trust_remote_code)
-    # A config's numbers go into the family's own code unchecked, so any of these may come of a damaged one.
-    except (ValueError, ImportError, RuntimeError, TypeError, KeyError, ArithmeticError, AttributeError) as error:
+    # A config's numbers go into the family's own code unchecked, so anything may come of a damaged one.
+    except Exception as error:
+        if is_shortage(error):
+            raise
         first_line = str(error).strip().split("\n")[0]
         if isinstance(error, KeyError):  # which holds nothing but the word: a kind of rotary scaling, an activation
             first_line = f"it asks for {first_line}, which is not known"
@@ -69,7 +75,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
             f"no causal language model can be built from this config: {first_line}",
             "the numbers in config.json make no model; download or save it again",
         ) from error
-    drop_towers(model)
+    model = _text_only(model)
     plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
     if plan:
         in_float32 = build_glob_alternation(list(plan))[0]
@@ -80,6 +86,8 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
 
 class Absent(nn.Module):
     """Stands where a multimodal model has a module that its text does not go through; whoever calls it is refused."""
+
+    device = torch.device("cpu")  # Qwen2-Audio asks its tower for it before it looks whether there is any sound
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -97,25 +105,74 @@ class Absent(nn.Module):
         )
 
 
+def _text_only(model: Any) -> Any:
+    """Keep of a model what its text needs: see `drop_towers`.
+
+    Raises:
+        ModelError: tokens do not come in by one matrix and go out by one, or a weight is shared with what was dropped.
+    """
+    model = _language_model_of(model)
+    drop_towers(model)
+    name, hint = type(model).__name__, "lowmem-layers takes decoder-only language models"
+    try:
+        embeddings = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+        model.tie_weights()
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{name}: its decoder shares weights with parts that text does not meet", hint) from error
+    for place, module in embeddings.items():
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise ModelError(f"{name}: its {place} embedding is not one matrix with a row for each token", hint)
+    if name.endswith("ThinkerForConditionalGeneration"):
+        _leave_out(model, r"^(talker|token2wav|code2wav)\.")  # the parts of Qwen-Omni that speak
+    return model
+
+
 def drop_towers(model: Any) -> None:
     """Take out of a multimodal model what pictures, films and sounds go through.
 
-    A module goes if it stands beside the path from the model to its text decoder and holds no output embedding. Its
-    tensors in a checkpoint count as ones that the model's own code leaves out on loading.
+    A module goes if it stands beside the path from the model to its text decoder and holds no output embedding, or if
+    it is a decoder layer that text alone passes by. Its tensors in a checkpoint count as ones that the model's own
+    code leaves out on loading.
     """
-    decoder, head = text_decoder(model), model.get_output_embeddings()
-    if text_config(model) is model.config or head is None:
-        return
-    parts = next(name for name, module in model.named_modules() if module is decoder).split(".")
-    dropped: list[str] = []
-    for depth, part in enumerate(parts if decoder is not model else ()):
+    decoder, head, config = text_decoder(model), model.get_output_embeddings(), text_config(model)
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    # 1) decoder layers that attend to pictures alone (Llama 3.2 Vision)
+    passed = [index for index in passed_by_text(config) if index < config.num_hidden_layers]
+    dropped = [".".join(part for part in (path, f"layers.{index}") if part) for index in passed]
+    # 2) whatever stands beside the decoder
+    parts = path.split(".") if decoder is not model and config is not model.config and head is not None else []
+    for depth, part in enumerate(parts):
         parent = model.get_submodule(".".join(parts[:depth]))
         for name, child in list(parent.named_children()):
             if name != part and head not in set(child.modules()) and any(True for _ in child.parameters()):
                 dropped.append(".".join([*parts[:depth], name]))
-                setattr(parent, name, Absent(dropped[-1]))
-    ignored = list(model._keys_to_ignore_on_load_unexpected or ())
-    model._keys_to_ignore_on_load_unexpected = [*ignored, *(rf"^{re.escape(name)}\." for name in dropped)]
+    for name in dropped:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, Absent(name))
+    _leave_out(model, *(rf"^{re.escape(name)}\." for name in dropped))
+
+
+def _language_model_of(model: Any) -> Any:
+    """Take the causal language model that a multimodal one wraps, where the whole takes no text without pictures.
+
+    (BLIP-2, InstructBLIP; Nemotron Omni hides its output embedding.) `checkpoint_prefix` says what stands before its
+    tensors' names in a checkpoint; those of all other parts are left out.
+    """
+    inner: Any = getattr(model, "language_model", None)
+    parameters = signature(model.forward).parameters.values()
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    takes_text = all(p.name == "input_ids" for p in needed) and model.get_output_embeddings() is not None
+    if takes_text or not type(inner).__name__.endswith("ForCausalLM"):
+        return model
+    others = [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
+    _leave_out(inner, *(rf"^{re.escape(name)}(\.|$)" for name in others if name != "language_model"))
+    inner.checkpoint_prefix = "language_model."
+    return inner
+
+
+def _leave_out(model: Any, *patterns: str) -> None:
+    """Count tensors whose names match as ones that the model's own code leaves out on loading."""
+    model._keys_to_ignore_on_load_unexpected = [*(model._keys_to_ignore_on_load_unexpected or ()), *patterns]
 
 
 def layers_prefix(model: nn.Module, layer: nn.Module) -> str:

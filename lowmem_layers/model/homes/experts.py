@@ -46,7 +46,10 @@ class OneByOne:
     """Stand in for an experts module's forward during a visit.
 
     `slot` holds one expert's dense weights. Whoever reads a parameter outside of a call sees its shape and NaNs.
+    `treat`, where it is set, changes each expert's dense weight in place before it is used.
     """
+
+    treat: Callable[[Place, torch.Tensor], None] | None = None
 
     def __init__(self, module: Any, places: Sequence[Place], packed: Mapping[str, Packed], slot: torch.Tensor) -> None:
         self._module = module
@@ -85,6 +88,8 @@ class OneByOne:
                     for place in self._places:
                         dense = self._dense[place.attribute]
                         unpack_slice(self._packed[place.key], expert, dense)
+                        if self.treat is not None:
+                            self.treat(place, dense)
                         getattr(self._module, place.attribute).data = dense.unsqueeze(0)  # (1, rows, columns)
                     rows = order[start : start + count]
                     mine = hidden[rows // n_chosen]  # (count, D)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lowmem_layers.model.anatomy.dissection import Anatomy
+from lowmem_layers.model.anatomy.dissection import Anatomy, LayerAnatomy
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,20 @@ def streamed_places(anatomy: Anatomy, prefix: str, dtype: torch.dtype) -> Iterat
     """
     for index, layer in enumerate(anatomy.layers):
         for kind in ("attn", "ffn"):
-            for child in layer.children_of(kind):
-                for key, parameter in layer.layer.get_submodule(child).named_parameters():
-                    if parameter.dim() < 2 or parameter.dtype != dtype:
-                        continue
-                    path, _, attribute = f"{child}.{key}".rpartition(".")
-                    module = layer.layer.get_submodule(path)
-                    shape = tuple(parameter.shape)
-                    n_experts = shape[0] if is_divisible(module) else 0
-                    yield Place(index, kind, f"{prefix}.{index}.{child}.{key}", module, attribute, shape, n_experts)
+            yield from sublayer_places(layer, kind, index, prefix, dtype)
+
+
+def sublayer_places(layer: LayerAnatomy, kind: str, index: int, prefix: str, dtype: torch.dtype) -> Iterator[Place]:
+    """List the weights of two or more dimensions of one sublayer, which are there: of a streamed one, in a visit."""
+    for child in layer.children_of(kind):
+        for key, parameter in layer.layer.get_submodule(child).named_parameters():
+            if parameter.dim() < 2 or parameter.dtype != dtype:
+                continue
+            path, _, attribute = f"{child}.{key}".rpartition(".")
+            module = layer.layer.get_submodule(path)
+            shape = tuple(parameter.shape)
+            n_experts = shape[0] if is_divisible(module) else 0
+            yield Place(index, kind, f"{prefix}.{index}.{child}.{key}", module, attribute, shape, n_experts)
 
 
 def is_divisible(module: nn.Module) -> bool:

@@ -11,6 +11,8 @@ from lowmem_layers.findings.rows import minus, number
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.players.design import Design
+from lowmem_layers.model.change import REMOVE
+from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.report.page.data import player_words
 
 _MOST_NAMED = 5  # candidates for an open place; more are counted, not named
@@ -30,7 +32,7 @@ def answer(run: Run, findings: Findings) -> list[str]:
     side, design = leading_side(findings), run.manifest.design
     return [
         _who(side.overall, design),
-        _cost(findings, side.overall.order()[0], design),
+        _cost(findings, side.overall.order()[0], run.manifest),
         _concentration(side.overall, side.words),
     ]
 
@@ -62,20 +64,22 @@ def _who(found: Importance, design: Design) -> str:
     )
 
 
-def _cost(findings: Findings, first: int, design: Design) -> str:
-    """Say what removing the first player alone costs, by the tasks' own metric."""
+def _cost(findings: Findings, first: int, manifest: Manifest) -> str:
+    """Say what removing (or changing) the first player alone costs, by the tasks' own metric."""
     side, tasks = findings.sides[0], findings.tasks
     found, digits = side.overall, 1 if side.scale == 100.0 else 2
-    player = design.players[first]
+    player = manifest.design.players[first]
     who = f"{found.players[first]} ({player_words(player)})"
+    lacking = f"without {who}" if manifest.change == REMOVE else f"with {who} {manifest.change.words}"
     drop, ci = side.scale * found.ablation_drop[first], found.ablation_ci.at(first).times(side.scale)
     if not np.isfinite([drop, ci.low, ci.high]).all():
-        return f"What the model loses without {who} is not known: too few items are finished."
+        return f"What the model loses {lacking} is not known: too few items are finished."
     level = side.scale * float(np.mean([each.level.value[0] for each in tasks]))
     change = "falls" if drop >= 0 else "rises"
     ends = sorted((abs(ci.low), abs(ci.high))) if ci.low * ci.high > 0 else [ci.low, ci.high]
     sentence = (
-        f"Without {who} alone, the {side.words} on {_listed([each.task for each in tasks])} {change} by "
+        f"{lacking[0].upper()}{lacking[1:]} alone, the {side.words} on {_listed([each.task for each in tasks])} "
+        f"{change} by "
         f"{number(abs(drop), digits)} {side.unit} (95 % interval {number(ends[0], digits)} to "
         f"{number(ends[1], digits)}) from {number(level, digits)} {'%' if side.unit == 'points' else side.unit}"
     )

@@ -8,9 +8,9 @@ const CHARTS = [
   { id: "runs", title: "Run beside run", draw: runsChart, when: (view) => view.runs.length > 1, note: "The same sublayers in every run on the chosen task. A click takes over the run." },
   { id: "compared", title: "What differs", draw: comparedChart, when: (view) => view.compared, note: "Differences from the first run (A, the first of the list) to the chosen one (B), A − B, with 95 % intervals. Filled: significant after Holm's correction." },
   { id: "order", title: "The order, and how sure it is", draw: rankChart, note: "Intervals that reach far mean: the order of these sublayers is not certain." },
-  { id: "alone", title: "One sublayer removed", draw: aloneChart, when: (view) => view.alone, note: "What is left of the model when one sublayer alone is removed." },
+  { id: "alone", title: "One sublayer {done}", draw: aloneChart, when: (view) => view.alone, note: "What is left of the model when one sublayer alone is {done}." },
   { id: "tasks", title: "Sublayers and tasks", draw: taskChart, when: (view) => view.run.tasks.length > 1, note: "The same sublayer on every task, and on their mean (all)." },
-  { id: "windows", title: "Windows of neighbours removed", draw: windowChart, when: (view) => view.windows.first.length > 0, note: "What the model loses when neighbours are removed together. Gains are drawn as 0." },
+  { id: "windows", title: "Windows of neighbours {done}", draw: windowChart, when: (view) => view.windows.first.length > 0, note: "What the model loses when neighbours are {done} together. Gains are drawn as 0." },
   { id: "pairs", title: "Interactions of neighbours", draw: pairChart, when: (view) => view.pairs, note: "Negative (redundancy): each covers for the other. Positive (synergy): they need each other. Dots: significant after Holm's correction." },
   { id: "shares", title: "Shares of the whole", draw: shareChart, note: "Each sublayer's share of the sum of estimates; negative estimates count as 0. The model's order runs anti-clockwise from the top." },
 ];
@@ -67,7 +67,12 @@ function mostImportant(run) {
   return ranks.indexOf(Math.min(...ranks));
 }
 
-function panel({ id, title, note }) {
+function said(words, run) { // what was done to the run's sublayers: removed, quantised to nf4
+  return words.replaceAll("{done}", run.done);
+}
+
+function panel(of) {
+  const [id, title, note] = [of.id, said(of.title, data.runs[0]), said(of.note, data.runs[0])];
   const chart = make("div", { id: `chart-${id}`, class: "chart", role: "img", "aria-label": `${title}. ${note}` });
   const picture = (format) => make("button", { type: "button", onclick: () => Plotly.downloadImage(chart, { format, filename: `${id}`, width: 1000, height: chart.layout.height, scale: 2 }) }, format.toUpperCase());
   const tools = make("div", { class: "tools" }, picture("svg"), picture("png"));
@@ -91,7 +96,10 @@ function drawAll() {
   const [view, look] = [viewNow(), theme()];
   for (const chart of CHARTS) {
     const shown = !chart.when || Boolean(chart.when(view));
-    document.getElementById(`panel-${chart.id}`).hidden = !shown;
+    const place = document.getElementById(`panel-${chart.id}`);
+    place.hidden = !shown;
+    place.querySelector("h2").textContent = said(chart.title, view.run);
+    place.querySelector("p.quiet").textContent = said(chart.note, view.run);
     if (shown) draw(chart.id, chart.draw(view, look));
   }
   document.getElementById("table").replaceChildren(...(view.compared ? [everyPlayer(view), comparedTable(view)] : [everyPlayer(view)]));
@@ -140,7 +148,7 @@ function playerTables(view) {
   const holding = windows.first.map((_, place) => place).filter((place) => windows.first[place] <= player && player < windows.first[place] + windows.size[place]);
   if (holding.length) {
     const rows = holding.map((place) => [run.players.slice(windows.first[place], windows.first[place] + windows.size[place]).map((each) => each.name).join(" + "), windows.lost.value[place], windows.lost.low[place], windows.lost.high[place]]);
-    tables.push(tableOf({ caption: `Windows that hold ${name}`, file: `windows-${name}`, columns: [{ name: "removed" }, { name: `lost (${value.unit})`, digits: d }, ...ends], rows }));
+    tables.push(tableOf({ caption: `Windows that hold ${name}`, file: `windows-${name}`, columns: [{ name: run.done }, { name: `lost (${value.unit})`, digits: d }, ...ends], rows }));
   }
   const with_ = pairs ? pairs.first.map((_, place) => place).filter((place) => pairs.first[place] === player || pairs.second[place] === player) : [];
   if (with_.length) {

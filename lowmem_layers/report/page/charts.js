@@ -133,7 +133,7 @@ function aloneChart(view, look) {
   const traces = byKind(view, look, ({ of, places, colour, symbol }) => ({
     type: "scatter", mode: "markers", x: of(xs), y: of(alone.value), marker: { color: colour, symbol, size: 7 },
     error_y: errors(of(alone.value), of(alone.low), of(alone.high), colour),
-    hovertext: places.map((place) => `<b>${plain(run.players[place].name)}</b> removed: ${written(alone.value[place], value.digits)} ${plain(value.level_unit)}<br>95 % interval ${interval(alone.low[place], alone.high[place], value.digits)}`),
+    hovertext: places.map((place) => `<b>${plain(run.players[place].name)}</b> ${plain(run.done)}: ${written(alone.value[place], value.digits)} ${plain(value.level_unit)}<br>95 % interval ${interval(alone.low[place], alone.high[place], value.digits)}`),
   }));
   const line = (level, words, dash) => ({ type: "scatter", mode: "lines", x: [-0.7, Math.max(...xs) + 0.7], y: [level, level], name: words, line: { color: look.ink, width: 1.2, dash }, hoverinfo: "name" });
   traces.push(line(alone.full.value, "full model", "solid"));
@@ -149,7 +149,7 @@ function windowChart(view, look) {
   windows.first.forEach((first, place) => {
     const [size, lost] = [windows.size[place], windows.lost];
     grid[size - 1][first] = lost.value[place] === null ? null : Math.max(lost.value[place], 0) ** 0.4;
-    words[size - 1][first] = `without <b>${windowName(run, first, size)}</b><br>lost: ${written(lost.value[place], value.digits)} ${plain(value.unit)}<br>95 % interval ${interval(lost.low[place], lost.high[place], value.digits)}`;
+    words[size - 1][first] = `<b>${windowName(run, first, size)}</b> ${plain(run.done)}<br>lost: ${written(lost.value[place], value.digits)} ${plain(value.unit)}<br>95 % interval ${interval(lost.low[place], lost.high[place], value.digits)}`;
   });
   const most = Math.max(...grid.flat().filter((cell) => cell !== null), 1e-9);
   const ticks = [0, 0.05, 0.25, 1].map((part) => part * most ** 2.5);
@@ -158,7 +158,7 @@ function windowChart(view, look) {
     colorscale: "Cividis", customdata: grid.map((row) => row.map((_, place) => place)),
     colorbar: { title: barTitle(`lost (${plain(value.unit)})`), tickvals: ticks.map((tick) => tick ** 0.4), ticktext: ticks.map((tick) => String(Number(tick.toPrecision(2)))), thickness: 10, outlinewidth: 0 },
   };
-  return { traces: [trace], layout: layoutOf(look, 130 + 34 * sizes, { xaxis: placeAxis(view, "first sublayer removed"), yaxis: { title: { text: "how many" }, dtick: 1, showgrid: false, zeroline: false } }) };
+  return { traces: [trace], layout: layoutOf(look, 130 + 34 * sizes, { xaxis: placeAxis(view, `first sublayer ${run.done}`), yaxis: { title: { text: "how many" }, dtick: 1, showgrid: false, zeroline: false } }) };
 }
 
 /** The words above a colour bar, with an empty line that keeps them off its topmost number. */

@@ -65,11 +65,14 @@ def compare_all(runs: Sequence[Run]) -> list[Compared]:
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
-    """Name runs by their model; where that is not enough by packing (unpacked: dtype), then by tasks, then by folder.
+    """Name runs by their model, and by what was done to its sublayers where that differs; where that is not enough by
+    packing (unpacked: dtype), then by tasks, then by folder.
 
     The same names are given again only to the same folder.
     """
     titles = [shown(run.manifest.model.id) for run in runs]
+    if len({run.manifest.change for run in runs}) > 1:
+        titles = [f"{title} · {run.manifest.change.words}" for title, run in zip(titles, runs, strict=True)]
     for more in (
         lambda run: run.manifest.model.dtype if packing_of(run) == "none" else packing_of(run),
         lambda run: ", ".join(run.tasks),

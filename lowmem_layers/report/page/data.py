@@ -69,6 +69,7 @@ def run_data(run: Run, findings: Findings, shown_first: Side, more_values: Seque
     return {
         "tasks": [shown(each.task) for each in sides[0].found],
         "players": players_data(design.players),
+        "done": run.manifest.change.words,
         "values": [value_data(each, each is findings.sides[0]) for each in sides],
         "estimators": [{"id": each[0].estimator, "words": _ESTIMATOR_WORDS[each[0].estimator]} for each in found[0]],
         "start": sides.index(shown_first),

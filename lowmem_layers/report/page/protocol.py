@@ -11,11 +11,11 @@ from lowmem_layers.record.spec import StudySpec
 
 _LONGEST_FACT = 200  # signs; a list of options may be longer than a reader's patience
 _ESTIMATES = {
-    "neighbourhood": "The neighbourhood estimate of a {player} is the mean loss when it is removed: from the full "
-    "model, and from models that already lack a window of {player}s next to it.",
-    "permutation": "The permutation estimate of a {player} is the mean loss when its turn comes to be removed, over "
-    "random orders of removal.",
-    "shapley": "The Shapley value of a {player} is the mean loss when it is removed, over all sets of other {player}s; "
+    "neighbourhood": "The neighbourhood estimate of a {player} is the mean loss when it is {done}: from the full "
+    "model, and from models in which a window of {player}s next to it already is.",
+    "permutation": "The permutation estimate of a {player} is the mean loss when its turn comes to be {done}, "
+    "over random orders.",
+    "shapley": "The Shapley value of a {player} is the mean loss when it is {done}, over all sets of other {player}s; "
     "each size of set has the same weight.",
 }
 STUDY = """@inproceedings{zhang2024layerimportance,
@@ -28,7 +28,7 @@ STUDY = """@inproceedings{zhang2024layerimportance,
 
 def summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     """Say in words what was measured, and what the two estimates mean."""
-    design, n_coalitions = manifest.design, len(manifest.plan.coalitions) - 1
+    design, n_coalitions, done = manifest.design, len(manifest.plan.coalitions) - 1, manifest.change.words
     player = "group" if any(each.is_group for each in design.players) else "sublayer"
     # 1) what was removed
     largest = max(map(len, design.of_players))
@@ -36,21 +36,21 @@ def summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     if n_coalitions == 0:
         removed = ""
     elif design.coalitions == "all":
-        removed = f", and with each of the {n_coalitions:,} sets {who or f'of {player}s '}removed"
+        removed = f", and with each of the {n_coalitions:,} sets {who or f'of {player}s '}{done}"
     elif design.coalitions == "permutations":
         removed = (
-            f", and with each of {n_coalitions:,} sets {who or f'of {player}s '}removed, along {len(design.orders)} "
-            f"random orders, each down to chance level (after {min(design.cuts)} to {max(design.cuts)} removals)"
+            f", and with each of {n_coalitions:,} sets {who or f'of {player}s '}{done}, along {len(design.orders)} "
+            f"random orders, each down to chance level (after {min(design.cuts)} to {max(design.cuts)} of them)"
         )
     elif largest == 1:
-        removed = f", and with each of {n_coalitions:,} {player}s removed"
+        removed = f", and with each of {n_coalitions:,} {player}s {done}"
     else:
-        removed = f", and with each of {n_coalitions:,} windows of 1 to {largest} neighbouring {player}s {who}removed"
+        removed = f", and with each of {n_coalitions:,} windows of 1 to {largest} neighbouring {player}s {who}{done}"
     # 2) what the numbers mean; without windows of two there is one number, not two
-    meaning = _ESTIMATES[design.estimator].format(player=player)
+    meaning = _ESTIMATES[design.estimator].format(player=player, done=done)
     if design.coalitions == "windows" and largest == 1:
         meaning = f"The estimate of a {player} is its ablation drop."
-    meaning += f" The ablation drop of a {player} is the loss when it alone is removed."
+    meaning += f" The ablation drop of a {player} is the loss when it alone is {done}."
     return (
         f"{manifest.model.id} in {manifest.model.dtype} (quantisation {manifest.resolved.quant}) "
         f"was scored on {n_items:,} items of {', '.join(tasks)}: complete{removed}."

@@ -1,0 +1,81 @@
+"""What a process takes of a GPU besides tensors: the driver's counters before and after, where they can be true."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lowmem_layers.model import gpu
+from lowmem_layers.model.placement import GPU_CONTEXT_BYTES, ModelBytes, limits_now, place_with_states
+
+CUDA = torch.device("cuda")
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Stand in for a card that has given 24 GiB in all; the test says what the driver and the allocator count."""
+    state = {"used": 300 * MIB, "reserved": 0, "fraction": float("nan")}
+    monkeypatch.setattr(gpu, "_before", {})
+    monkeypatch.setattr(gpu, "_overheads", {})
+    monkeypatch.setattr(gpu, "_used_bytes", lambda: {"abc": state["used"]})
+    monkeypatch.setattr(gpu, "_run_first_kernels", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="abc"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: state["reserved"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda f, _: state.update(fraction=f))
+    for name in gpu._ALLOCATOR:
+        monkeypatch.setenv(name, "")  # restored at the end
+        monkeypatch.delenv(name)
+    return state
+
+
+def test_the_context_is_what_the_driver_counts_more_than_the_allocator(card: dict[str, float]) -> None:
+    gpu.prepare_gpu()
+    card |= {"used": 300 * MIB + 420 * MIB + 64 * MIB, "reserved": 64 * MIB}
+    assert gpu.device_overhead_bytes(CUDA) == 420 * MIB
+    card["used"] = 0
+    assert gpu.device_overhead_bytes(CUDA) == 420 * MIB  # measured once
+    gpu.cap_allocator(CUDA, 6 << 30)
+    assert card["fraction"] == ((6 << 30) - 420 * MIB) / (24 << 30)
+    gpu.cap_allocator(CUDA, None)
+    assert card["fraction"] == 1.0
+
+
+@pytest.mark.parametrize("used_mib", [300, 290, 300 + 30_000])
+def test_what_cannot_be_a_context_is_not_taken_for_one(card: dict[str, float], used_mib: int) -> None:
+    gpu.prepare_gpu()
+    card["used"] = used_mib * MIB
+    assert gpu.device_overhead_bytes(CUDA) == GPU_CONTEXT_BYTES
+
+
+def test_without_a_driver_that_answers_it_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_used_bytes", dict)
+    gpu.prepare_gpu()
+    assert gpu.device_overhead_bytes(CUDA) == GPU_CONTEXT_BYTES
+    assert gpu.device_overhead_bytes(torch.device("cpu")) == 0
+
+
+def test_segments_grow_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    gpu.prepare_gpu()
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    gpu._before.clear()
+    gpu.prepare_gpu()
+    assert "expandable_segments:True" in (os.environ.get(name) for name in gpu._ALLOCATOR)
+
+
+def test_a_smaller_context_leaves_more_of_a_limit_for_states() -> None:
+    sizes = ModelBytes(
+        packed=4 << 30, resident=1 << 30, slots=400 * MIB, layer_packed=100 * MIB, layer_source=0, process=0
+    )
+    left = []
+    for context in (300 * MIB, 600 * MIB):
+        limits = limits_now(on_gpu=True, gpu=8 << 30, cpu=None, free_gpu=20 << 30, free_cpu=1 << 40, context=context)
+        left.append(place_with_states(sizes, "auto", limits).states_bytes)
+    assert left[0] - left[1] == 300 * MIB

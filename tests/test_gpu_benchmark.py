@@ -1,0 +1,68 @@
+"""`benchmarks.gpu` keeps what it found when a case fails; its sections run where there is no card, in tiny shapes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import against, cards, correct, fast, memory
+from benchmarks.gpu.setting import Case, Result, Setting
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(torch.device("cpu"), torch.float32, tiny=True, folder=tmp_path, ends=time.monotonic() + 1000)
+
+
+def test_a_case_that_fails_is_written_down_and_the_next_goes_on(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Result:
+        raise RuntimeError("no kernel")
+
+    def first(_: Setting) -> Iterator[Case]:
+        yield "broken", fail
+        yield "whole", lambda: {"right": True, "gap": 0.25}
+        raise ValueError("the list itself")
+
+    def second(_: Setting) -> Iterator[Case]:
+        yield "late", lambda: {"right": False}
+
+    monkeypatch.setattr(command.gc, "collect", lambda: 0)  # of all that the tests before have made
+    monkeypatch.setattr(command, "SECTIONS", {"first": (first, 0.5), "second": (second, 0.5)})
+    command.run(setting, ["first", "second"], 1.0, lambda: command.save(setting, {"options": {}}, setting.folder))
+    found = json.loads((setting.folder / "gpu.json").read_text())["sections"]
+    assert found["first"]["broken"]["error"] == "RuntimeError: no kernel"
+    assert found["first"]["whole"]["gap"] == 0.25
+    assert found["first"]["section"]["error"] == "ValueError: the list itself"
+    assert found["second"]["late"]["right"] is False
+    text = (setting.folder / "gpu.md").read_text()
+    assert "## first: 1 of 1 right" in text
+    assert "## second: 0 of 1 right" in text
+    setting.ends = time.monotonic() - 1
+    assert "skipped" in command.attempt(setting, fail)
+
+
+def test_a_card_is_known_by_the_name_that_its_driver_gives() -> None:
+    names = {"NVIDIA H100 80GB HBM3": "h100", "NVIDIA GeForce RTX 4060 Ti": "rtx-4060-ti", "Tesla T4": "t4"}
+    names["NVIDIA GeForce RTX 4060 Laptop GPU"] = "rtx-4060-laptop"
+    for name, card in names.items():
+        found = cards.named_in(name)
+        assert found is not None
+        assert found.name == card
+    assert cards.named_in("Radeon") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [correct, fast, memory, against], ids=lambda section: section.__name__[15:])
+def test_every_case_runs_and_is_right_in_tiny_shapes_on_the_cpu(section: object, setting: Setting) -> None:
+    for name, measure in section.cases(setting):  # type: ignore[attr-defined]
+        result = command.attempt(setting, measure)
+        assert "error" not in result, (name, result)
+        assert result.get("right", True), (name, result)
