@@ -35,8 +35,7 @@ def prepare_study(
 ) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
-    `earlier` is the engine that began this run, whose chunk sizes decide the numbers: they are used again. `tasks` are
-    those that were read already, where another process did.
+    `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.

@@ -59,18 +59,10 @@ def score_tiles(
     announce(_planned(values, prepared, work))
     if prepared.score_tiles is not None:  # which tiles are left must be known before workers are given any
         earlier.read_all()
-    rest = sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged))
-    scoring = _scored(
-        earlier,
-        prepared,
-        encoded,
-        lambda tile: announce(TileStarted(tile, len(encoded[tile]), work[tile])),
-        announce,
-        clock,
-    )
+    rest = set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged)
+    scoring = _scored(earlier, prepared, encoded, work, announce, clock)
     before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
     stands = None
-    is_first = True
     while True:
         # 2) see whether the statement is proven: by every item that is finished, while no earlier one is missing
         looked = manifest.stopped or is_look(before, values.n_items, manifest.n_items)
@@ -84,31 +76,34 @@ def score_tiles(
                 return ""
 
         # 3) one tile: damaged ones come first, so that they do not stay in the record
-        if is_first:
-            announce(StageStarted("scoring", "scoring"))
-            is_first = False
         scored, start = next(scoring), clock()
         tile = scored.tile
-        table = scores_table(values.rows_of(tile), values.removed, scored.scores)
-        with uninterrupted():
-            write_table(tile_file(values.folder, tile), table, scored.made_on)
-        values.add(tile, scored.scores)
-        earlier.damaged = [each for each in earlier.damaged if each != tile]
-        rest = [each for each in rest if each != tile]
+        _commit(earlier, scored)
+        rest.discard(tile)
         before = values.n_items - len(plan.tiles[tile])
         if stands is None or is_look(before, values.n_items, manifest.n_items):  # like a look, it takes all items in
             stands = standing(values)
-        about, spent = (tile, len(encoded[tile]), sum(work[tile])), scored.elapsed_s + clock() - start
-        counts = values.n_items, len(values.tiles)
-        announce(TileCommitted(*about, *counts, spent, leaders(values), stands, scored.worker))
+        spent, done = scored.elapsed_s + clock() - start, (values.n_items, len(values.tiles))
+        about = tile, len(encoded[tile]), sum(work[tile]), *done, spent, leaders(values), stands, scored.worker
+        announce(TileCommitted(*about))
         earlier.read(SHARE * spent)
+
+
+def _commit(earlier: EarlierTiles, scored: ScoredTile) -> None:
+    """Write a tile's scores, whole or not at all, and add them to the values."""
+    values = earlier.values
+    table = scores_table(values.rows_of(scored.tile), values.removed, scored.scores)
+    with uninterrupted():
+        write_table(tile_file(values.folder, scored.tile), table, scored.made_on)
+    values.add(scored.tile, scored.scores)
+    earlier.damaged = [each for each in earlier.damaged if each != scored.tile]
 
 
 def _scored(
     earlier: EarlierTiles,
     prepared: Prepared,
     encoded: Sequence[Sequence[EncodedItem]],
-    begin: Callable[[int], None],
+    work: Sequence[tuple[int, ...]],
     announce: Announce,
     clock: Callable[[], float],
 ) -> Iterator[ScoredTile]:
@@ -118,6 +113,11 @@ def _scored(
     """
     values, plan, in_order = earlier.values, earlier.values.manifest.plan, bool(earlier.values.manifest.resolved.until)
     score = prepared.score_tiles or one_by_one(prepared.engine, clock)
+
+    def begin(tile: int) -> None:
+        announce(TileStarted(tile, len(encoded[tile]), work[tile]))
+
+    announce(StageStarted("scoring", "scoring"))
     while True:
         rest = sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged))
         left = [*earlier.damaged, *rest]

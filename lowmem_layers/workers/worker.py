@@ -105,7 +105,7 @@ class Worker:
         prepared, engine = self._ready, self._ready.engine
         if isinstance(engine, Real):
             given = Sizes.of(EngineRecord(sizes=dict(sizes)).sizes)
-            again = Real(engine.model, budget_bytes=engine.budget_bytes, sizes=given)
+            again = Real(engine.model, budget_bytes=engine.budget_bytes, sizes=given, changes=engine.changes)
             again.examine()
             self._prepared = replace(prepared, engine=again)
         return self._loaded()
