@@ -144,7 +144,7 @@ def show(
 @click.option("--device", metavar="DEVICE", help="Run a few kernels on auto, cpu or cuda. [default: auto]")
 @click.option("--measure", is_flag=True, help="Also time each kernel that a run is made of, at a run's own shapes.")
 def doctor(device: str | None, measure: bool) -> None:
-    """Check that this machine has what a run needs, and that it computes right.
+    """Check that this machine can run a study, and computes right.
 
     The exit status is 1 where something is missing or wrong.
     """

@@ -77,7 +77,7 @@ def importance_table(
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        collapse_padding=True,
+        padding=0,  # the box has a space between columns: 80 in all hold them, intervals included
         title=Text(f"{count} {whose}, by {sides[-1].words}\nestimates with 95 % intervals"),
         title_justify="left",
         title_style="bold",
@@ -98,7 +98,7 @@ def importance_table(
         ranks = overall.rank_ci.at(place)
         ends = dict.fromkeys((number(ranks.low, 0), number(ranks.high, 0)))  # one where both are the same
         share_ci = overall.share_ci.times(100.0).at(place)
-        share = f"{number(100 * overall.share[place], 1)} {interval(share_ci.low, share_ci.high, 1)}".removesuffix(" –")
+        share = f"{number(100 * overall.share[place], 0)} {interval(share_ci.low, share_ci.high, 0)}".removesuffix(" –")
         cells += [number(drop, _digits(sides[-1], drop)), share, "–".join(ends)]
         colour = "green" if isinstance(player, Group) else "red" if player.is_attention else "blue"
         table.add_row(Text(visible(player.name), style=colour), *map(minus, cells))

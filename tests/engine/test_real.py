@@ -52,7 +52,7 @@ def check_against_reference(engine, items, n_coalitions, longest=4):
         assert gaps.max() < 1e-4
 
 
-@pytest.mark.parametrize(("n_items", "longest"), [(1, 2), pytest.param(3, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n_items", "longest"), [(1, 1), pytest.param(3, 4, marks=pytest.mark.slow)])
 def test_the_built_in_task_equals_whole_passes(engine, n_items, longest):
     check_against_reference(engine, shortest(engine.model, ["quick"], n_items), 6, longest)
 
@@ -67,7 +67,7 @@ def test_the_numbers_do_not_depend_on_the_company(engine, n_items):
     model = engine.model
     items = shortest(model, ["quick"], n_items)
     some = [(), (1,), (20, 21), (57, 58, 59)]
-    together = engine.score(items, [*some, *windows(len(model.players), 1)[1:]])
+    together = engine.score(items, [*some, *windows(len(model.players), 1)[1 :: 1 if n_items > 2 else 3]])
     small = ready_engine(model, sizes=Sizes(chunk_tokens=40, head_rows=5, softmax_rows=3))
     for item, theirs in zip(items, together, strict=True):
         for row, removed in enumerate(some):

@@ -64,7 +64,14 @@ def test_sweep_equals_whole_passes_of_plain_transformers_in_float32(family):
     assert engine.layout == ("rows" if family in TRIE_LESS else "trie")
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+IN_DOUBLE = ("llama", "gemma2", "phi", "gptj", "deepseek_v3", "mixtral", "gpt_oss", "bloom", "gpt2", "olmo2", "cohere")
+"""One family of each anatomy; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "family",
+    [each if each in IN_DOUBLE else pytest.param(each, marks=pytest.mark.slow) for each in families.FAMILIES],
+)
 def test_sweep_equals_the_reference_in_float64(family, monkeypatch):
     if family == "gemma2":  # its eager attention has a softmax in float32, whose rounding depends on a row's length
         monkeypatch.setattr(modeling_gemma2.nn.functional, "softmax", lambda x, dim, dtype: x.softmax(dim))

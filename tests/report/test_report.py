@@ -208,7 +208,7 @@ def test_writing_twice_gives_the_same_bytes(page, finished, tmp_path):
 
 
 def test_drawing_twice_gives_the_same_bytes(page, finished, tmp_path):
-    (table,), title = finished.value_tables(), "one: what removing a window costs"
+    (table,), title = finished.value_tables(), "one: what windows removed cost"
     with paper_style():
         figure = window_map(finished.manifest.design.players, table, 100.0, "points", title)
         save(figure, tmp_path, "again")
