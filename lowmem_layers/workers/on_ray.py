@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -56,6 +57,7 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
             own = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
             ray.init(address="local", log_to_driver=False, logging_level="error", **own)
         else:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -71,6 +73,17 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See that something listens at HOST:PORT: Ray itself would wait there for minutes, and write its own lines.
+
+    Raises:
+        OSError: nothing does within five seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 class RayHands:

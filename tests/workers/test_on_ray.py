@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -37,6 +38,16 @@ def test_ray_missing_is_one_line_and_a_hint(capsys, monkeypatch):
 def test_options_that_make_no_sense_are_refused(capsys, words, message):
     assert run_command_line(["run", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@needs_ray
+def test_an_address_where_nothing_listens_is_one_line_and_a_hint(capsys):
+    with socket.socket() as closed:  # bound, so that nobody else listens there; it does not listen itself
+        closed.bind(("127.0.0.1", 0))
+        assert run_command_line(["run", "--ray", f"127.0.0.1:{closed.getsockname()[1]}", "--display", "none"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["error", "hint"]
+    assert "cannot be reached at 127.0.0.1" in said[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +85,7 @@ def failing(spec, announce, earlier):
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_killed_workers_on_ray_leave_the_record_of_one_process(tmp_path, ray_here):
     ray_here.cloudpickle.register_pickle_by_value(sys.modules[__name__])
