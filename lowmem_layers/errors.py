@@ -10,6 +10,7 @@ LowmemLayersError            any error that this package raises on purpose; it c
 │   └── RecordError          a run folder is missing, is damaged or belongs to another run
 │       └── DamagedError     a file of a run folder is not as it was written; what it held can be made again
 ├── ShortageError            memory ran out while something was computed (exit status 1)
+├── WorkerError              a worker of a run ended, fails or does not answer (exit status 1)
 └── EngineError              a computation broke a promise of this package (exit status 1)
 """
 
@@ -71,6 +72,10 @@ class DamagedError(RecordError):
 
 class ShortageError(LowmemLayersError):
     """Memory ran out while something was computed, though it was counted as enough."""
+
+
+class WorkerError(LowmemLayersError):
+    """A worker of a run ended, fails or does not answer."""
 
 
 class EngineError(LowmemLayersError):

@@ -19,6 +19,7 @@ ROOMS = [
     "record",
     "findings",
     "study",
+    "workers",
     "acting",
     "forecast",
     "report",
@@ -36,6 +37,7 @@ OUTSIDE = {
     "record": {"numpy", "pyarrow", "msgspec"},
     "findings": {"numpy", "pyarrow"},
     "study": {"numpy", "pyarrow"},
+    "workers": {"numpy", "torch", "ray"},
     # acts on findings, so behind them; writes checkpoints and measures again, so behind the model, engine and study
     "acting": {"numpy", "pyarrow", "torch", "transformers", "safetensors"},
     "forecast": {"numpy", "torch", "transformers"},

@@ -42,5 +42,6 @@ def test_bad_usage_leaves_with_2_and_a_broken_promise_with_1():
         "LowmemLayersError",
         "EngineError",
         "ShortageError",
+        "WorkerError",
     }
     assert all(issubclass(one, errors.LowmemLayersError) for one in tree)

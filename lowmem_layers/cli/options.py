@@ -193,6 +193,33 @@ def study_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+WORKERS = _option(
+    MEMORY,
+    "--workers",
+    "Number of processes that hold the model and score at once: one for each card, or with a share of the CPU's "
+    "threads each. Needs Ray: pip install lowmem-layers[ray]. Numbers do not depend on it, given the same --threads.",
+    "N",
+    type=int,
+)
+_RAY = _option(
+    MEMORY,
+    "--ray",
+    "Work on the Ray cluster at this address (HOST:6379, or auto on its own hosts). [default: this machine]",
+    "ADDRESS",
+)
+_MIXED = _flag(
+    MEMORY,
+    "--mix-devices",
+    "Let workers of different devices, whose numbers differ in their last bits, share a run. Each tile then says where "
+    "it was made.",
+)
+
+
+def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that put a run on several workers."""
+    return WORKERS(_RAY(_MIXED(command)))
+
+
 def spec_from(options: dict[str, Any]) -> StudySpec:
     """Make the spec of the options that were passed."""
     tasks = options.pop("tasks")

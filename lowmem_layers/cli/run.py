@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import click
 from lowmem_layers.cli.config import config_option
 from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
 from lowmem_layers.cli.entry import Interrupted
-from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options
+from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options, worker_options
 from lowmem_layers.cli.output import SUMMARY_ROWS
 from lowmem_layers.record.spec import default_folder
 from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced
@@ -20,6 +22,7 @@ from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelEx
 
 @click.command(cls=GroupedCommand)
 @study_options
+@worker_options
 @config_option
 @click.option(
     "--out",
@@ -43,7 +46,15 @@ from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelEx
     is_flag=True,
     help=f"At the end, list all sublayers, not only the {SUMMARY_ROWS} most important.",
 )
-def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
+def run(
+    out: str | None,
+    display: str,
+    all_rows: bool,
+    workers: int | None,
+    ray: str | None,
+    mix_devices: bool,
+    **options: Any,
+) -> None:
     """Measure which sublayers of a language model matter.
 
     The same command again continues an interrupted run.
@@ -55,10 +66,12 @@ def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
 
     # 2) the run itself, and what was found: computed once, for the page and for the terminal
     try:
-        with shown as announce:
+        with _preparing(workers, ray, mix_devices) as preparing, shown as announce:
             from lowmem_layers import run_study
 
-            finished = run_study(spec, folder, announce=announce if display == "none" else _with_ceiling(announce))
+            alone = "prepare" not in preparing
+            heard = _with_ceiling(announce) if alone and display != "none" else announce
+            finished = run_study(spec, folder, announce=heard, **preparing)
         from lowmem_layers.findings.findings import find
         from lowmem_layers.report import write_report
 
@@ -75,6 +88,21 @@ def run(out: str | None, display: str, all_rows: bool, **options: Any) -> None:
     from lowmem_layers.cli.summary import summarise
 
     summarise(finished, findings, page, n_rows=None if all_rows else SUMMARY_ROWS)
+
+
+@contextlib.contextmanager
+def _preparing(workers: int | None, address: str | None, mixed: bool) -> Iterator[dict[str, Any]]:
+    """Give what a run needs to be told where it is computed: nothing in this process, else its workers."""
+    if workers is None and address is None:
+        if mixed:
+            raise click.UsageError("--mix-devices goes with --workers or --ray")
+        yield {}
+        return
+    from lowmem_layers.study.prepare import read_tasks
+    from lowmem_layers.workers.hiring import hired
+
+    with hired(workers, address, mixed=mixed, read=read_tasks) as prepare:
+        yield {"prepare": prepare, "read": read_tasks}
 
 
 def _with_ceiling(announce: Announce) -> Announce:

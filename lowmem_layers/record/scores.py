@@ -31,7 +31,7 @@ SCORES_SCHEMA = pa.schema(
 MAX_ROWS = 2_000_000  # of any other table than a tile's
 _ROOM_BYTES, _ROW_BYTES = 1 << 26, 1 << 7  # what a table may take: this, and so much more for each row
 _LISTED = ["task", "item", "removed", "cluster"]  # texts that repeat: read as a dictionary, as tiles are written
-_CHECKSUM = b"sha256"  # its name in the metadata of the file
+_CHECKSUM, _MADE_ON = b"sha256", b"made on"  # names in the metadata of the file
 _KEYS = [name for name in SCORES_SCHEMA.names if name != "loglikelihood"]
 _HINT = "run the same command again: only its items are scored anew"
 
@@ -68,13 +68,16 @@ def scores_table(items: Sequence[ItemRow], removed: Sequence[str], scores: Seque
     return keys.add_column(place, SCORES_SCHEMA.field(place), pa.array(flat))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table, made_on: str = "") -> None:
     """Write a parquet file and the hash of its content, whole or not at all; the same table gives the same bytes.
+
+    `made_on` names the device, where the devices of a run differ.
 
     Raises:
         RecordError: the file cannot be written.
     """
-    described = table.replace_schema_metadata({_CHECKSUM: content_hash(table)})
+    where = {_MADE_ON: made_on.encode()} if made_on else {}
+    described = table.replace_schema_metadata({_CHECKSUM: content_hash(table), **where})
 
     def fill(partial: Path) -> None:
         with pa.OSFile(str(partial), "wb") as file:  # pyarrow would take a path such as hf://x for an address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,8 +57,42 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class ScoredTile:
+    """A tile that was scored: by which worker, where there are several, and on what where their devices differ.
+
+    Shapes: `scores` as `Engine.score` says.
+    """
+
+    tile: int
+    scores: Sequence[np.ndarray]
+    elapsed_s: float
+    worker: str = ""
+    made_on: str = ""
+
+
+class ScoreTiles(Protocol):
+    """Score tiles, each once, and give each as it is done; `in_order` gives them in the order that was asked for.
+
+    `items` are those of all tiles of the plan; `begin` is told which tile begins, `announce` what happens meanwhile.
+    """
+
+    def __call__(
+        self,
+        tiles: Sequence[int],
+        items: Sequence[Sequence[EncodedItem]],
+        coalitions: Sequence[Removed],
+        begin: Callable[[int], None],
+        announce: Announce,
+        in_order: bool,
+        /,
+    ) -> Iterator[ScoredTile]: ...
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A model, its tasks and an engine, ready to score.
+
+    `score_tiles` scores several tiles at once, where there are workers; None: the engine scores one after another.
 
     Shapes: `encoded` has one entry for each item, in the order of `tasks`.
     """
@@ -69,6 +103,7 @@ class Prepared:
     engine: Engine
     model: Mapping[str, Any]
     machine: Mapping[str, Any]
+    score_tiles: ScoreTiles | None = None
 
 
 class ReadTasks(Protocol):

@@ -117,12 +117,21 @@ class TileStarted:
 
 @dataclass(frozen=True)
 class WorkDone:
-    """The amount of work that was done since the last such event.
+    """The amount of work that was done since the last such event; in which tile, where several go on at once.
 
     Units: the engine's (multiply-adds).
     """
 
     work: int
+    tile: int | None = None
+
+
+@dataclass(frozen=True)
+class WorkersChanged:
+    """Who works on the run now: the name of each worker, and what it is doing (`ready`, `lost`, `loading`)."""
+
+    names: tuple[str, ...]
+    states: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,8 @@ class Standing:
 class TileCommitted:
     """A tile is on disk; `leaders` are the sublayers whose removal costs most so far (nats of the gold answer).
 
-    `standing` is what the finished items say, where the coalitions allow an estimate.
+    `standing` is what the finished items say, where the coalitions allow an estimate; `worker` names who scored it,
+    where there are several.
     Units: `work` in the engine's unit (multiply-adds), as planned for the tile.
     """
 
@@ -153,6 +163,7 @@ class TileCommitted:
     elapsed_s: float
     leaders: tuple[tuple[str, float], ...]
     standing: Standing | None = None
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,7 @@ class RunFinished:
 
 Event = (
     StageStarted | Noted | TasksRead | ModelPlaced | LayerRead | ModelExamined | MachineMeasured | RunPlanned
-    | TileStarted | WorkDone | TileCommitted | StatementJudged | RunFinished
+    | TileStarted | WorkDone | WorkersChanged | TileCommitted | StatementJudged | RunFinished
 )  # fmt: skip
 Announce = Callable[[Event], None]
 

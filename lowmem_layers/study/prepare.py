@@ -30,18 +30,19 @@ def prepare_study(
     announce: Announce,
     earlier: EngineRecord | None = None,
     *,
+    tasks: Sequence[Task] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
-    `earlier` is the engine that began this run, whose chunk sizes decide the numbers: they are used again.
+    `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
     """
     # 1) the tasks
     announce(StageStarted("reading the tasks", "tasks"))
-    tasks = read_tasks(spec)
+    tasks = read_tasks(spec) if tasks is None else tasks
     announce(TasksRead(tuple(task.name for task in tasks), tuple(len(task.items) for task in tasks)))
     announce(StageStarted("importing torch", "libraries"))
     from lowmem_layers.engine import Engine

@@ -6,10 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -21,11 +19,10 @@ from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Engine, Prepared
+from lowmem_layers.study.contracts import Prepared, ScoredTile
 from lowmem_layers.study.earlier import SHARE, EarlierTiles
 from lowmem_layers.study.events import (
     Announce,
-    Noted,
     RunPlanned,
     StageStarted,
     Standing,
@@ -33,8 +30,8 @@ from lowmem_layers.study.events import (
     TaskPlanned,
     TileCommitted,
     TileStarted,
-    WorkDone,
 )
+from lowmem_layers.study.one_by_one import one_by_one
 from lowmem_layers.tasks.items import EncodedItem
 
 LOOKS = 100  # a statement to stop at is looked at whenever the items have grown by one part in so many
@@ -60,10 +57,12 @@ def score_tiles(
 
     # 1) the work is announced; what is left of it
     announce(_planned(values, prepared, work))
-    rest = deque(sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged)))
+    if prepared.score_tiles is not None:  # which tiles are left must be known before workers are given any
+        earlier.read_all()
+    rest = set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged)
+    scoring = _scored(earlier, prepared, encoded, work, announce, clock)
     before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
     stands = None
-    is_first = True
     while True:
         # 2) see whether the statement is proven: by every item that is finished, while no earlier one is missing
         looked = manifest.stopped or is_look(before, values.n_items, manifest.n_items)
@@ -77,20 +76,54 @@ def score_tiles(
                 return ""
 
         # 3) one tile: damaged ones come first, so that they do not stay in the record
-        if is_first:
-            announce(StageStarted("scoring", "scoring"))
-            is_first = False
-        start = clock()
-        tile = earlier.damaged[0] if earlier.damaged else rest.popleft()
-        announce(TileStarted(tile, len(encoded[tile]), work[tile]))
-        values.add(tile, _written(values, tile, encoded[tile], prepared.engine, announce))
-        earlier.damaged = [each for each in earlier.damaged if each != tile]
+        scored, start = next(scoring), clock()
+        tile = scored.tile
+        _commit(earlier, scored)
+        rest.discard(tile)
         before = values.n_items - len(plan.tiles[tile])
         if stands is None or is_look(before, values.n_items, manifest.n_items):  # like a look, it takes all items in
             stands = standing(values)
-        done, spent = (values.n_items, len(values.tiles)), clock() - start
-        announce(TileCommitted(tile, len(encoded[tile]), sum(work[tile]), *done, spent, leaders(values), stands))
+        spent, done = scored.elapsed_s + clock() - start, (values.n_items, len(values.tiles))
+        about = tile, len(encoded[tile]), sum(work[tile]), *done, spent, leaders(values), stands, scored.worker
+        announce(TileCommitted(*about))
         earlier.read(SHARE * spent)
+
+
+def _commit(earlier: EarlierTiles, scored: ScoredTile) -> None:
+    """Write a tile's scores, whole or not at all, and add them to the values."""
+    values = earlier.values
+    table = scores_table(values.rows_of(scored.tile), values.removed, scored.scores)
+    with uninterrupted():
+        write_table(tile_file(values.folder, scored.tile), table, scored.made_on)
+    values.add(scored.tile, scored.scores)
+    earlier.damaged = [each for each in earlier.damaged if each != scored.tile]
+
+
+def _scored(
+    earlier: EarlierTiles,
+    prepared: Prepared,
+    encoded: Sequence[Sequence[EncodedItem]],
+    work: Sequence[tuple[int, ...]],
+    announce: Announce,
+    clock: Callable[[], float],
+) -> Iterator[ScoredTile]:
+    """Score the tiles that are left, damaged ones first; a statement to stop at takes them in the plan's order.
+
+    Which of them workers finish first depends on their items: to judge in that order would be a selection.
+    """
+    values, plan, in_order = earlier.values, earlier.values.manifest.plan, bool(earlier.values.manifest.resolved.until)
+    score = prepared.score_tiles or one_by_one(prepared.engine, clock)
+
+    def begin(tile: int) -> None:
+        announce(TileStarted(tile, len(encoded[tile]), work[tile]))
+
+    announce(StageStarted("scoring", "scoring"))
+    while True:
+        rest = sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged))
+        left = [*earlier.damaged, *rest]
+        yield from score(
+            left if prepared.score_tiles else left[:1], encoded, plan.coalitions, begin, announce, in_order
+        )
 
 
 def is_look(before: int, after: int, n_items: int) -> bool:
@@ -177,26 +210,6 @@ def standing(values: CollectedValues) -> Standing | None:
         return None
     ci = mean_interval(influence, 0.95)
     return Standing(*(tuple(map(float, each)) for each in (influence.value, ci.low, ci.high)))
-
-
-def _written(
-    values: CollectedValues, tile: int, items: Sequence[Any], engine: Engine, announce: Announce
-) -> list[np.ndarray]:
-    """Score a tile and write it; announce the work while it is done, and where memory ran out.
-
-    Shapes: as `Engine.score` says.
-    """
-    before = len(engine.describe().get("narrowed", ()))
-    scores = engine.score(items, values.manifest.plan.coalitions, lambda amount: announce(WorkDone(amount)))
-    for each in engine.describe().get("narrowed", ())[before:]:
-        text = (
-            f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
-            f"{each['chunk_tokens']} tokens, as are all tiles after it; the last bits of their numbers may differ"
-        )
-        announce(Noted(text))
-    with uninterrupted():
-        write_table(tile_file(values.folder, tile), scores_table(values.rows_of(tile), values.removed, scores))
-    return scores
 
 
 def leaders(values: CollectedValues) -> tuple[tuple[str, float], ...]:

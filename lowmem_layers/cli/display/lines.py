@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from lowmem_layers.cli.display.progress import Progress, advance, spell_time
+from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
 from lowmem_layers.cli.output import spelled_for, visible
 from lowmem_layers.study.events import (
     Event,
@@ -76,6 +76,9 @@ def _how_far(at: Progress, now: float) -> str:
     done, total = at.evaluations
     items, left = f"items {at.items_done}/{at.plan.n_items}", spell_time(at.left_s(now))
     line = f"{at.fraction:6.1%}, {items}, evaluations {done:,}/{total:,}, {left} left"
+    if rates := at.worker_rates(now):
+        fast = [f"{spell_rate(rate)}MAC/s" if state == "ready" else state for _, state, rate in rates]
+        line += f"; {len(rates)} workers: {', '.join(fast)}"
     return line if at.judged is None else f"{line}; {at.judged.statement}: {at.judged.detail}"
 
 

@@ -55,7 +55,12 @@ def draw(
     n_tasks = max(1, min(len(at.plan.tasks), (height - 12) // 2)) if len(at.plan.tasks) > 1 else 0
     bars, hidden = _bars(at, now, width, n_tasks), len(at.plan.tasks) - n_tasks
     parts += [bars, *([_line(f"and {hidden} more tasks", "dim")] if n_tasks and hidden else [])]
-    facts = [_counts(at), *([_throughput(at, now)] if at.status is None else []), *_memory(at, memory)]
+    facts = [
+        _counts(at),
+        *([_throughput(at, now)] if at.status is None else []),
+        *_memory(at, memory),
+        *_workers(at, now),
+    ]
     if at.judged is not None:
         word = "is certain" if at.judged.holds else "is not certain yet"
         facts.append(f"{at.judged.statement} {word}: {at.judged.detail}")
@@ -154,6 +159,13 @@ def _throughput(at: Progress, now: float) -> str:
         words = f"{rate / at.macs_s:.0%} of bare" if rate <= at.macs_s else "more than the first second's"
         share = f", {words} matrix products"
     return f"speed {spell_rate(rate)}MAC/s{share}"
+
+
+def _workers(at: Progress, now: float) -> list[str]:
+    """Say what each worker does, and how fast it is."""
+    rates = at.worker_rates(now) if at.status is None else []
+    words = [f"{name} {f'{spell_rate(rate)}MAC/s' if state == 'ready' else state}" for name, state, rate in rates]
+    return [" · ".join(words[start : start + 4]) for start in range(0, len(words), 4)]
 
 
 def _memory(at: Progress, memory: Memory | None) -> list[str]:

@@ -21,6 +21,7 @@ from lowmem_layers.study.events import (
     TileCommitted,
     TileStarted,
     WorkDone,
+    WorkersChanged,
 )
 
 _APART_S = 1.0  # between two points of the pace
@@ -58,8 +59,9 @@ class Progress:
     """What is known of a run so far.
 
     `steps` are the stages that have begun and when, `remark` what was last said about the one that goes on.
-    `work_done` is the planned work of the tiles that this call finished, of each task in `task_work`; `work_in_tile` is
-    what the engine reported since the last of them. The two may differ slightly for the same tile.
+    `work_done` is the planned work of the tiles that this call finished, of each task in `task_work` and of each worker
+    in `worker_work`; `work_in` is what was reported of each tile that goes on (several, with workers; None where there
+    is but one). The two may differ slightly for the same tile.
 
     Units: work in the engine's multiply-adds; times in the clock's seconds.
     """
@@ -73,10 +75,12 @@ class Progress:
     layers: LayerRead | None = None
     macs_s: float | None = None
     plan: RunPlanned | None = None
-    tile: TileStarted | None = None
+    running: tuple[TileStarted, ...] = ()
+    work_in: tuple[tuple[int | None, int], ...] = ()
+    workers: WorkersChanged | None = None
+    worker_work: tuple[tuple[str, int], ...] = ()
     pace: Pace = field(default_factory=Pace)
     work_done: int = 0
-    work_in_tile: int = 0
     task_work: tuple[int, ...] = ()
     items_done: int = 0
     tiles_done: int = 0
@@ -94,12 +98,14 @@ class Progress:
 
     @property
     def task_fractions(self) -> tuple[float, ...]:
-        """Give the share of each task that is done; the tile that goes on counts for its tasks by its planned work."""
+        """Give the share of each task that is done; tiles that go on count for their tasks by their planned work."""
         if self.plan is None:
             return ()
-        planned = self.tile.work if self.tile is not None else ()
-        share = min(1.0, self.work_in_tile / sum(planned)) if sum(planned) else 0.0
-        running = [share * part for part in planned] or [0.0] * len(self.plan.tasks)
+        reported, running = dict(self.work_in), [0.0] * len(self.plan.tasks)
+        for tile in self.running:
+            within, planned = reported.get(tile.tile, reported.get(None, 0)), sum(tile.work)
+            share = min(1.0, within / planned) if planned else 0.0
+            running = [before + share * part for before, part in zip(running, tile.work, strict=True)]
         finished = self.task_work or (0,) * len(self.plan.tasks)
         return tuple(
             min(1.0, (task.work_done + done + now) / task.work_total) if task.work_total else 1.0
@@ -127,7 +133,18 @@ class Progress:
 
     @property
     def _work(self) -> int:
-        return self.work_done + self.work_in_tile
+        return self.work_done + sum(work for _, work in self.work_in)
+
+    def worker_rates(self, now: float) -> list[tuple[str, str, float | None]]:
+        """Give each worker's name, state and work per second over its finished tiles; None before the first."""
+        if self.workers is None:
+            return []
+        done, start = dict(self.worker_work), dict(self.steps).get("scoring", now)
+        spent = now - start
+        return [
+            (name, state, done[name] / spent if name in done and spent > 0 else None)
+            for name, state in zip(self.workers.names, self.workers.states, strict=True)
+        ]
 
 
 def left(at: Progress, error: BaseException | None) -> Progress:
@@ -159,14 +176,25 @@ def advance(at: Progress, event: Event, now: float) -> Progress:
         case RunPlanned():
             return replace(at, plan=event, items_done=event.items_done, tiles_done=event.tiles_done)
         case TileStarted():
-            return replace(at, tile=event)
-        case WorkDone(work):
-            within = at.work_in_tile + work
-            return replace(at, work_in_tile=within, pace=at.pace.add(now, at.work_done + within))
+            return replace(at, running=(*(each for each in at.running if each.tile != event.tile), event))
+        case WorkersChanged():
+            return replace(at, workers=event)
+        case WorkDone(work, tile):
+            reported = dict(at.work_in)
+            reported[tile] = reported.get(tile, 0) + work
+            within = tuple(reported.items())
+            return replace(at, work_in=within, pace=at.pace.add(now, at.work_done + sum(reported.values())))
         case TileCommitted():
-            ended = at.tile.work if at.tile is not None else ()
-            by_task = tuple(map(sum, zip(at.task_work or (0,) * len(ended), ended, strict=True)))
-            at = replace(at, work_done=at.work_done + event.work, work_in_tile=0, task_work=by_task, tile=None)
+            ended = next((each.work for each in at.running if each.tile == event.tile), ())
+            by_task = at.task_work or (0,) * len(ended)
+            by_task = tuple(map(sum, zip(by_task, ended, strict=True))) if ended else by_task
+            within = tuple(each for each in at.work_in if each[0] not in (event.tile, None))
+            running = tuple(each for each in at.running if each.tile != event.tile)
+            at = replace(at, work_done=at.work_done + event.work, work_in=within, task_work=by_task, running=running)
+            if event.worker:
+                done = dict(at.worker_work)
+                done[event.worker] = done.get(event.worker, 0) + event.work
+                at = replace(at, worker_work=tuple(done.items()), pace=at.pace.add(now, at._work))
             at = replace(at, leaders=event.leaders, standing=event.standing)
             return replace(at, items_done=event.items_done, tiles_done=event.tiles_done)
         case StatementJudged():

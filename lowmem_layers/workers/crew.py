@@ -1,0 +1,255 @@
+"""The workers of a run as its study sees them: prepared together, one engine, tiles scored on all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lowmem_layers.errors import LowmemLayersError, UsageError, WorkerError
+from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.record.manifest import EngineRecord, described
+from lowmem_layers.record.spec import Specification
+from lowmem_layers.study.contracts import Prepared, ReadTasks
+from lowmem_layers.study.events import Announce, Noted, StageStarted, ignore
+from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.workers.handing import PATIENCE_S, Handing
+from lowmem_layers.workers.hands import Handle, Hands, LostError, named
+from lowmem_layers.workers.worker import Loaded, News, Scored, deciding_sizes, versions_here
+
+_LOOK_S = 0.5  # between two looks at a worker that loads its model
+_VERSIONS_S = 120.0  # for workers to start and say their versions
+
+
+@dataclass
+class Crew:
+    """Workers that prepare runs and score their tiles, one run after another.
+
+    `read` reads the tasks in this process, so that only it needs the data; None leaves that to the workers. With
+    `mixed`, devices that make other numbers in their last bits work together, and each tile says where it was made.
+
+    Units: `patience_s` seconds without progress in a tile, after which a worker counts as hanging.
+    """
+
+    hands: Hands
+    read: ReadTasks | None = None
+    mixed: bool = False
+    patience_s: float = PATIENCE_S
+    _states: list[str] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
+    _loaded: list[Loaded] = field(default_factory=list)
+
+    def prepare(
+        self, specification: Specification, announce: Announce, earlier: EngineRecord | None = None
+    ) -> Prepared:
+        """Load the model into every worker and settle the sizes once, from the smallest device.
+
+        Raises:
+            LowmemLayersError: a worker has other versions, cannot load the model, or would make other numbers.
+        """
+        hands, n_workers = self.hands, self.hands.n_workers
+        # 1) the workers are there, and run the same code
+        announce(StageStarted(f"starting {n_workers} workers"))
+        self._check_versions()
+        # 2) the tasks are read here; the first worker loads alone where it leaves packed weights for the others
+        tasks = None if self.read is None else list(self.read(specification))
+        shared, first = hands.share(tasks), [0] if specification.quant != "none" else list(range(n_workers))
+        self._names = [f"worker {worker}" for worker in range(n_workers)]
+        given = (specification, shared, earlier)
+        answers = self._load(first, given, announce)
+        answers |= self._load([worker for worker in range(n_workers) if worker not in answers], given, ignore)
+        self._loaded = [answers[worker] for worker in range(n_workers)]
+        self._states[:] = ["ready"] * n_workers
+        # 3) one plan for all: by the smallest device, in chunks of its sizes
+        smallest = min(range(n_workers), key=lambda worker: self._loaded[worker].budget_bytes)
+        chosen = self._loaded[smallest]
+        for worker, loaded in enumerate(self._loaded):
+            if deciding_sizes(loaded.engine) != deciding_sizes(chosen.engine):
+                self._loaded[worker] = self._ask(worker, "use_sizes", chosen.engine["sizes"])
+        if reason := next(filter(None, map(self._stranger, range(n_workers), self._loaded)), None):
+            raise UsageError(reason, "use workers on equal devices; or mix them with --mix-devices: see its help")
+        host = Counter(loaded.host for loaded in self._loaded)
+        if len(host) > 1:
+            self._names = [f"worker {worker} on {loaded.host}" for worker, loaded in enumerate(self._loaded)]
+        # 4) what the study needs
+        record = described(chosen.engine, EngineRecord, "more")
+        engine = CrewEngine(self, smallest, dict(chosen.engine), announce)
+        engine.handing = Handing(
+            hands,
+            self._names,
+            lambda worker: hands.call(worker, "load", specification, shared, record, self._sharing(worker)),
+            self._accept,
+            engine.note_narrowed,
+            lambda worker: self._loaded[worker].numeric["device"] if self._is_mixed else "",
+            self.patience_s,
+            states=self._states,
+        )
+        encoded = self._ask(smallest, "items")
+        return Prepared(
+            chosen.players, chosen.tasks, encoded, engine, chosen.model, chosen.machine, engine.handing.score_tiles
+        )
+
+    @property
+    def _is_mixed(self) -> bool:
+        return len({loaded.numeric["device"] for loaded in self._loaded}) > 1
+
+    def _check_versions(self) -> None:
+        """See that every worker answers, and runs this process's versions.
+
+        Raises:
+            UsageError: a version differs.
+            WorkerError: a worker does not answer.
+        """
+        here, hands = versions_here(), self.hands
+        asked = {hands.call(worker, "versions"): worker for worker in range(hands.n_workers)}
+        waited_s = 0.0
+        while asked:
+            done = hands.wait(list(asked), _LOOK_S)
+            waited_s += 0.0 if done else _LOOK_S
+            if waited_s > _VERSIONS_S:
+                raise WorkerError(
+                    f"{len(asked)} of {hands.n_workers} workers did not start within {_VERSIONS_S:.0f} s",
+                    "look at ray status: are there so many free CPUs or cards? Else take fewer --workers",
+                )
+            for handle in done:
+                worker = asked.pop(handle)
+                there = _answered(hands, handle, f"worker {worker}")
+                names = [name for name in here if there.get(name) != here[name]]
+                differ = [f"{name} {there.get(name)} there, {here[name]} here" for name in names]
+                if differ:
+                    raise UsageError(
+                        f"worker {worker} has other versions: {'; '.join(differ)}",
+                        "install the same lowmem-layers and libraries on every host",
+                    )
+
+    def _load(self, workers: Sequence[int], given: tuple[Any, ...], announce: Announce) -> dict[int, Loaded]:
+        """Load the model into these workers at once; announce what the first of them does."""
+        hands, found = self.hands, {}
+        asked = {hands.call(worker, "load", *given, self._sharing(worker)): worker for worker in workers}
+        look: Handle | None = None
+        while asked:
+            if look is None:
+                look = hands.call(workers[0], "news")
+            for handle in hands.wait([*asked, look], _LOOK_S):
+                if handle in asked:
+                    worker = asked.pop(handle)
+                    found[worker] = _answered(hands, handle, f"worker {worker}")
+                elif handle == look:
+                    self._pass_on(hands, look, announce)
+                    look = None
+        if workers:
+            self._pass_on(hands, hands.call(workers[0], "news"), announce)
+        return found
+
+    def _pass_on(self, hands: Hands, look: Handle, announce: Announce) -> None:
+        """Announce what a worker that loads its model has announced."""
+        try:
+            news: News = hands.answer(look)
+        except LostError:
+            return  # the call that loads says so, too
+        for event in news.events:
+            announce(event)
+
+    def _sharing(self, worker: int) -> int:
+        """Count the workers that share a host's memory with this one; all of them until it is known where they are."""
+        if not self._loaded:
+            return self.hands.n_workers
+        return sum(loaded.host == self._loaded[worker].host for loaded in self._loaded)
+
+    def _stranger(self, worker: int, loaded: Loaded) -> str | None:
+        """Say in what a worker differs from the first one, where that may change numbers."""
+        first = self._loaded[0]
+        may_differ = {"device", "threads", *(name for name in first.numeric if name == "model device")}
+        differ = [
+            f"{name} ({first.numeric.get(name)} and {loaded.numeric.get(name)})"
+            for name in dict.fromkeys([*first.numeric, *loaded.numeric])
+            if first.numeric.get(name) != loaded.numeric.get(name) and not (self.mixed and name in may_differ)
+        ]
+        if loaded.items != first.items:
+            differ.append("the items' tokens")
+        return f"workers 0 and {worker} would make other numbers; what differs: {'; '.join(differ)}" if differ else None
+
+    def _accept(self, worker: int, answer: object) -> str | None:
+        """Look at a worker that was loaded again: None, or why it cannot take part any more."""
+        assert isinstance(answer, Loaded)
+        if (reason := self._stranger(worker, answer)) is None:
+            self._loaded[worker] = answer
+        return reason
+
+    def _ask(self, worker: int, method: str, *arguments: Any) -> Any:
+        return _answered(self.hands, self.hands.call(worker, method, *arguments), f"worker {worker}")
+
+
+class CrewEngine:
+    """The engine of all workers together, for a process that holds no model."""
+
+    handing: Handing
+
+    def __init__(self, crew: Crew, smallest: int, about: dict[str, Any], announce: Announce) -> None:
+        self._crew, self._smallest, self._about, self._announce = crew, smallest, about, announce
+        self._narrowed: list[Mapping[str, Any]] = []
+        self._works: dict[tuple[Removed, ...], dict[EncodedItem, int]] = {}
+
+    def plan_tiles(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> list[list[int]]:
+        """Plan tiles that the smallest device holds."""
+        return self._crew._ask(self._smallest, "plan_tiles", items, coalitions)
+
+    def check_tiles(self, tiles: Sequence[Sequence[EncodedItem]], coalitions: Sequence[Removed]) -> None:
+        """See that every device holds the tiles of an earlier call."""
+        shared, hands = self._crew.hands.share(tiles), self._crew.hands
+        asked = [hands.call(worker, "check_tiles", shared, coalitions) for worker in range(hands.n_workers)]
+        for worker, handle in enumerate(asked):
+            _answered(hands, handle, f"worker {worker}")
+
+    def work(self, items: Sequence[EncodedItem], coalitions: Sequence[Removed]) -> int:
+        """Add up the items' work. Each item is asked for once, all that are new in one call."""
+        known = self._works.setdefault(tuple(coalitions), {})
+        new = list(dict.fromkeys(item for item in items if item not in known))
+        if new:
+            known |= dict(zip(new, self._crew._ask(self._smallest, "work", new, coalitions), strict=True))
+        return sum(known[item] for item in items)
+
+    def score(
+        self, items: Sequence[EncodedItem], coalitions: Sequence[Removed], on_work: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
+        """Score one tile, on one worker."""
+        found = self.handing.score_tiles([0], [items], coalitions, lambda tile: None, ignore, True)
+        return list(next(iter(found)).scores)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what decides the numbers, and in which tiles memory ran out on any worker."""
+        rest = {name: value for name, value in self._about.items() if name != "narrowed"}
+        return {**rest, **({"narrowed": list(self._narrowed)} if self._narrowed else {})}
+
+    def note_narrowed(self, scored: Scored, announce: Announce) -> None:
+        """Keep and announce in which tiles memory ran out."""
+        for each in scored.narrowed:
+            self._narrowed.append(each)
+            announce(
+                Noted(
+                    f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
+                    f"{each['chunk_tokens']} tokens, as are later tiles of this worker; the last bits of their numbers "
+                    "may differ"
+                )
+            )
+
+
+def _answered(hands: Hands, handle: Handle, who: str) -> Any:
+    """Give a call's answer.
+
+    Raises:
+        LowmemLayersError: what the call raised, with the worker's name.
+    """
+    try:
+        return hands.answer(handle)
+    except LostError as error:
+        raise WorkerError(f"{who} ended: {error}", "fewer --workers leave each more memory") from error
+    except LowmemLayersError as error:
+        raise named(error, who) from None
+    except Exception as error:
+        raise WorkerError(
+            f"{who}: {type(error).__name__}: {error}", "without --workers, --debug shows where an error comes from"
+        ) from error

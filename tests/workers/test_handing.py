@@ -1,0 +1,229 @@
+"""Tiles on several workers: the record of one process to the bit, whatever happens to workers, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowmem_layers import StudySpec, open_run, run_study
+from lowmem_layers.errors import EngineError, LowmemLayersError, ShortageError, UsageError, WorkerError
+from lowmem_layers.study.events import Noted, StatementJudged, TileCommitted, TileStarted, WorkDone
+from lowmem_layers.workers.crew import Crew
+from tests.workers.stand_ins import ListHands
+
+UNTIL = StudySpec(tasks=("one",), max_removed=1, until="ci=3")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hash every file of the record but for run.json, which has the time in it."""
+    files = sorted([*folder.glob("scores/*"), folder / "items.parquet"])
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def crew_of(prepare, **options) -> tuple[ListHands, Crew]:
+    hands = ListHands(prepare, **options)
+    return hands, Crew(hands)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Give the record of one process."""
+    from tests.dictionary import Bench
+
+    spec = StudySpec(tasks=("one", "three"), max_removed=2)
+    return run_study(spec, tmp_path_factory.mktemp("whole") / "r", prepare=Bench().prepare)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 8])
+def test_the_record_is_that_of_one_process_whatever_the_number_of_workers(tmp_path, bench, spec, whole, n_workers):
+    run = run_study(spec, tmp_path / "r", prepare=crew_of(bench().prepare, n_workers=n_workers)[1].prepare)
+    assert digests(run.folder) == digests(whole.folder)
+    assert replace(run.manifest, created="", elapsed_s=0.0) == replace(whole.manifest, created="", elapsed_s=0.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_random_moments_nothing_is_lost_and_nothing_comes_twice(tmp_path, bench, spec, whole, seed):
+    rng, kills, committed = random.Random(seed), [], []
+
+    def dies(worker: int, method: str) -> bool:
+        is_over = len(kills) >= 5 or method not in ("score", "load", "news")
+        if is_over or not begun or (kills and rng.random() > 0.5):  # the first one that can die does
+            return False
+        kills.append(method)
+        return True
+
+    begun: list[object] = []
+
+    def hear(event: object) -> None:
+        if isinstance(event, TileStarted):
+            begun.append(event)
+        elif isinstance(event, TileCommitted):
+            committed.append(event.tile)
+
+    crew = crew_of(bench().prepare, seed=seed, dies=dies)[1]
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare, announce=hear)
+    assert len(kills) >= 1, "no worker was killed"
+    assert sorted(committed) == list(range(len(run.manifest.plan.tiles)))
+    assert digests(run.folder) == digests(whole.folder)
+
+
+def test_a_run_goes_on_with_more_workers_with_fewer_and_with_none(tmp_path, bench, engine, spec, whole):
+    for n_workers in (2, 4):
+        failing = bench(engine=engine(fail_at=1, error=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_study(spec, tmp_path / "r", prepare=crew_of(failing.prepare, n_workers=n_workers)[1].prepare)
+    assert open_run(tmp_path / "r").manifest.status == "interrupted"
+    run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
+    assert digests(run.folder) == digests(whole.folder)
+
+
+def test_a_statement_is_judged_in_the_order_of_the_plan(tmp_path, bench, engine):
+    """Workers that finish in any order stop where one process does, with the same record."""
+    alone = run_study(UNTIL, tmp_path / "alone", prepare=bench(n_items=60).prepare)
+    assert 1 < len(list(alone.folder.glob("scores/*"))) < len(alone.manifest.plan.tiles)
+    for seed in range(4):
+        judged: list[object] = []
+        _, crew = crew_of(bench(n_items=60).prepare, n_workers=4, seed=seed)
+        run = run_study(UNTIL, tmp_path / f"{seed}", prepare=crew.prepare, announce=judged.append)
+        assert digests(run.folder) == digests(alone.folder)
+        assert run.manifest.stopped == alone.manifest.stopped
+        places = [event.tile for event in judged if isinstance(event, TileCommitted)]
+        assert places == sorted(places)
+        assert any(isinstance(event, StatementJudged) and event.holds for event in judged)
+
+
+def test_a_worker_that_hangs_is_ended_and_its_tile_goes_to_another(tmp_path, bench, spec, whole):
+    hands = ListHands(bench().prepare, n_workers=2)
+    hands.hangs.add(1)
+    noted: list[object] = []
+    run = run_study(spec, tmp_path / "r", prepare=Crew(hands, patience_s=0.0).prepare, announce=noted.append)
+    assert 1 in hands.restarted
+    assert any("no progress" in event.words for event in noted if isinstance(event, Noted))
+    assert digests(run.folder) == digests(whole.folder)
+
+
+def test_memory_that_runs_out_sends_the_tile_to_another_worker(tmp_path, bench, engine, spec, whole):
+    made = bench(engine=engine(fail_at=1, error=ShortageError))
+    sound = bench()
+    turn = iter([made, sound, sound])
+    _hands, crew = crew_of(lambda *given: next(turn).prepare(*given))
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare)
+    assert digests(run.folder) == digests(whole.folder)
+
+
+def test_an_error_in_a_worker_is_one_line_that_names_worker_and_tile(tmp_path, bench, engine, spec):
+    for error, expected in ((ValueError, WorkerError), (EngineError, EngineError)):
+        failing = bench(engine=engine(fail_at=1, error=error))
+        with pytest.raises(expected) as caught:
+            run_study(spec, tmp_path / expected.__name__, prepare=crew_of(failing.prepare)[1].prepare)
+        assert caught.value.message.startswith("worker ")
+        assert "the machine was switched off" in caught.value.message
+
+
+def test_a_tile_that_ends_every_worker_ends_the_run(tmp_path, bench, spec):
+    _, crew = crew_of(bench().prepare, dies=lambda worker, method: method == "score")
+    with pytest.raises(WorkerError, match=r"tile \d failed 6 times"):
+        run_study(spec, tmp_path / "r", prepare=crew.prepare)
+
+
+def test_workers_that_cannot_load_again_are_given_up_one_after_another(tmp_path, bench, spec):
+    begun: list[int] = []
+
+    def dies(worker: int, method: str) -> bool:
+        begun.append(worker) if method == "score" else None
+        return method == "score" or (method == "load" and bool(begun))
+
+    noted: list[object] = []
+    with pytest.raises(WorkerError, match=r"no worker is left|failed 6 times"):
+        run_study(spec, tmp_path / "r", prepare=crew_of(bench().prepare, dies=dies)[1].prepare, announce=noted.append)
+    assert any("given up" in event.words for event in noted if isinstance(event, Noted))
+
+
+def test_progress_within_tiles_adds_up_to_what_was_planned(tmp_path, bench, spec):
+    events: list[object] = []
+    run_study(spec, tmp_path / "r", prepare=crew_of(bench().prepare)[1].prepare, announce=events.append)
+    reported = sum(event.work for event in events if isinstance(event, WorkDone))
+    assert reported <= sum(event.work for event in events if isinstance(event, TileCommitted))
+    assert {event.worker for event in events if isinstance(event, TileCommitted)} <= {
+        "worker 0",
+        "worker 1",
+        "worker 2",
+    }
+
+
+def devices(bench, *models: dict[str, object]):
+    """Prepare workers that say different things of their models."""
+    turn = iter([bench(model={"id": "tiny", "dtype": "float32", **model}) for model in models])
+    return lambda *given: next(turn).prepare(*given)
+
+
+def test_devices_that_would_change_numbers_are_refused_unless_asked_for(tmp_path, bench, spec, whole):
+    cards = [{"device": "cuda", "gpu": {"name": name, "capability": "8.9"}} for name in ("RTX 4090", "RTX 3060")]
+    _hands, crew = crew_of(devices(bench, *cards), n_workers=2)
+    with pytest.raises(UsageError, match=r"device .RTX 4090, capability 8.9 and RTX 3060") as caught:
+        run_study(spec, tmp_path / "r", prepare=crew.prepare)
+    assert "--mix-devices" in caught.value.hint
+    assert not (tmp_path / "r").exists()
+
+    import pyarrow.parquet as pq
+
+    crew = Crew(ListHands(devices(bench, *cards), n_workers=2), mixed=True)
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare)
+    made = {pq.read_schema(path).metadata[b"made on"].decode() for path in run.folder.glob("scores/*")}
+    assert made <= {"RTX 4090, capability 8.9", "RTX 3060, capability 8.9"}
+    assert run.scores().equals(whole.scores())
+
+
+def test_another_model_is_refused_though_devices_may_be_mixed(tmp_path, bench, spec):
+    prepare = devices(bench, {"fingerprint": "a"}, {"fingerprint": "b"})
+    with pytest.raises(UsageError, match=r"model fingerprint .a and b"):
+        run_study(spec, tmp_path / "r", prepare=Crew(ListHands(prepare, n_workers=2), mixed=True).prepare)
+
+
+def test_versions_that_differ_are_refused_by_name(tmp_path, bench, spec, monkeypatch):
+    hands, crew = crew_of(bench().prepare)
+    monkeypatch.setattr(
+        "lowmem_layers.workers.crew.versions_here", lambda: {**hands.answer(hands.call(0, "versions")), "torch": "1.0"}
+    )
+    with pytest.raises(UsageError, match=r"worker \d has other versions: torch 2\S* there, 1.0 here"):
+        run_study(spec, tmp_path / "r", prepare=crew.prepare)
+
+
+def test_a_worker_without_the_model_says_so(tmp_path, bench, spec):
+    def absent(*given):
+        raise LowmemLayersError("there is no folder models/x", "copy it to every host")
+
+    with pytest.raises(LowmemLayersError) as caught:
+        run_study(spec, tmp_path / "r", prepare=crew_of(absent)[1].prepare)
+    assert str(caught.value).partition(": ")[2] == "there is no folder models/x"
+    assert caught.value.hint == "copy it to every host"
+
+
+def test_memory_that_was_given_is_shared_by_the_workers_of_a_host(tmp_path, bench, spec):
+    given: list[int | None] = []
+
+    def prepare(specification, announce, earlier):
+        given.append(specification.max_cpu_memory)
+        return bench().prepare(specification, announce, earlier)
+
+    run_study(replace(spec, max_cpu_memory=900), tmp_path / "r", prepare=crew_of(prepare)[1].prepare)
+    assert given == [300, 300, 300]
+
+
+def test_scores_keep_every_bit(tmp_path, bench, engine, spec):
+    """What is not finite, and the last bit, pass through a worker as they are."""
+    poison = {"q1": float("-inf"), "q2": float("nan")}
+    folders = []
+    for name, prepare in (
+        ("alone", bench(engine=engine(poison=poison)).prepare),
+        ("crew", crew_of(bench(engine=engine(poison=poison)).prepare)[1].prepare),
+    ):
+        folders.append(run_study(spec, tmp_path / name, prepare=prepare))
+    first, second = (np.array(run.scores()["loglikelihood"]) for run in folders)
+    assert np.isneginf(first).any()
+    assert first.tobytes() == second.tobytes()
