@@ -103,7 +103,14 @@ def test_states_take_the_same_bytes_in_the_plan_in_the_check_and_in_the_engine(f
     assert max(cost.n_bytes for cost in costs) == 4 * (states + 2 * longest**2 + scores)
 
 
-@pytest.mark.parametrize("family", [*PARALLEL, "llama", "gpt_neox-sequential"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *PARALLEL[:3],
+        "llama",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (*PARALLEL[3:], "gpt_neox-sequential")),
+    ],
+)
 def test_what_one_of_plan_check_and_engine_refuses_the_others_refuse(
     family: str, study: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
