@@ -13,11 +13,10 @@ import pyarrow as pa
 from lowmem_layers.acting.allotting import KEEP, Measured
 from lowmem_layers.acting.choosing import is_held_out
 from lowmem_layers.acting.proxies import statistics_of
-from lowmem_layers.acting.versions import N_RANDOM, checked_items, held_out_items, values_of
+from lowmem_layers.acting.versions import N_RANDOM, checked_items, held_out_items, measured_columns, values_of
 from lowmem_layers.engine.changes import Changes
 from lowmem_layers.game.answers.allotment import allot
 from lowmem_layers.game.uncertainty.errors import Influence, influence_of, mean_over_tasks
-from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.model.change import REMOVE
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.load import Inspection
@@ -150,7 +149,7 @@ def _table(
     averages = [float(measured.foreseen(each.mixtures, level)[0].mean()) for each in of]
     rows = []
     for task, n_items, own, lost in parts:
-        own_ci, lost_ci = mean_interval(own, level), mean_interval(lost, level)
+        columns = measured_columns(own, lost, level)
         is_mean = task == parts[-1][0]
         for place, each in enumerate(of):
             alone = is_mean and len(each.mixtures) == 1
@@ -158,12 +157,7 @@ def _table(
                 "task": task,
                 "version": each.name,
                 "bits": each.bits,
-                "value": own.value[place],
-                "ci_low": own_ci.low[place],
-                "ci_high": own_ci.high[place],
-                "loss": lost.value[place],
-                "loss_ci_low": lost_ci.low[place],
-                "loss_ci_high": lost_ci.high[place],
+                **{name: column[place] for name, column in columns.items()},
                 "foreseen": float(seen[place]) if alone else averages[place] if is_mean else None,
                 "foreseen_ci_low": float(seen_ci.low[place]) if alone else None,
                 "foreseen_ci_high": float(seen_ci.high[place]) if alone else None,

@@ -123,7 +123,7 @@ def version_table(
     rows = []
     for group in groups:
         own, lost = (mean_over_tasks([_estimates(t, versions, of) for t in group]) for of in (0.0, 1.0))
-        own_ci, lost_ci = mean_interval(own, level), mean_interval(lost, level)
+        columns = measured_columns(own, lost, level)
         is_mean = len(group) == len(tables)
         for place, version in enumerate(versions):
             seen = foreseen[place] if is_mean else None
@@ -133,12 +133,7 @@ def version_table(
                 {
                     "task": group[0].task if len(group) == 1 else "all",
                     "version": version.name,
-                    "value": own.value[place],
-                    "ci_low": own_ci.low[place],
-                    "ci_high": own_ci.high[place],
-                    "loss": lost.value[place],
-                    "loss_ci_low": lost_ci.low[place],
-                    "loss_ci_high": lost_ci.high[place],
+                    **{name: column[place] for name, column in columns.items()},
                     "foreseen": None if seen is None else float(seen.loss.mean()),
                     "foreseen_ci_low": None if seen is None or several else float(seen.ci.low[0]),
                     "foreseen_ci_high": None if seen is None or several else float(seen.ci.high[0]),
@@ -147,6 +142,19 @@ def version_table(
                 }
             )
     return pa.Table.from_pylist(rows)
+
+
+def measured_columns(own: Influence, lost: Influence, level: float) -> dict[str, FloatArray]:
+    """Give the columns of what was measured: values and losses with their intervals. Shapes: (versions,)."""
+    own_ci, lost_ci = mean_interval(own, level), mean_interval(lost, level)
+    return {
+        "value": own.value,
+        "ci_low": own_ci.low,
+        "ci_high": own_ci.high,
+        "loss": lost.value,
+        "loss_ci_low": lost_ci.low,
+        "loss_ci_high": lost_ci.high,
+    }
 
 
 def values_of(item: EncodedItem, scores: np.ndarray, metric: str) -> FloatArray:

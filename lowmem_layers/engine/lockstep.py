@@ -126,8 +126,8 @@ def _walk(model: DecoderModel, passes: Sequence[Pass]) -> list[Any]:
                 "layers that are run in a loop cannot be taken apart",
             )
     finally:
+        for walker in walkers:  # first, so that one that is computing stops at its next layer
+            walker.abandon()
         for handle in handles:
             handle.remove()
-        for walker in walkers:
-            walker.abandon()
     return [walker.result for walker in walkers]

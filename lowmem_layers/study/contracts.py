@@ -70,22 +70,23 @@ class ScoredTile:
     made_on: str = ""
 
 
-class ScoreTiles(Protocol):
-    """Score tiles, each once, and give each as it is done; `in_order` gives them in the order that was asked for.
+@dataclass(frozen=True)
+class Scoring:
+    """What scoring tiles takes, whoever does it.
 
     `items` are those of all tiles of the plan; `begin` is told which tile begins, `announce` what happens meanwhile.
+    With `in_order`, tiles are given back in the order that was asked for.
     """
 
-    def __call__(
-        self,
-        tiles: Sequence[int],
-        items: Sequence[Sequence[EncodedItem]],
-        coalitions: Sequence[Removed],
-        begin: Callable[[int], None],
-        announce: Announce,
-        in_order: bool,
-        /,
-    ) -> Iterator[ScoredTile]: ...
+    items: Sequence[Sequence[EncodedItem]]
+    coalitions: Sequence[Removed]
+    begin: Callable[[int], None]
+    announce: Announce
+    in_order: bool = False
+
+
+ScoreTiles = Callable[[Sequence[int], Scoring], Iterator[ScoredTile]]
+"""Score tiles, each once, and give each as it is done."""
 
 
 @dataclass(frozen=True)

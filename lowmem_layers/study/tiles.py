@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Prepared, ScoredTile
+from lowmem_layers.study.contracts import Prepared, ScoredTile, Scoring
 from lowmem_layers.study.earlier import SHARE, EarlierTiles
 from lowmem_layers.study.events import (
     Announce,
@@ -59,7 +60,6 @@ def score_tiles(
     announce(_planned(values, prepared, work))
     if prepared.score_tiles is not None:  # which tiles are left must be known before workers are given any
         earlier.read_all()
-    rest = set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged)
     scoring = _scored(earlier, prepared, encoded, work, announce, clock)
     before = values.n_items - (len(plan.tiles[max(values.tiles)]) if values.tiles else 0)
     stands = None
@@ -70,7 +70,7 @@ def score_tiles(
             earlier.read_all()
             if not earlier.damaged and (stopped := _proven(values, announce)):
                 return stopped
-        if not rest and not earlier.damaged:
+        if len(values.tiles) == len(plan.tiles):
             earlier.read_all()
             if not earlier.damaged:
                 return ""
@@ -79,7 +79,6 @@ def score_tiles(
         scored, start = next(scoring), clock()
         tile = scored.tile
         _commit(earlier, scored)
-        rest.discard(tile)
         before = values.n_items - len(plan.tiles[tile])
         if stands is None or is_look(before, values.n_items, manifest.n_items):  # like a look, it takes all items in
             stands = standing(values)
@@ -112,18 +111,18 @@ def _scored(
     Which of them workers finish first depends on their items: to judge in that order would be a selection.
     """
     values, plan, in_order = earlier.values, earlier.values.manifest.plan, bool(earlier.values.manifest.resolved.until)
+    rest = deque(sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged)))
     score = prepared.score_tiles or one_by_one(prepared.engine, clock)
 
     def begin(tile: int) -> None:
         announce(TileStarted(tile, len(encoded[tile]), work[tile]))
 
+    of = Scoring(encoded, plan.coalitions, begin, announce, in_order)
     announce(StageStarted("scoring", "scoring"))
+    if prepared.score_tiles is not None:  # every tile of an earlier call was read: no further one turns out damaged
+        yield from score([*earlier.damaged, *rest], of)
     while True:
-        rest = sorted(set(range(len(plan.tiles))) - set(values.tiles) - set(earlier.damaged))
-        left = [*earlier.damaged, *rest]
-        yield from score(
-            left if prepared.score_tiles else left[:1], encoded, plan.coalitions, begin, announce, in_order
-        )
+        yield from score([earlier.damaged[0] if earlier.damaged else rest.popleft()], of)
 
 
 def is_look(before: int, after: int, n_items: int) -> bool:

@@ -13,8 +13,9 @@ from lowmem_layers.errors import LowmemLayersError, UsageError, WorkerError
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.record.manifest import EngineRecord, described
 from lowmem_layers.record.spec import Specification
-from lowmem_layers.study.contracts import Prepared, ReadTasks
-from lowmem_layers.study.events import Announce, Noted, StageStarted, ignore
+from lowmem_layers.study.contracts import Prepared, ReadTasks, Scoring
+from lowmem_layers.study.events import Announce, StageStarted, ignore
+from lowmem_layers.study.one_by_one import shortage_note
 from lowmem_layers.tasks.items import EncodedItem
 from lowmem_layers.workers.handing import PATIENCE_S, Handing
 from lowmem_layers.workers.hands import Handle, Hands, LostError, named
@@ -216,7 +217,7 @@ class CrewEngine:
         self, items: Sequence[EncodedItem], coalitions: Sequence[Removed], on_work: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
         """Score one tile, on one worker."""
-        found = self.handing.score_tiles([0], [items], coalitions, lambda tile: None, ignore, True)
+        found = self.handing.score_tiles([0], Scoring([items], coalitions, lambda tile: None, ignore))
         return list(next(iter(found)).scores)
 
     def describe(self) -> dict[str, Any]:
@@ -228,13 +229,7 @@ class CrewEngine:
         """Keep and announce in which tiles memory ran out."""
         for each in scored.narrowed:
             self._narrowed.append(each)
-            announce(
-                Noted(
-                    f"out of memory in the tile of {each['task']} {each['first_item']}: computed again in chunks of "
-                    f"{each['chunk_tokens']} tokens, as are later tiles of this worker; the last bits of their numbers "
-                    "may differ"
-                )
-            )
+            announce(shortage_note(each, "later tiles of this worker"))
 
 
 def _answered(hands: Hands, handle: Handle, who: str) -> Any:

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lowmem_layers.errors import LowmemLayersError, ShortageError, WorkerError
-from lowmem_layers.game.players.coalitions import Removed
-from lowmem_layers.study.contracts import ScoredTile
+from lowmem_layers.study.contracts import ScoredTile, Scoring
 from lowmem_layers.study.events import Announce, Noted, WorkDone, WorkersChanged
-from lowmem_layers.tasks.items import EncodedItem
 from lowmem_layers.workers.hands import Handle, Hands, LostError, named
 from lowmem_layers.workers.worker import News, Scored
 
@@ -58,27 +56,18 @@ class Handing:
     clock: Callable[[], float] = time.monotonic
     states: list[str] = field(default_factory=list)
 
-    def score_tiles(
-        self,
-        tiles: Sequence[int],
-        items: Sequence[Sequence[EncodedItem]],
-        coalitions: Sequence[Removed],
-        begin: Callable[[int], None],
-        announce: Announce,
-        in_order: bool,
-        /,
-    ) -> Iterator[ScoredTile]:
+    def score_tiles(self, tiles: Sequence[int], of: Scoring) -> Iterator[ScoredTile]:
         """Score tiles on all workers; give each as it arrives, or in the order that was asked for."""
-        loop = _Loop(self, items, coalitions, begin, announce, deque(tiles))
+        loop = _Loop(self, of, deque(tiles))
         places = {tile: place for place, tile in enumerate(tiles)}
         early: dict[int, ScoredTile] = {}
         n_given = 0
         while n_given < len(tiles):
             # Where tiles are wanted in order, no worker runs far ahead of one that is late.
-            last = n_given + _AHEAD * len(self.names) if in_order else len(tiles)
+            last = n_given + _AHEAD * len(self.names) if of.in_order else len(tiles)
             loop.hand_out(lambda tile, last=last: places[tile] < last)
             for scored in loop.take_back():
-                if not in_order:
+                if not of.in_order:
                     n_given += 1
                     yield scored
                     continue
@@ -93,10 +82,7 @@ class _Loop:
     """The state of one loop over tiles: what waits, what is in whose hands, who is idle or being loaded again."""
 
     about: Handing
-    items: Sequence[Sequence[EncodedItem]]
-    coalitions: Sequence[Removed]
-    begin: Callable[[int], None]
-    announce: Announce
+    of: Scoring
     waiting: deque[int]
     given: dict[Handle, _Given] = field(default_factory=dict)
     loading: dict[Handle, int] = field(default_factory=dict)
@@ -106,7 +92,7 @@ class _Loop:
 
     def __post_init__(self) -> None:
         hands, about = self.about.hands, self.about
-        self._shared = hands.share(tuple(self.coalitions))
+        self._shared = hands.share(tuple(self.of.coalitions))
         self._looked = about.clock()
         about.states = about.states or ["ready"] * hands.n_workers
         self._idle = deque(worker for worker, state in enumerate(about.states) if state == "ready")
@@ -119,10 +105,10 @@ class _Loop:
         """Give every idle worker a tile, in the order in which tiles wait."""
         while self._idle and self.waiting and may_begin(self.waiting[0]):
             worker, tile = self._idle.popleft(), self.waiting.popleft()
-            handle = self.about.hands.call(worker, "score", tile, self.items[tile], self._shared)
+            handle = self.about.hands.call(worker, "score", tile, self.of.items[tile], self._shared)
             now = self.about.clock()
             self.given[handle] = _Given(tile, worker, now, now)
-            self.begin(tile)
+            self.of.begin(tile)
 
     def take_back(self) -> list[ScoredTile]:
         """Wait a moment, and give the tiles that were scored by then; idle workers are given others first."""
@@ -163,7 +149,7 @@ class _Loop:
                 "finished tiles are kept; the same command without --workers shows with --debug where it comes from",
             ) from error
         self._idle.append(given.worker)
-        about.on_scored(scored, self.announce)
+        about.on_scored(scored, self.of.announce)
         spent, name = about.clock() - given.start, about.names[given.worker]
         return [ScoredTile(given.tile, scored.scores, spent, name, about.made_on(given.worker))]
 
@@ -179,9 +165,9 @@ class _Loop:
             )
         self.waiting.appendleft(given.tile)
         name = self.about.names[given.worker]
-        self.announce(Noted(f"{name}: {reason}; its tile {given.tile} goes to another worker"))
+        self.of.announce(Noted(f"{name}: {reason}; its tile {given.tile} goes to another worker"))
         if given.work:
-            self.announce(WorkDone(-given.work, given.tile))
+            self.of.announce(WorkDone(-given.work, given.tile))
 
     def _lost(self, given: _Given, reason: str) -> None:
         """Load the model into the worker that takes the place of one that ended."""
@@ -209,7 +195,7 @@ class _Loop:
             self._idle.append(worker)
         else:
             about.states[worker] = "lost"
-            self.announce(Noted(f"{about.names[worker]} is given up: {reason}"))
+            self.of.announce(Noted(f"{about.names[worker]} is given up: {reason}"))
         self._say_who()
 
     def _look(self) -> None:
@@ -233,8 +219,8 @@ class _Loop:
             return  # its tile's own call says so, too
         for given in self.given.values():
             if given.worker == worker and news.tile == given.tile and news.work > given.work:
-                self.announce(WorkDone(news.work - given.work, given.tile))
+                self.of.announce(WorkDone(news.work - given.work, given.tile))
                 given.work, given.moved = news.work, self.about.clock()
 
     def _say_who(self) -> None:
-        self.announce(WorkersChanged(tuple(self.about.names), tuple(self.about.states)))
+        self.of.announce(WorkersChanged(tuple(self.about.names), tuple(self.about.states)))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,17 +20,8 @@ from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.change import NO_QUANTISER, QUANT_FORMATS, parse_change
 from lowmem_layers.model.homes.places import streamed_places
 from lowmem_layers.model.homes.rounding import check_rows
-
-
-def load(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-families = load("families", Path(__file__).parents[1] / "families.py")
-routes = load("engine_routes", Path(__file__).parent / "conftest.py")
+from tests import families
+from tests.engine import conftest as routes
 
 COALITIONS = [(), (1,), (2,), (0, 1), (2, 3), (0, 3, 5)]
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")

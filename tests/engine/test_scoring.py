@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,10 +10,7 @@ from lowmem_layers.engine.scoring import Head, pairs_of
 from lowmem_layers.engine.trie import Row, Target
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import own_logits
-
-_spec = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "families.py")
-families = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(families)
+from tests import families
 
 ROW = Row((3, 4, 5, 6), (-1, 0, 1, 1), (Target(0, 0, (1, 2), (5, 9)), Target(0, 1, (1,), (6,))))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +15,8 @@ from lowmem_layers.errors import EngineError, RemovalError
 from lowmem_layers.game.players.tree import prefix_tree, windows_formula
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
-
-
-def load(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-families = load("families", Path(__file__).parents[1] / "families.py")
-routes = load("engine_routes", Path(__file__).parent / "conftest.py")
+from tests import families
+from tests.engine import conftest as routes
 
 N = 2 * families.LAYERS
 WINDOWS = [()] + [tuple(range(i, i + k)) for k in range(1, 4) for i in range(N - k + 1)]

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from lowmem_layers.engine import ready_engine
 from lowmem_layers.forecast import speed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-
-_SPEC = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "families.py")
-families = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(families)
+from tests import families
 
 CPU = torch.device("cpu")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -13,10 +10,7 @@ from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect
 from lowmem_layers.model.anatomy.removal import without
-
-_spec = importlib.util.spec_from_file_location("families", Path(__file__).parents[1] / "families.py")
-families = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(families)
+from tests import families
 
 MOE = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"}
 
