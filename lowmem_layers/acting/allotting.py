@@ -73,9 +73,10 @@ class Measured:
         """
         weights = np.outer(numbers, [option.bits for option in self.options])
         least = min(option.bits for option in self.options)
-        if budget_bits < least:
+        if not least <= budget_bits < np.inf:
             raise UsageError(
-                f"--budget {budget_bits:g} is below {least:g}, the bits of the smallest format measured",
+                f"--budget {budget_bits:g} is not a number of at least {least:g}, the bits of the smallest format "
+                "measured",
                 "allow more bits, or give the run of a smaller format as well",
             )
         return allot(self.upper, weights, budget_bits * float(sum(numbers)), self.pairs)

@@ -18,7 +18,8 @@ from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.rows import interval, level_rows, minus, number
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.players.groups import Group
-from lowmem_layers.game.players.player import Player
+from lowmem_layers.model.change import REMOVE
+from lowmem_layers.record.manifest import Manifest
 
 _WIDEST = 200  # columns
 
@@ -39,7 +40,7 @@ def summarise(
     # 1) importance; no number is cut short, whatever the terminal's width
     if findings.sides:
         width, console.width = console.width, max(console.width, _WIDEST)
-        table = importance_table(run.manifest.design.players, findings.sides, n_rows)
+        table = importance_table(run.manifest, findings.sides, n_rows)
         console.print(Spelled(table), crop=False)
         console.width = width
         hidden = 0 if n_rows is None else len(findings.sides[-1].overall.players) - n_rows
@@ -65,10 +66,9 @@ def summarise(
     say(f"all numbers lowmem-layers importance {folder} --format csv")
 
 
-def importance_table(
-    players: Sequence[Player | Group], sides: Sequence[Side], n_rows: int | None = SUMMARY_ROWS
-) -> Table:
+def importance_table(manifest: Manifest, sides: Sequence[Side], n_rows: int | None = SUMMARY_ROWS) -> Table:
     """Lay out the sublayers that matter most by log-likelihood: at most `n_rows` of them (None: all)."""
+    players, done = manifest.design.players, manifest.change
     chosen = sides[-1].overall.order()[:n_rows]
     whose = "players" if any(isinstance(player, Group) for player in players) else "sublayers"
     count = (
@@ -78,7 +78,10 @@ def importance_table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=0,  # the box has a space between columns: 80 in all hold them, intervals included
-        title=Text(f"{count} {whose}, by {sides[-1].words}\nestimates with 95 % intervals"),
+        title=Text(
+            f"{count} {whose}, by {sides[-1].words}\n{'' if done == REMOVE else f'each {done.words}; '}"
+            "estimates with 95 % intervals"
+        ),
         title_justify="left",
         title_style="bold",
     )

@@ -64,8 +64,9 @@ def _too_few(words: str, found: Importance) -> str:
     if len(short) == 0:
         return ""
     worst = short[np.argmax(needed[short])]
+    least, most = int(needed[short].min()), int(needed[worst])
+    ends = f"{least:,} to {most:,} items on (the most for {found.players[worst]})" if least < most else f"{most:,} on"
     return (
         f"by {words}, the intervals of {len(short)} of {len(found.players)} sublayers may be too short after "
-        f"{found.n_items:,} items: going by their skewness they hold from {int(needed[short].min()):,} to "
-        f"{int(needed[worst]):,} items on (the most for {found.players[worst]})"
+        f"{found.n_items:,} items: going by their skewness they hold from {ends}"
     )

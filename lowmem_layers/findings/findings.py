@@ -27,6 +27,7 @@ from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
+from lowmem_layers.model.change import REMOVE
 from lowmem_layers.record.items import ItemRow
 from lowmem_layers.tasks.metrics import Metric, metric_named
 
@@ -136,10 +137,10 @@ def compute_findings(run: Run) -> Findings:
         for table, metric, level in zip(own, metrics, levels, strict=True)
     )
 
-    # 4) cornerstones by the rule, whose shares removal orders alone do not give
+    # 4) cornerstones by the rule, which is about removals, and whose shares removal orders alone do not give
     estimator = manifest.design.estimator
     judged: tuple[tuple[str, Cornerstones], ...] = ()
-    if sides and estimator != "permutation":
+    if sides and estimator != "permutation" and manifest.change == REMOVE:
         judged = tuple(
             (each.task, cornerstones(table, each.chance, estimator=estimator))
             for each, table in zip(tasks, own, strict=True)

@@ -76,8 +76,11 @@ def test_the_sublayers_that_need_bits_get_them(studies):
     assert chosen[3] > chosen[1], "the need decides, not the place"
     assert set(known.choose(NUMBERS, 4.5)) == {0}
     assert set(known.choose(NUMBERS, 8.5)) == {2}
-    with pytest.raises(UsageError, match=r"--budget 4 is below 4\.5"):
+    with pytest.raises(UsageError, match=r"--budget 4 is not a number of at least 4\.5"):
         known.choose(NUMBERS, 4.0)
+    for endless in (float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="is not a number of at least"):
+            known.choose(NUMBERS, endless)
 
 
 def test_a_mixture_is_measured_on_held_out_items_beside_uniform_and_random_ones(studies):

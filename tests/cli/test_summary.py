@@ -46,6 +46,15 @@ def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_shown_once(tmp_path, b
     assert text.count("estimate ") == 1
 
 
+def test_a_run_that_quantised_says_so_and_judges_no_cornerstones(tmp_path, bench, finished):
+    spec = StudySpec(tasks=("one",), max_removed=2, change="quantise:q4_0")
+    text = summary(run_study(spec, tmp_path / "r", prepare=bench().prepare))
+    assert "each quantised to q4_0; estimates with 95 % intervals" in text
+    assert "cornerstone" not in text
+    assert "removed" not in text
+    assert "cornerstone" in summary(finished)
+
+
 @pytest.mark.parametrize("name", ["[red]x[/red]", "[/]", ":smile:", "a\x1b[31mb\x07", "\x9b2J"])
 def test_names_are_shown_as_they_are(tmp_path, bench, name):
     """Markup in the name of a task or a group would vanish or raise; an escape sequence would be obeyed."""
@@ -89,7 +98,7 @@ def test_results_reach_a_terminal_without_our_signs(finished, encoding):
 def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
     spec = StudySpec(tasks=("one",), players="attn.0=attn.0+ffn.0,rest=attn.1+ffn.1", max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    table = importance_table(run.manifest.design.players, find(run).sides)
+    table = importance_table(run.manifest, find(run).sides)
     assert {(cell.plain, str(cell.style)) for cell in table.columns[0].cells} == {
         ("attn.0", "green"),
         ("rest", "green"),

@@ -48,7 +48,9 @@ def equivalence(difference: Influence, margin: float, *, level: float, correctio
         UsageError: a margin that is not positive.
     """
     if not 0.0 < margin < np.inf:
-        raise UsageError(f"equivalent within {margin:g}", "give a positive margin, such as 0.1")
+        raise UsageError(
+            f"a margin of {margin:g} proves nothing", "--equivalent-within takes a positive number in the value's unit"
+        )
     # The smallest α whose interval at 1 − 2α lies within the margin; the wider the interval the smaller α.
     low, high = np.full(difference.value.shape, np.log10(2.0)), np.full(difference.value.shape, _LEAST)
     for _ in range(_STEPS):
