@@ -100,10 +100,11 @@ def _kernels(name: str, *, measure: bool) -> list[Finding]:
     found = [Finding("kernels", "; ".join(wrong) or right, not wrong, hint)]
     if not measure:
         speed = measure_machine(device, dtype, seconds=0.2)
-        rates = (speed.host_to_device_bytes_s, speed.moved_bytes_s, speed.disk_bytes_s)
-        there, here, disk = (f"{rate / 1e9:.3g}" for rate in rates)
-        words = f"{2 * speed.macs_s / 1e12:.3g} TFLOP/s of products"
-        words += f"; GB/s: {there} from memory to {device.type}, {here} on it, {disk} from disk"
+        there, here, disk = (
+            f"{rate / 1e9:.3g}" for rate in (speed.host_to_device_bytes_s, speed.moved_bytes_s, speed.disk_bytes_s)
+        )
+        copies = f"{there} from memory to the GPU, {here} on it" if speed.is_gpu else f"{here} in memory"
+        words = f"{2 * speed.macs_s / 1e12:.3g} TFLOP/s of products; GB/s: {copies}, {disk} from disk"
         return [*found, Finding("speed", words)]
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
         ceilings = list(measure_ceilings(device, dtype, Path(folder)))

@@ -41,6 +41,8 @@ def summarise(
     if findings.sides:
         width, console.width = console.width, max(console.width, _WIDEST)
         table = importance_table(run.manifest, findings.sides, n_rows)
+        if console.measure(table).maximum > width:
+            table.padding = 0  # the box has a space between columns: 80 in all then hold them, intervals included
         console.print(Spelled(table), crop=False)
         console.width = width
         hidden = 0 if n_rows is None else len(findings.sides[-1].overall.players) - n_rows
@@ -77,7 +79,7 @@ def importance_table(manifest: Manifest, sides: Sequence[Side], n_rows: int | No
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=0,  # the box has a space between columns: 80 in all hold them, intervals included
+        collapse_padding=True,
         title=Text(
             f"{count} {whose}, by {sides[-1].words}\n{'' if done == REMOVE else f'each {done.words}; '}"
             "estimates with 95 % intervals"

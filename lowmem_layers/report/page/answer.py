@@ -22,9 +22,14 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 def leading_side(findings: Findings) -> Side:
     """Choose the side with which the answer is given: the tasks' own metric, unless the log-likelihood decides more.
 
-    What counts is how many players are certainly among the top 3. On few items an accuracy cannot tell sublayers apart.
+    What counts is how many players are certainly among the top 3, then whether any are told apart at all. On few items
+    an accuracy cannot do that.
     """
-    return max(findings.sides, key=lambda side: int((side.overall.top_k_decision == 1).sum()))
+
+    def decided(side: Side) -> tuple[int, bool]:
+        return int((side.overall.top_k_decision == 1).sum()), bool(np.ptp(side.overall.value) > 0)
+
+    return max(findings.sides, key=decided)
 
 
 def answer(run: Run, findings: Findings) -> list[str]:
@@ -75,13 +80,11 @@ def _cost(findings: Findings, first: int, manifest: Manifest) -> str:
     if not np.isfinite([drop, ci.low, ci.high]).all():
         return f"What the model loses {lacking} is not known: too few items are finished."
     level = side.scale * float(np.mean([each.level.value[0] for each in tasks]))
-    change = "falls" if drop >= 0 else "rises"
-    ends = sorted((abs(ci.low), abs(ci.high))) if ci.low * ci.high > 0 else [ci.low, ci.high]
+    change, low, high = ("falls", ci.low, ci.high) if drop >= 0 else ("rises", -ci.high, -ci.low)
     sentence = (
         f"{lacking[0].upper()}{lacking[1:]} alone, the {side.words} on {_listed([each.task for each in tasks])} "
-        f"{change} by "
-        f"{number(abs(drop), digits)} {side.unit} (95 % interval {number(ends[0], digits)} to "
-        f"{number(ends[1], digits)}) from {number(level, digits)} {'%' if side.unit == 'points' else side.unit}"
+        f"{change} by {number(abs(drop), digits)} {side.unit} (95 % interval {number(low, digits)} to "
+        f"{number(high, digits)}) from {number(level, digits)} {'%' if side.unit == 'points' else side.unit}"
     )
     chances = [each.chance for each in tasks if each.chance is not None]
     if len(chances) == len(tasks):
