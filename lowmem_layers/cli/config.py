@@ -16,7 +16,7 @@ import click
 
 from lowmem_layers.errors import UsageError, did_you_mean
 
-_SHOWN_ONLY = ("out", "display", "all_rows")  # options of run that plan lacks: one file serves both
+_RUN_ONLY = ("out", "display", "all_rows", "ray", "mix_devices")  # options that plan lacks: one file serves both
 
 
 def config_option(command: Any) -> Any:
@@ -56,7 +56,7 @@ def read_config(path: Path, known: Mapping[str, click.Parameter]) -> dict[str, A
         name = key.replace("-", "_")
         if name == "cache" and isinstance(value, bool):  # run.json's name for what is --no-cache on the command line
             name, value = "no_cache", not value
-        if name in _SHOWN_ONLY and name not in known:
+        if name in _RUN_ONLY and name not in known:
             continue
         if name not in known:
             spelled = [each.replace("_", "-") for each in known]

@@ -66,15 +66,12 @@ class Handing:
             # Where tiles are wanted in order, no worker runs far ahead of one that is late.
             last = n_given + _AHEAD * len(self.names) if of.in_order else len(tiles)
             loop.hand_out(lambda tile, last=last: places[tile] < last)
-            for scored in loop.take_back():
-                if not of.in_order:
-                    n_given += 1
-                    yield scored
-                    continue
-                early[places[scored.tile]] = scored
-            while n_given in early:
+            # What arrived is given when idle workers have other tiles: none of them waits until it is recorded.
+            if early and (n_given in early or not of.in_order):
+                yield early.pop(n_given if of.in_order else next(iter(early)))
                 n_given += 1
-                yield early.pop(n_given - 1)
+            else:
+                early |= {places[scored.tile]: scored for scored in loop.take_back()}
 
 
 @dataclass

@@ -37,15 +37,14 @@ def hired(
     library()
     if n_workers is None and address is None:
         raise UsageError("how many workers is not said", "add --workers N, or --ray ADDRESS of a cluster")
-    if n_workers is not None and n_workers < 1:
-        raise UsageError(f"--workers {n_workers} is too small", "--workers takes a number of at least 1")
+    check_number(n_workers)
     crews: list[Crew] = []
     with contextlib.ExitStack() as stack:
 
         def prepare_on_workers(
             specification: Specification, announce: Announce, earlier: EngineRecord | None
         ) -> Prepared:
-            usual = max(1, (os.cpu_count() or 1) // (n_workers or 1))
+            usual = usual_threads(n_workers or 1)
             if not crews:
                 announce(StageStarted("starting Ray"))
                 stack.enter_context(ray_open(address, (n_workers or 1) * (specification.threads or usual)))
@@ -60,3 +59,18 @@ def hired(
             return crews[0].prepare(given, announce, earlier)
 
         yield prepare_on_workers
+
+
+def check_number(n_workers: int | None) -> None:
+    """See that a number of workers is one.
+
+    Raises:
+        UsageError: it is less than 1.
+    """
+    if n_workers is not None and n_workers < 1:
+        raise UsageError(f"--workers {n_workers} is too small", "--workers takes a number of at least 1")
+
+
+def usual_threads(n_workers: int) -> int:
+    """Share this machine's threads among workers, where no number of threads is given."""
+    return max(1, (os.cpu_count() or 1) // n_workers)
