@@ -25,7 +25,7 @@ _AHEAD = 4  # tiles for each worker that may wait for an earlier one, where they
 
 
 @dataclass
-class _Given:
+class Given:
     """A tile in a worker's hands. Units: seconds of the clock; work in multiply-adds, as reported so far."""
 
     tile: int
@@ -55,6 +55,13 @@ class Handing:
     patience_s: float = PATIENCE_S
     clock: Callable[[], float] = time.monotonic
     states: list[str] = field(default_factory=list)
+    given: dict[Handle, Given] = field(default_factory=dict)  # what is in workers' hands
+
+    def take_away(self) -> None:
+        """End workers that still score a tile nobody waits for: their run failed, or stopped early."""
+        for given in self.given.values():
+            self.hands.restart(given.worker)
+        self.given.clear()
 
     def score_tiles(self, tiles: Sequence[int], of: Scoring) -> Iterator[ScoredTile]:
         """Score tiles on all workers; give each as it arrives, or in the order that was asked for."""
@@ -81,7 +88,6 @@ class _Loop:
     about: Handing
     of: Scoring
     waiting: deque[int]
-    given: dict[Handle, _Given] = field(default_factory=dict)
     loading: dict[Handle, int] = field(default_factory=dict)
     looks: dict[Handle, int] = field(default_factory=dict)
     tries: Counter[int] = field(default_factory=Counter)
@@ -104,19 +110,19 @@ class _Loop:
             worker, tile = self._idle.popleft(), self.waiting.popleft()
             handle = self.about.hands.call(worker, "score", tile, self.of.items[tile], self._shared)
             now = self.about.clock()
-            self.given[handle] = _Given(tile, worker, now, now)
+            self.about.given[handle] = Given(tile, worker, now, now)
             self.of.begin(tile)
 
     def take_back(self) -> list[ScoredTile]:
         """Wait a moment, and give the tiles that were scored by then; idle workers are given others first."""
         hands, found = self.about.hands, []
-        if not self.given and not self.loading:
+        if not self.about.given and not self.loading:
             raise WorkerError(
                 f"no worker is left: {'; '.join(map(' '.join, zip(self.about.names, self.about.states, strict=True)))}",
                 "finished tiles are kept: the same command goes on; with fewer --workers each has more memory",
             )
-        for handle in hands.wait([*self.given, *self.loading, *self.looks], _LOOK_S):
-            if handle in self.given:
+        for handle in hands.wait([*self.about.given, *self.loading, *self.looks], _LOOK_S):
+            if handle in self.about.given:
                 found += self._taken(handle)
             elif handle in self.loading:
                 self._loaded(handle)
@@ -128,7 +134,7 @@ class _Loop:
 
     def _taken(self, handle: Handle) -> list[ScoredTile]:
         """Take a tile back: its scores, or the tile itself, which then waits for another worker."""
-        given, about = self.given.pop(handle), self.about
+        given, about = self.about.given.pop(handle), self.about
         try:
             scored: Scored = about.hands.answer(handle)
         except LostError as error:
@@ -150,7 +156,7 @@ class _Loop:
         spent, name = about.clock() - given.start, about.names[given.worker]
         return [ScoredTile(given.tile, scored.scores, spent, name, about.made_on(given.worker))]
 
-    def _again(self, given: _Given, reason: str) -> None:
+    def _again(self, given: Given, reason: str) -> None:
         """Let a tile wait again, at the front; give up where too many workers failed over it."""
         self.tries[given.tile] += 1
         if self.tries[given.tile] >= _MOST_TRIES:
@@ -166,7 +172,7 @@ class _Loop:
         if given.work:
             self.of.announce(WorkDone(-given.work, given.tile))
 
-    def _lost(self, given: _Given, reason: str) -> None:
+    def _lost(self, given: Given, reason: str) -> None:
         """Load the model into the worker that takes the place of one that ended."""
         self._again(given, reason)
         self._load(given.worker)
@@ -199,9 +205,9 @@ class _Loop:
         """Ask workers how far they are, and end those that have not moved for too long."""
         now = self._looked = self.about.clock()
         asked = set(self.looks.values())
-        for handle, given in list(self.given.items()):
+        for handle, given in list(self.about.given.items()):
             if now - given.moved >= self.about.patience_s:
-                del self.given[handle]
+                del self.about.given[handle]
                 self.about.hands.restart(given.worker)
                 self._lost(given, f"no progress for {now - given.moved:.0f} s")
             elif given.worker not in asked:
@@ -214,7 +220,7 @@ class _Loop:
             news: News = self.about.hands.answer(handle)
         except LostError:
             return  # its tile's own call says so, too
-        for given in self.given.values():
+        for given in self.about.given.values():
             if given.worker == worker and news.tile == given.tile and news.work > given.work:
                 self.of.announce(WorkDone(news.work - given.work, given.tile))
                 given.work, given.moved = news.work, self.about.clock()

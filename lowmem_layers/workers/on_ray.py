@@ -23,7 +23,8 @@ from lowmem_layers.workers.worker import Worker
 
 _STORE_BYTES = 256 << 20  # tiles' scores pass through; Ray would take a third of the memory
 _CONNECT = "see that ray start --head runs there and that its port can be reached; ADDRESS is HOST:6379 or auto"
-_PATIENT = {"load", "versions"}  # calls that wait for a worker that begins anew
+_PATIENT = {"load", "versions", "vacate"}  # calls that wait for a worker that begins anew
+_MOST_RETRIES = 3  # of these: memory that runs out while a model is loaded will run out again
 
 
 def library() -> Any:
@@ -57,7 +58,7 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
             own = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
             ray.init(address="local", log_to_driver=False, logging_level="error", **own)
         else:
-            _knock(address)
+            check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -75,15 +76,19 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """See that something listens at HOST:PORT: Ray itself would wait there for minutes, and write its own lines.
 
     Raises:
-        OSError: nothing does within five seconds.
+        UsageError: nothing does within five seconds.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            words = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"Ray cannot be reached at {address}: {words}", _CONNECT) from error
 
 
 class RayHands:
@@ -100,7 +105,7 @@ class RayHands:
         """Send a call; news are told beside another call."""
         options: dict[str, Any] = {"concurrency_group": "news"} if method == "news" else {}
         if method in _PATIENT:
-            options["max_task_retries"] = -1
+            options["max_task_retries"] = _MOST_RETRIES
         return getattr(self._actors[worker], method).options(**options).remote(*arguments)
 
     def share(self, value: Any) -> Any:

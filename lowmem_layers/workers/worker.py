@@ -27,6 +27,14 @@ LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy")  # whose versions
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a worker is. Units: bytes of the host's memory that are free there; None where that does not matter."""
+
+    host: str
+    free_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What a worker says of itself once its model is loaded.
 
@@ -79,11 +87,32 @@ class Worker:
         """Name the versions of this package and of the libraries that decide numbers."""
         return versions_here()
 
+    def vacate(self) -> Place:
+        """Free what an earlier run held; say where this worker is, and how much memory is free there."""
+        self._prepared = None
+        if self._given is not None:
+            return Place(socket.gethostname())
+        from lowmem_layers.model.memory import available_host_bytes, release_model
+
+        release_model()
+        return Place(socket.gethostname(), available_host_bytes())
+
     def load(
-        self, specification: Specification, tasks: Sequence[Any] | None, earlier: EngineRecord | None, shared_by: int
+        self,
+        specification: Specification,
+        tasks: Sequence[Any] | None,
+        earlier: EngineRecord | None,
+        shared_by: int,
+        free_bytes: int | None = None,
     ) -> Loaded:
-        """Load the model and examine it. `shared_by` workers of this host share the memory that was given."""
-        self._prepared = None  # what an earlier run held is freed first
+        """Load the model and examine it.
+
+        `shared_by` workers of this host share the memory that was given, or that was free before any of them loaded:
+        at the same time each would take all of it for its own.
+
+        Units: `free_bytes` of the host.
+        """
+        self._prepared = None
         if specification.max_cpu_memory is not None:
             specification = replace(specification, max_cpu_memory=specification.max_cpu_memory // shared_by)
         prepare = self._given
@@ -92,7 +121,8 @@ class Worker:
 
             from lowmem_layers.study.prepare import prepare_study
 
-            prepare = partial(prepare_study, tasks=tasks)
+            share = None if free_bytes is None else free_bytes // shared_by
+            prepare = partial(prepare_study, tasks=tasks, free_cpu_memory=share)
         self._prepared = prepare(specification, self._news.events.append, earlier)
         self._threads = self._prepared.machine.get("threads")
         return self._loaded()

@@ -14,6 +14,7 @@ from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import EngineError, LowmemLayersError, ShortageError, UsageError, WorkerError
 from lowmem_layers.study.events import Noted, StatementJudged, TileCommitted, TileStarted, WorkDone
 from lowmem_layers.workers.crew import Crew
+from lowmem_layers.workers.worker import Place, Worker
 from tests.workers.stand_ins import ListHands
 
 UNTIL = StudySpec(tasks=("one",), max_removed=1, until="ci=3")
@@ -213,6 +214,58 @@ def test_memory_that_was_given_is_shared_by_the_workers_of_a_host(tmp_path, benc
 
     run_study(replace(spec, max_cpu_memory=900), tmp_path / "r", prepare=crew_of(prepare)[1].prepare)
     assert given == [300, 300, 300]
+
+
+def test_workers_of_one_host_share_what_is_free_there(tmp_path, bench, spec, monkeypatch):
+    """Two on a host of 900 bytes, one alone on another: nobody counts on what the other one takes."""
+    shares: list[int | None] = []
+
+    def prepare(specification, announce, earlier, *, tasks, free_cpu_memory):
+        shares.append(free_cpu_memory)
+        return bench().prepare(specification, announce, earlier)
+
+    monkeypatch.setattr("lowmem_layers.study.prepare.prepare_study", prepare)
+    places = iter([Place("desktop", 800), Place("desktop", 900), Place("laptop", 700)])
+    monkeypatch.setattr(Worker, "vacate", lambda self: next(places))
+    hands = ListHands(None, n_workers=3)
+    run_study(spec, tmp_path / "r", prepare=Crew(hands).prepare)
+    assert shares == [450, 450, 700]
+
+
+def test_several_runs_share_one_crew_and_one_that_fails_leaves_nothing_behind(tmp_path, bench, engine, spec, whole):
+    made = [bench(engine=engine(fail_at=1, error=EngineError)), bench()]
+    now = iter([made[0]] * 3 + [made[1]] * 6)
+    hands, crew = crew_of(lambda *given: next(now).prepare(*given))
+    with pytest.raises(EngineError):
+        run_study(spec, tmp_path / "failed", prepare=crew.prepare)
+    assert not hands.restarted
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare)
+    assert set(hands.restarted) < {0, 1, 2}, "workers that still scored for the run that failed"
+    assert hands.restarted
+    assert digests(run.folder) == digests(whole.folder)
+
+
+def test_a_worker_that_was_given_up_is_not_asked_for_in_the_next_run(tmp_path, bench, spec, whole):
+    hands, crew = crew_of(bench().prepare)
+    hands.dies = lambda worker, method: worker == 2 and (worker, "score") in hands.calls
+    first = run_study(spec, tmp_path / "first", prepare=crew.prepare)
+    n_calls = len(hands.calls)
+    second = run_study(spec, tmp_path / "second", prepare=crew.prepare)
+    assert digests(first.folder) == digests(second.folder) == digests(whole.folder)
+    assert not [each for each in hands.calls[n_calls:] if each[0] == 2]
+
+
+def test_a_worker_gets_its_next_tile_before_the_last_one_is_recorded(bench, spec):
+    """Between two tiles no worker waits until scores are written."""
+    from lowmem_layers.study.contracts import Scoring
+    from lowmem_layers.study.events import ignore
+
+    _, crew = crew_of(bench().prepare, n_workers=2)
+    prepared = crew.prepare(spec.resolved(), ignore)
+    begun: list[int] = []
+    of = Scoring([prepared.encoded[:1]] * 8, [()], begun.append, ignore)
+    for given, _ in enumerate(prepared.score_tiles(range(8), of), start=1):
+        assert len(begun) >= min(8, given + 2)
 
 
 def test_scores_keep_every_bit(tmp_path, bench, engine, spec):
