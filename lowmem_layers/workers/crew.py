@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from lowmem_layers.errors import LowmemLayersError, UsageError, WorkerError
+from lowmem_layers.errors import UsageError, WorkerError
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.record.manifest import EngineRecord, described
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared, ReadTasks, Scoring
-from lowmem_layers.study.events import Announce, StageStarted, ignore
+from lowmem_layers.study.events import Announce, Noted, StageStarted, ignore
 from lowmem_layers.study.one_by_one import shortage_note
 from lowmem_layers.tasks.items import EncodedItem
 from lowmem_layers.workers.handing import PATIENCE_S, Handing
-from lowmem_layers.workers.hands import Handle, Hands, LostError, named
+from lowmem_layers.workers.hands import EndedError, Handle, Hands, LostError, answered
 from lowmem_layers.workers.worker import Loaded, News, Place, Scored, deciding_sizes, versions_here
 
 _LOOK_S = 0.5  # between two looks at a worker that loads its model
-_VERSIONS_S = 120.0  # for workers to start and say their versions
+_START_S = 120.0  # for workers to start and say their versions
 
 
 @dataclass
@@ -42,7 +42,9 @@ class Crew:
     _names: list[str] = field(default_factory=list)
     _loaded: dict[int, Loaded] = field(default_factory=dict)
     _places: dict[int, Place] = field(default_factory=dict)
+    _gone: set[int] = field(default_factory=set)
     _handing: Handing | None = None
+    _announce: Announce = ignore
 
     def prepare(
         self, specification: Specification, announce: Announce, earlier: EngineRecord | None = None
@@ -54,22 +56,22 @@ class Crew:
         """
         hands, everybody = self.hands, range(self.hands.n_workers)
         # 1) the workers are there, and run the same code; what an earlier run left them with is given up
-        present = [worker for worker in everybody if worker >= len(self._states) or self._states[worker] != "lost"]
-        present = present or list(everybody)
-        announce(StageStarted(f"starting {len(present)} workers"))
+        self._announce = announce
+        announce(StageStarted(f"starting {hands.n_workers - len(self._gone)} workers"))
         if self._handing is not None:
             self._handing.take_away()
-        self._check_versions(present)
-        self._places = self._all(present, "vacate")
+            self._gone |= {worker for worker in everybody if self._states[worker] == "lost"}
+        self._places = self._arrivals([worker for worker in everybody if worker not in self._gone])
         # 2) the tasks are read here; the first worker loads alone where it leaves packed weights for the others
         tasks = None if self.read is None else list(self.read(specification))
+        present = list(self._places)
         shared, first = hands.share(tasks), present[:1] if specification.quant != "none" else present
         self._names = [f"worker {worker}" for worker in everybody]
         given = (specification, shared, earlier)
         answers = self._load(first, given, announce)
-        answers |= self._load([worker for worker in present if worker not in answers], given, ignore)
+        answers |= self._load([worker for worker in present if worker not in first], given, ignore)
         self._loaded = dict(sorted(answers.items()))
-        self._states[:] = ["ready" if worker in present else "lost" for worker in everybody]
+        self._states[:] = ["ready" if worker in self._loaded else "lost" for worker in everybody]
         # 3) one plan for all, and what the study needs
         smallest = self._settle()
         chosen = self._loaded[smallest]
@@ -112,7 +114,7 @@ class Crew:
     def _is_mixed(self) -> bool:
         return len({loaded.numeric["device"] for loaded in self._loaded.values()}) > 1
 
-    def _check_versions(self, present: Sequence[int]) -> None:
+    def _arrivals(self, workers: Sequence[int]) -> dict[int, Place]:
         """See that every worker answers, and runs this process's versions.
 
         Raises:
@@ -120,19 +122,28 @@ class Crew:
             WorkerError: a worker does not answer.
         """
         here, hands = versions_here(), self.hands
-        asked = {hands.call(worker, "versions"): worker for worker in present}
+        asked = {hands.call(worker, "arrive"): worker for worker in workers}
+        found: dict[int, Place] = {}
         waited_s = 0.0
         while asked:
             done = hands.wait(list(asked), _LOOK_S)
             waited_s += 0.0 if done else _LOOK_S
-            if waited_s > _VERSIONS_S:
-                raise WorkerError(
-                    f"{len(asked)} of {len(present)} workers did not start within {_VERSIONS_S:.0f} s",
+            if waited_s > _START_S:
+                late = WorkerError(
+                    f"{len(asked)} of {len(workers)} workers did not start within {_START_S:.0f} s",
                     "look at ray status: are there so many free CPUs or cards? Else take fewer --workers",
                 )
+                for worker in asked.values():
+                    self._go_on_without(worker, late)
+                break
             for handle in done:
                 worker = asked.pop(handle)
-                there = _answered(hands, handle, f"worker {worker}")
+                try:
+                    found[worker] = answered(hands, handle, f"worker {worker}")
+                except EndedError as error:
+                    self._go_on_without(worker, error)
+                    continue
+                there = found[worker].versions
                 names = [name for name in here if there.get(name) != here[name]]
                 differ = [f"{name} {there.get(name)} there, {here[name]} here" for name in names]
                 if differ:
@@ -140,6 +151,18 @@ class Crew:
                         f"worker {worker} has other versions: {'; '.join(differ)}",
                         "install the same lowmem-layers and libraries on every host",
                     )
+        return dict(sorted(found.items()))
+
+    def _go_on_without(self, worker: int, error: WorkerError) -> None:
+        """Leave a worker out that was there for an earlier run and ended: a host may have gone.
+
+        Raises:
+            WorkerError: this is the first run, which needs all workers; or no other one is left.
+        """
+        if self._handing is None or len(self._gone) + 1 == self.hands.n_workers:
+            raise error
+        self._gone.add(worker)
+        self._announce(Noted(f"{error.message}; the run goes on without this worker"))
 
     def _load(self, workers: Sequence[int], given: tuple[Any, ...], announce: Announce) -> dict[int, Loaded]:
         """Load the model into these workers at once; announce what the first of them does."""
@@ -152,7 +175,10 @@ class Crew:
             for handle in hands.wait([*asked, look], _LOOK_S):
                 if handle in asked:
                     worker = asked.pop(handle)
-                    found[worker] = _answered(hands, handle, f"worker {worker}")
+                    try:
+                        found[worker] = answered(hands, handle, f"worker {worker}")
+                    except EndedError as error:
+                        self._go_on_without(worker, error)
                 elif handle == look:
                     self._pass_on(hands, look, announce)
                     look = None
@@ -208,7 +234,7 @@ class Crew:
     def _all(self, workers: Sequence[int], method: str, *arguments: Any) -> dict[int, Any]:
         """Call these workers at once, and give their answers."""
         asked = {worker: self.hands.call(worker, method, *arguments) for worker in workers}
-        return {worker: _answered(self.hands, handle, f"worker {worker}") for worker, handle in asked.items()}
+        return {worker: answered(self.hands, handle, f"worker {worker}") for worker, handle in asked.items()}
 
 
 class CrewEngine:
@@ -254,21 +280,3 @@ class CrewEngine:
         for each in scored.narrowed:
             self._narrowed.append(each)
             announce(shortage_note(each, "later tiles of this worker"))
-
-
-def _answered(hands: Hands, handle: Handle, who: str) -> Any:
-    """Give a call's answer.
-
-    Raises:
-        LowmemLayersError: what the call raised, with the worker's name.
-    """
-    try:
-        return hands.answer(handle)
-    except LostError as error:
-        raise WorkerError(f"{who} ended: {error}", "fewer --workers leave each more memory") from error
-    except LowmemLayersError as error:
-        raise named(error, who) from None
-    except Exception as error:
-        raise WorkerError(
-            f"{who}: {type(error).__name__}: {error}", "without --workers, --debug shows where an error comes from"
-        ) from error

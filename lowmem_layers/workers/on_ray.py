@@ -23,7 +23,7 @@ from lowmem_layers.workers.worker import Worker
 
 _STORE_BYTES = 256 << 20  # tiles' scores pass through; Ray would take a third of the memory
 _CONNECT = "see that ray start --head runs there and that its port can be reached; ADDRESS is HOST:6379 or auto"
-_PATIENT = {"load", "versions", "vacate"}  # calls that wait for a worker that begins anew
+_PATIENT = {"load", "arrive"}  # calls that wait for a worker that begins anew
 _MOST_RETRIES = 3  # of these: memory that runs out while a model is loaded will run out again
 
 

@@ -28,9 +28,13 @@ LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy")  # whose versions
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker is. Units: bytes of the host's memory that are free there; None where that does not matter."""
+    """Where a worker is, and which versions are there.
+
+    Units: bytes of the host's memory that are free; None where that does not matter.
+    """
 
     host: str
+    versions: Mapping[str, str]
     free_bytes: int | None = None
 
 
@@ -83,19 +87,15 @@ class Worker:
         self._threads: int | None = None
         self._news = News()
 
-    def versions(self) -> dict[str, str]:
-        """Name the versions of this package and of the libraries that decide numbers."""
-        return versions_here()
-
-    def vacate(self) -> Place:
-        """Free what an earlier run held; say where this worker is, and how much memory is free there."""
+    def arrive(self) -> Place:
+        """Free what an earlier run held; say where this worker is, and which versions and free memory are there."""
         self._prepared = None
         if self._given is not None:
-            return Place(socket.gethostname())
+            return Place(socket.gethostname(), versions_here())
         from lowmem_layers.model.memory import available_host_bytes, release_model
 
         release_model()
-        return Place(socket.gethostname(), available_host_bytes())
+        return Place(socket.gethostname(), versions_here(), available_host_bytes())
 
     def load(
         self,

@@ -39,6 +39,8 @@ def small(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "prepare_study", prepared)
     monkeypatch.setattr(prepare, "read_tasks", lambda spec: made.prepare(spec, lambda _: None).tasks)
     monkeypatch.setattr("lowmem_layers.report.write_report", lambda *_, **__: tmp_path / "page")
+    monkeypatch.setattr("lowmem_layers.findings.findings.find", lambda run: None)
+    monkeypatch.setattr("lowmem_layers.cli.summary.summarise", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
     return made
 

@@ -65,8 +65,10 @@ def test_weights_that_another_process_packs_are_waited_for_and_not_packed_again(
     expected = logits_of(load_model(spec(llama_folder)))
     path = list_cache()[0].path
     aside = path.rename(path.with_name("aside"))  # as if it were still being written
-    lock = FileLock(folder / filling.LOCKS / f"{path.name}.lock", thread_local=False)
-    lock.acquire()
+    lock = FileLock(f"{path}.lock", thread_local=False)
+    holder = threading.Thread(target=lock.acquire)  # another thread stands for another process
+    holder.start()
+    holder.join()
 
     def finish(line: str) -> None:
         lines.append(line)
@@ -78,6 +80,7 @@ def test_weights_that_another_process_packs_are_waited_for_and_not_packed_again(
     monkeypatch.setattr(filling, "_read_all", lambda *_: pytest.fail("packed twice"))
     assert torch.equal(logits_of(load_model(spec(llama_folder), finish)), expected)
     assert "from the cache" in lines[-1]
+    assert [entry.state for entry in list_cache()] == ["ready"]
 
 
 def test_where_there_are_no_locks_weights_are_packed_all_the_same(

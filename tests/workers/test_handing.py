@@ -14,7 +14,7 @@ from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import EngineError, LowmemLayersError, ShortageError, UsageError, WorkerError
 from lowmem_layers.study.events import Noted, StatementJudged, TileCommitted, TileStarted, WorkDone
 from lowmem_layers.workers.crew import Crew
-from lowmem_layers.workers.worker import Place, Worker
+from lowmem_layers.workers.worker import Place, Worker, versions_here
 from tests.workers.stand_ins import ListHands
 
 UNTIL = StudySpec(tasks=("one",), max_removed=1, until="ci=3")
@@ -187,10 +187,9 @@ def test_another_model_is_refused_though_devices_may_be_mixed(tmp_path, bench, s
 
 
 def test_versions_that_differ_are_refused_by_name(tmp_path, bench, spec, monkeypatch):
-    hands, crew = crew_of(bench().prepare)
-    monkeypatch.setattr(
-        "lowmem_layers.workers.crew.versions_here", lambda: {**hands.answer(hands.call(0, "versions")), "torch": "1.0"}
-    )
+    _, crew = crew_of(bench().prepare)
+    here = {**versions_here(), "torch": "1.0"}
+    monkeypatch.setattr("lowmem_layers.workers.crew.versions_here", lambda: here)
     with pytest.raises(UsageError, match=r"worker \d has other versions: torch 2\S* there, 1.0 here"):
         run_study(spec, tmp_path / "r", prepare=crew.prepare)
 
@@ -225,11 +224,12 @@ def test_workers_of_one_host_share_what_is_free_there(tmp_path, bench, spec, mon
         return bench().prepare(specification, announce, earlier)
 
     monkeypatch.setattr("lowmem_layers.study.prepare.prepare_study", prepare)
-    places = iter([Place("desktop", 800), Place("desktop", 900), Place("laptop", 700)])
-    monkeypatch.setattr(Worker, "vacate", lambda self: next(places))
+    where = [("desktop", 800), ("desktop", 900), ("laptop", 700)]
+    places = iter([Place(host, versions_here(), free) for host, free in where])
+    monkeypatch.setattr(Worker, "arrive", lambda self: next(places))
     hands = ListHands(None, n_workers=3)
     run_study(spec, tmp_path / "r", prepare=Crew(hands).prepare)
-    assert shares == [450, 450, 700]
+    assert sorted(shares) == [450, 450, 700]
 
 
 def test_several_runs_share_one_crew_and_one_that_fails_leaves_nothing_behind(tmp_path, bench, engine, spec, whole):
@@ -245,14 +245,26 @@ def test_several_runs_share_one_crew_and_one_that_fails_leaves_nothing_behind(tm
     assert digests(run.folder) == digests(whole.folder)
 
 
-def test_a_worker_that_was_given_up_is_not_asked_for_in_the_next_run(tmp_path, bench, spec, whole):
+@pytest.mark.parametrize("gone_at", ["arrive", "load", "score"])
+def test_a_worker_that_ended_for_good_is_left_out_of_the_next_runs(tmp_path, bench, spec, whole, gone_at):
+    """Whether that is seen when the second run begins, while it loads, or in its tiles."""
     hands, crew = crew_of(bench().prepare)
-    hands.dies = lambda worker, method: worker == 2 and (worker, "score") in hands.calls
-    first = run_study(spec, tmp_path / "first", prepare=crew.prepare)
-    n_calls = len(hands.calls)
-    second = run_study(spec, tmp_path / "second", prepare=crew.prepare)
-    assert digests(first.folder) == digests(second.folder) == digests(whole.folder)
-    assert not [each for each in hands.calls[n_calls:] if each[0] == 2]
+    noted: list[object] = []
+    ended: list[str] = []
+
+    def dies(worker: int, method: str) -> bool:
+        if worker == 2 and (method == gone_at or ended):
+            ended.append(method)
+        return worker == 2 and bool(ended)
+
+    for number in range(4):
+        n_calls = len(hands.calls)
+        run = run_study(spec, tmp_path / f"{number}", prepare=crew.prepare, announce=noted.append)
+        assert digests(run.folder) == digests(whole.folder)
+        hands.dies = dies
+    assert ended[0] == gone_at
+    assert not [each for each in hands.calls[n_calls:] if each[0] == 2], "asked for once more"
+    assert any(getattr(event, "words", "").startswith("worker 2") for event in noted)
 
 
 def test_a_worker_gets_its_next_tile_before_the_last_one_is_recorded(bench, spec):

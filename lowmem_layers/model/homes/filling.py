@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from lowmem_layers.model.homes.store import SLOT_KINDS, GroupKey, Place
 from lowmem_layers.model.memory import only_new_objects_collected, release_freed_memory
 
 Announce = Callable[[str], None]
-LOCKS = "locks"  # in the cache's folder
 OnLayer = Callable[[int, int], None]  # how many decoder layers are read, and of how many
 
 
@@ -102,19 +101,23 @@ def _alone(path: Path | None, announce: Announce) -> Iterator[None]:
     if path is None:
         yield
         return
-    lock = FileLock(path.parent / LOCKS / f"{path.name}.lock")
-    with ExitStack() as stack:
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                announce("another process packs these weights: waiting for it")
-                lock.acquire()
-            stack.callback(lock.release)
-        except (OSError, NotImplementedError):
-            pass
+            lock.acquire(timeout=0)
+        except Timeout:
+            announce("another process packs these weights: waiting for it")
+            lock.acquire()
+    except (OSError, NotImplementedError):
         yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not let an open file be deleted
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def _made(filling: Filling, reader: LayerReader, announce: Announce, on_layer: OnLayer) -> Home:
