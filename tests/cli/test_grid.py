@@ -41,6 +41,8 @@ def small(bench, monkeypatch, tmp_path):
     monkeypatch.setattr("lowmem_layers.report.write_report", lambda *_, **__: tmp_path / "page")
     monkeypatch.setattr("lowmem_layers.findings.findings.find", lambda run: None)
     monkeypatch.setattr("lowmem_layers.cli.summary.summarise", lambda *_, **__: None)
+    made.freed = []
+    monkeypatch.setattr("lowmem_layers.model.memory.release_model", lambda: made.freed.append(made.calls))
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -68,6 +70,7 @@ def test_every_combination_and_every_listed_run_is_made_and_nothing_twice(capfd,
     assert {(each["limit"], each["seed"]) for each in passed} == {(3, 5)}
     assert [each["cache"] for each in passed] == [True] * 4 + [False]
     assert {folder.split("/")[0] for folder in folders} == {"here"}
+    assert len(small.freed) == 4, "each model is freed before the next one is placed"
     calls = small.calls
     assert call(capfd, "run", "--config", "grid.toml", "--out", "here", "--seed", "5") == (0, out, "")
     assert small.calls == calls + 5, "complete runs read their tasks and load nothing"
