@@ -40,7 +40,7 @@ def shortest(model, names, n_items, **where):
 
 
 def check_against_reference(engine, items, n_coalitions, longest=4, step=1):
-    """Compare a sample of all windows; the engine also scores each `step`th of up to `longest`, which share prefixes."""
+    """Compare a sample of all windows; every `step`th of up to `longest` is scored with it, and shares prefixes."""
     model = engine.model
     all_windows = windows(len(model.players), 4)
     sample = [(), *random.Random(0).sample(all_windows[1:], n_coalitions)]
