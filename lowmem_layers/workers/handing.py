@@ -21,6 +21,7 @@ PATIENCE_S = 900.0  # without any progress in a tile, a worker counts as hanging
 _LOOK_S = 1.0  # between two looks at what workers do
 _MOST_TRIES = 6  # of one tile: if so many workers end over it, it is the tile
 _MOST_LOADS = 3  # in a row that a worker may fail to load its model, before it is given up
+_LOAD_PATIENCE = 4  # times the patience with a tile: a large model comes from a slow disk
 _AHEAD = 4  # tiles for each worker that may wait for an earlier one, where they are wanted in order
 
 
@@ -89,6 +90,7 @@ class _Loop:
     of: Scoring
     waiting: deque[int]
     loading: dict[Handle, int] = field(default_factory=dict)
+    load_sent: dict[int, float] = field(default_factory=dict)
     looks: dict[Handle, int] = field(default_factory=dict)
     tries: Counter[int] = field(default_factory=Counter)
     failed_loads: Counter[int] = field(default_factory=Counter)
@@ -101,7 +103,7 @@ class _Loop:
         self._idle = deque(worker for worker, state in enumerate(about.states) if state == "ready")
         for worker, state in enumerate(about.states):
             if state == "loading":
-                self.loading[about.reload(worker)] = worker
+                self._send_load(worker)
         self._say_who()
 
     def hand_out(self, may_begin: Callable[[int], bool]) -> None:
@@ -179,8 +181,12 @@ class _Loop:
 
     def _load(self, worker: int) -> None:
         self.about.states[worker] = "loading"
-        self.loading[self.about.reload(worker)] = worker
+        self._send_load(worker)
         self._say_who()
+
+    def _send_load(self, worker: int) -> None:
+        self.loading[self.about.reload(worker)] = worker
+        self.load_sent[worker] = self.about.clock()
 
     def _loaded(self, handle: Handle) -> None:
         """Take a worker in that has loaded its model again, or give it up."""
@@ -196,9 +202,13 @@ class _Loop:
         if reason is None:
             self.failed_loads[worker], about.states[worker] = 0, "ready"
             self._idle.append(worker)
+            self._say_who()
         else:
-            about.states[worker] = "lost"
-            self.of.announce(Noted(f"{about.names[worker]} is given up: {reason}"))
+            self._give_up(worker, reason)
+
+    def _give_up(self, worker: int, reason: str) -> None:
+        self.about.states[worker] = "lost"
+        self.of.announce(Noted(f"{self.about.names[worker]} is given up: {reason}"))
         self._say_who()
 
     def _look(self) -> None:
@@ -212,6 +222,10 @@ class _Loop:
                 self._lost(given, f"no progress for {now - given.moved:.0f} s")
             elif given.worker not in asked:
                 self.looks[self.about.hands.call(given.worker, "news")] = given.worker
+        for handle, worker in list(self.loading.items()):  # its host may be gone, and no other has room for it
+            if (waited_s := now - self.load_sent[worker]) >= _LOAD_PATIENCE * self.about.patience_s:
+                del self.loading[handle]
+                self._give_up(worker, f"its model was not loaded again within {waited_s:.0f} s")
 
     def _looked_at(self, handle: Handle) -> None:
         """Announce how much a worker has done since the last look."""

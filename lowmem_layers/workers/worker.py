@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from lowmem_layers._version import __version__
-from lowmem_layers.errors import WorkerError
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.record.identity import code_digest, fingerprint
@@ -22,6 +21,7 @@ from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Engine, Prepare, Prepared, TaskLike
 from lowmem_layers.study.events import Event
 from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.workers.hands import LostError
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy")  # whose versions decide numbers
 
@@ -180,7 +180,7 @@ class Worker:
     @property
     def _ready(self) -> Prepared:
         if self._prepared is None:
-            raise WorkerError("a worker was given work before it had loaded the model")
+            raise LostError("it began anew, without a model")  # it was killed while it had nothing to do
         return self._prepared
 
     @property

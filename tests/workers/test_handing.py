@@ -108,6 +108,36 @@ def test_a_worker_that_hangs_is_ended_and_its_tile_goes_to_another(tmp_path, ben
     assert digests(run.folder) == digests(whole.folder)
 
 
+def test_a_worker_that_was_killed_while_it_was_idle_loads_again(tmp_path, bench, spec, whole):
+    """Ray has started it anew, unseen: it answers the next call, but has no model."""
+    hands, crew = crew_of(bench().prepare)
+    noted: list[object] = []
+
+    def hear(event: object) -> None:
+        noted.append(event)
+        if isinstance(event, TileCommitted) and event.tiles_done == 1:
+            hands._workers[1] = Worker(hands.prepare)
+
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare, announce=hear)
+    assert digests(run.folder) == digests(whole.folder)
+    assert any("began anew, without a model" in event.words for event in noted if isinstance(event, Noted))
+
+
+def test_a_worker_whose_host_is_gone_does_not_keep_the_run_waiting(tmp_path, bench, spec):
+    """The only worker ends, and Ray finds no host for it: the run ends with a line, and goes on with another call."""
+    hands = ListHands(bench().prepare, n_workers=1, dies=lambda worker, method: method == "score", hanging="load")
+    noted: list[object] = []
+
+    def hear(event: object) -> None:
+        noted.append(event)
+        if isinstance(event, TileStarted):
+            hands.hangs.add(0)
+
+    with pytest.raises(WorkerError, match="no worker is left: worker 0 lost"):
+        run_study(spec, tmp_path / "r", prepare=Crew(hands, patience_s=0.3).prepare, announce=hear)
+    assert any("was not loaded again within" in event.words for event in noted if isinstance(event, Noted))
+
+
 def test_memory_that_runs_out_sends_the_tile_to_another_worker(tmp_path, bench, engine, spec, whole):
     made = bench(engine=engine(fail_at=1, error=ShortageError))
     sound = bench()
