@@ -1,12 +1,12 @@
 """Several workers with Ray: what handing out costs, whether kills lose anything, how fast two are against one process.
 
     python -m benchmarks.workers overhead [--tiles 1000] [--workers 8] [--tile-s 1.0]
-    python -m benchmarks.workers kills [--kills 50] [--workers 4] [--seed 0]
+    python -m benchmarks.workers kills [--kills 50] [--workers 4] [--pause-s 3.0] [--seed 0]
     python -m benchmarks.workers speed [--pairs 2] [--items 60] [--max-removed 2] [--quant 4bit]
 
 overhead: stand-in workers that only wait, as many coalitions as SmolLM2 has; what a tile takes more than it waits.
-kills:    workers' processes are killed with SIGKILL at random moments, while they load too; the record must be that of
-          one process, byte for byte, and each tile recorded once.
+kills:    workers' processes are killed with SIGKILL at random moments, on average `--pause-s` apart, while they load too;
+          the record must be that of one process, byte for byte, and each tile recorded once.
 speed:    the command `run` on the embedded model, two workers of one thread each and one process of two, in turns.
 The last line is one JSON document. Needs the extra ray.
 """
@@ -38,7 +38,6 @@ from lowmem_layers.workers.hiring import hired
 
 _USUAL_TILE_S = 30.0  # a tile of a real model on a CPU: half a minute
 _LAYERS = 30  # SmolLM2's: 60 players, 235 coalitions
-_PAUSE_S = 1.0  # between two kills, on average
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,10 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
             committed.append(event.tile)
         elif isinstance(event, Noted):
             noted.append(event.words)
+            print(f"{len(killed)} kills, {len(committed)} tiles: {event.words}", file=sys.stderr)
 
     def kill() -> None:
-        while len(killed) < options.kills and not over.wait(rng.expovariate(1 / _PAUSE_S)):
+        while len(killed) < options.kills and not over.wait(rng.expovariate(1 / options.pause_s)):
             if (workers := processes_of_workers()) and committed:
                 rng.choice(workers).kill()
                 killed.append(time.perf_counter())
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("overhead", "kills", "speed"))
     for name, usual in (
-        ("tiles", 1000), ("workers", None), ("tile-s", 1.0), ("kills", 50), ("seed", 0), ("pairs", 2), ("items", 60),
+        ("tiles", 1000), ("workers", None), ("tile-s", 1.0), ("kills", 50), ("seed", 0), ("pause-s", 3.0), ("pairs", 2), ("items", 60),
         ("max-removed", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=type(usual) if usual is not None else int, default=usual)

@@ -20,7 +20,7 @@ from lowmem_layers.workers.worker import News, Scored
 PATIENCE_S = 900.0  # without any progress in a tile, a worker counts as hanging
 _LOOK_S = 1.0  # between two looks at what workers do
 _MOST_TRIES = 6  # of one tile: if so many workers end over it, it is the tile
-_MOST_LOADS = 3  # in a row that a worker may fail to load its model, before it is given up
+_MOST_LOADS = 5  # in a row that a worker may fail to load its model, before it is given up
 _LOAD_PATIENCE = 4  # times the patience with a tile: a large model comes from a slow disk
 _AHEAD = 4  # tiles for each worker that may wait for an earlier one, where they are wanted in order
 
