@@ -5,8 +5,8 @@
     python -m benchmarks.workers speed [--pairs 2] [--items 60] [--max-removed 2] [--quant 4bit]
 
 overhead: stand-in workers that only wait, as many coalitions as SmolLM2 has; what a tile takes more than it waits.
-kills:    workers' processes are killed with SIGKILL at random moments, on average `--pause-s` apart, while they load too;
-          the record must be that of one process, byte for byte, and each tile recorded once.
+kills:    workers' processes are killed with SIGKILL at random moments, `--pause-s` apart on average, while they load
+          too; the record must be that of one process, byte for byte, and each tile recorded once.
 speed:    the command `run` on the embedded model, two workers of one thread each and one process of two, in turns.
 The last line is one JSON document. Needs the extra ray.
 """
@@ -183,8 +183,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("overhead", "kills", "speed"))
     for name, usual in (
-        ("tiles", 1000), ("workers", None), ("tile-s", 1.0), ("kills", 50), ("seed", 0), ("pause-s", 3.0), ("pairs", 2), ("items", 60),
-        ("max-removed", 2),
+        ("tiles", 1000), ("workers", None), ("tile-s", 1.0), ("kills", 50), ("seed", 0), ("pause-s", 3.0), ("pairs", 2),
+        ("items", 60), ("max-removed", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=type(usual) if usual is not None else int, default=usual)
     parser.add_argument("--quant", default="4bit")
