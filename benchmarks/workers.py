@@ -80,7 +80,9 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
     """Kill workers at random moments while they score a run; compare its record with that of one process."""
-    study = Waiting(8 * options.kills, n_layers=3, tile_s=0.25)
+    n_tiles = 8 * options.kills  # of such a length that the kills fall into the first three quarters of the run
+    tile_s = options.kills * options.pause_s * options.workers / (0.75 * n_tiles)
+    study = Waiting(n_tiles, n_layers=3, tile_s=tile_s)
     spec, rng = StudySpec(tasks=(TASK,), max_removed=2, threads=1), random.Random(options.seed)
     committed: list[int] = []
     noted: list[str] = []
@@ -101,7 +103,7 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
                 killed.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        whole = run_study(spec, Path(folder) / "whole", prepare=StandIn(8 * options.kills).prepare)
+        whole = run_study(spec, Path(folder) / "whole", prepare=StandIn(n_tiles).prepare)
         killer, start = threading.Thread(target=kill), time.perf_counter()
         with hired(options.workers, prepare=study.prepare) as prepare:
             killer.start()
@@ -110,7 +112,7 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
             finally:
                 over.set()
                 killer.join()
-        n_tiles, same = len(run.manifest.plan.tiles), digests(run.folder) == digests(whole.folder)
+        same = digests(run.folder) == digests(whole.folder)
     return {
         "kills": len(killed), "tiles": n_tiles, "tiles_given_again": sum("goes to another" in each for each in noted),
         "each_tile_recorded_once": sorted(committed) == list(range(n_tiles)), "record_is_that_of_one_process": same,

@@ -24,7 +24,7 @@ from lowmem_layers.workers.worker import Worker
 _STORE_BYTES = 256 << 20  # tiles' scores pass through; Ray would take a third of the memory
 _CONNECT = "see that ray start --head runs there and that its port can be reached; ADDRESS is HOST:6379 or auto"
 _PATIENT = {"load", "arrive"}  # calls that wait for a worker that begins anew
-_MOST_RETRIES = 3  # of these: memory that runs out while a model is loaded will run out again
+_MOST_RETRIES = 60  # of these: Ray tries once a second while an actor restarts; not for ever, if memory runs out
 
 
 def library() -> Any:
