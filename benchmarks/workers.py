@@ -2,7 +2,7 @@
 
     python -m benchmarks.workers overhead [--tiles 1000] [--workers 8] [--tile-s 1.0]
     python -m benchmarks.workers kills [--kills 50] [--workers 4] [--pause-s 3.0] [--seed 0]
-    python -m benchmarks.workers speed [--pairs 2] [--items 60] [--max-removed 2] [--quant 4bit]
+    python -m benchmarks.workers speed [--pairs 2] [--items 120] [--max-removed 2] [--quant 4bit]
 
 overhead: stand-in workers that only wait, as many coalitions as SmolLM2 has; what a tile takes more than it waits.
 kills:    workers' processes are killed with SIGKILL at random moments, `--pause-s` apart on average, while they load
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "kills", "speed"))
     for name, usual in (
         ("tiles", 1000), ("workers", None), ("tile-s", 1.0), ("kills", 50), ("seed", 0), ("pause-s", 3.0), ("pairs", 2),
-        ("items", 60), ("max-removed", 2),
+        ("items", 120), ("max-removed", 2),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=type(usual) if usual is not None else int, default=usual)
     parser.add_argument("--quant", default="4bit")

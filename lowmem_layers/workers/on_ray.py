@@ -54,23 +54,26 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        if address is None:
-            own = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-            ray.init(address="local", log_to_driver=False, logging_level="error", **own)
-        else:
-            check_reachable(address)
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "ersion mismatch" in str(error):
-            raise UsageError(f"Ray at {address}: {words}", "use the same Ray and Python on every host") from error
-        raise UsageError(f"Ray cannot be reached at {address or 'this machine'}: {words}", _CONNECT) from error
-    # Ray would write its own remarks about workers that ended on stdout, where data go; the run says what happened.
-    setattr(import_module("ray._private.worker"), "_worker_logs_enabled", False)  # noqa: B010 (types know no such name)
-    try:
-        for number, handler in before.items():  # Ray puts its own in the place of ours
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, handler)
+        try:
+            if address is None:
+                own = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+                ray.init(address="local", log_to_driver=False, logging_level="error", **own)
+            else:
+                check_reachable(address)
+                ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            words = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "ersion mismatch" in str(error):
+                raise UsageError(f"Ray at {address}: {words}", "use the same Ray and Python on every host") from error
+            raise UsageError(f"Ray cannot be reached at {address or 'this machine'}: {words}", _CONNECT) from error
+        except SystemExit as stop:  # Ray's own answer to SIGTERM, while it starts
+            raise KeyboardInterrupt from stop
+        finally:
+            for number, handler in before.items():  # Ray puts its own in the place of ours
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    signal.signal(number, handler)
+        # Ray would write its own remarks about workers that ended on stdout, where data go; the run says what happened.
+        setattr(import_module("ray._private.worker"), "_worker_logs_enabled", False)  # noqa: B010 (unknown to types)
         yield
     finally:
         ray.shutdown()
