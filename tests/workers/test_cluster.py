@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from lowmem_layers import StudySpec, run_study
-from lowmem_layers.errors import UsageError
 from lowmem_layers.study.events import Noted, TileCommitted
 from lowmem_layers.workers.hiring import hired
 from tests.dictionary import Bench, DictionaryEngine
@@ -125,8 +124,3 @@ def test_two_hosts_make_the_record_of_one_process_also_when_one_goes(tmp_path, c
         run = run_study(SPEC, tmp_path / "half", prepare=prepare, announce=hear)
         assert digests(run.folder) == digests(whole.folder)
         assert any("goes to another worker" in event.words for event in events if isinstance(event, Noted))
-    with (
-        hired(2, made.address, prepare=prepare_there) as prepare,
-        pytest.raises(UsageError, match="but Ray has 1 CPUs"),
-    ):
-        run_study(SPEC, tmp_path / "none", prepare=prepare)
