@@ -36,7 +36,7 @@ def bits(
         note_unfinished(run)
     from lowmem_layers.acting.allotting import check_runs, measured
     from lowmem_layers.acting.bit_files import write_files
-    from lowmem_layers.acting.mixtures import bits_of, contenders, measure_contenders, numbers_of, own_bits
+    from lowmem_layers.acting.mixtures import bits_in, bits_of, contenders, measure_contenders, numbers_of, own_bits
     from lowmem_layers.acting.versions import prepare_again
     from lowmem_layers.model.load import inspect_model
     from lowmem_layers.study.prepare import model_spec
@@ -44,13 +44,15 @@ def bits(
     # 1) the choice
     runtime = check_runs(opened)
     found = inspect_model(model_spec(opened[0].manifest.resolved))
-    known, numbers = measured(opened, value, own_bits(found, runtime)), numbers_of(found)
+    numbers = numbers_of(found)
+    known = measured(opened, value, own_bits(found, runtime), bits_in(found))
     chosen = known.choose(numbers, budget)
     names = [known.options[option].name for option in chosen]
-    for option in known.options:
+    for place, option in enumerate(known.options):
         given = [player.name for player, name in zip(found.anatomy.players, names, strict=True) if name == option.name]
         if given:
-            _say(f"{option.name} ({option.bits:g} bits): {', '.join(given)}")
+            least, most = (f"{end(known.bits[:, place]):.4g}" for end in (min, max))
+            _say(f"{option.name} ({least if least == most else f'{least} to {most}'} bits): {', '.join(given)}")
     loss, ci = known.foreseen([chosen])
     metric = known.metric
     _say(

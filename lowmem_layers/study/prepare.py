@@ -69,7 +69,7 @@ def prepare_study(
     )
     announce(StageStarted("examining the model", "examination"))
     start = clock()
-    changes = _changes(spec, model, encoded, placement.states_bytes)
+    changes = _changes(spec, model, encoded, placement)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
     verdict = engine.examine()
     announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
@@ -91,19 +91,20 @@ def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
     design = plan_design(spec, found.shape.players)
     changed = [design.sublayers[position] for position in sorted({p for removed in design.removed for p in removed})]
     check_rows(found.places, {(player.layer, player.role) for player in changed}, into)
-    return replace(found, shape=found.shape.with_rounding())
+    return replace(found, shape=found.shape.with_rounding(into.most_bits))
 
 
-def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], budget_bytes: int) -> Changes:
+def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], placed: Placement) -> Changes:
     """Give what becomes of every sublayer; what stands for a branch's output is measured on the run's own items."""
     from lowmem_layers.engine.changes import Changes
     from lowmem_layers.engine.trunk import branch_means
+    from lowmem_layers.model.homes.rounding import Shelf
 
     change, means = parse_change(spec.change), None
     if change.kind == "mean":
         model.examine()
-        means = branch_means(model, encoded, budget_bytes)
-    return Changes.alike(len(model.players), change, means)
+        means = branch_means(model, encoded, placed.states_bytes)
+    return Changes.alike(len(model.players), change, means, Shelf(placed.shelf_bytes))
 
 
 def _placed(found: Inspection, placement: Placement) -> ModelPlaced:

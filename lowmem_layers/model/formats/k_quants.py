@@ -156,7 +156,9 @@ def _shared(values: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]
     return (largest / top).half(), torch.where(largest > 0, codes, torch.zeros_like(codes))
 
 
-def _final(blocks: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor, low: int, high: int, fit: torch.Tensor):
+def _final(
+    blocks: torch.Tensor, steps: torch.Tensor, minima: torch.Tensor, low: int, high: int, fit: torch.Tensor
+) -> torch.Tensor:
     """Round numbers by the scales as they are packed; groups whose scale became 0 keep the codes of their fit.
 
     Shapes: `blocks` (blocks, 256), `steps` and `minima` (blocks, groups), `fit` (numbers, groups) → (blocks, 256) in
