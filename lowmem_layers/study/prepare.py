@@ -54,7 +54,7 @@ def prepare_study(
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model", "headers"))
-    found = _with_room_for_change(spec, inspect_model(model_spec(spec)))
+    found = _with_room_for_change(spec, inspect_model(model_spec(spec)), announce)
     announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
@@ -77,7 +77,7 @@ def prepare_study(
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
 
-def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
+def _with_room_for_change(spec: Specification, found: Inspection, announce: Announce) -> Inspection:
     """See that a format can pack the sublayers that play, and count the room that their rounded weights take.
 
     Raises:
@@ -90,7 +90,8 @@ def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
         return found
     design = plan_design(spec, found.shape.players)
     changed = [design.sublayers[position] for position in sorted({p for removed in design.removed for p in removed})]
-    check_rows(found.places, {(player.layer, player.role) for player in changed}, into)
+    if said := check_rows(found.places, {(player.layer, player.role) for player in changed}, into):
+        announce(Noted(said))
     return replace(found, shape=found.shape.with_rounding(into.most_bits))
 
 

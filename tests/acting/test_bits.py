@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,13 +194,18 @@ def test_transformers_quantises_just_what_the_settings_say(studies, tmp_path):
     }
 
 
-@pytest.mark.parametrize(("name", "file"), [("q4_0", "llama-quantize.sh"), ("nf4", "quantization_config.json")])
-def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, name, file):
+@pytest.mark.parametrize(("name", "file", "gguf"), [
+    ("q4_0", "llama-quantize.sh", None),
+    ("q4_0", "llama-quantize.sh", "/my models/a.gguf"),
+    ("nf4", "quantization_config.json", None),
+])  # fmt: skip
+def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, name, file, gguf):
     known = measured([studies[name].run], "loglikelihood", 16.0 if name == "nf4" else None)
     module = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
     ))  # fmt: skip
-    found = SimpleNamespace(anatomy=dissect(module), prefix="model.layers", module=module)
+    source = SimpleNamespace(gguf_path=gguf and Path(gguf))
+    found = SimpleNamespace(anatomy=dissect(module), prefix="model.layers", module=module, source=source)
     (said,) = write_files(found, known, (0,) * 6, tmp_path / "out")
     assert file in said
     text = (tmp_path / "out" / file).read_text()
@@ -206,8 +213,10 @@ def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, na
         assert json.loads(text)["bnb_4bit_quant_type"] == "nf4"
         assert json.loads(text)["llm_int8_skip_modules"] == ["lm_head"]
     else:
-        assert text.startswith("llama-quantize \\\n")
-        assert text.count("--tensor-type") == 6
+        words = shlex.split(text)
+        source = ["--allow-requantize", gguf] if gguf else ["model-f16.gguf"]
+        assert [words[0], *words[1:-15], *words[-3:]] == ["llama-quantize", *source[:-1], source[-1], "mixture.gguf", name]
+        assert words[-15:-3:2] == ["--tensor-type"] * 6
     assert (tmp_path / "out" / "formats.csv").read_text().splitlines()[1] == f"attn.0,{name}"
     with pytest.raises(UsageError):
         write_files(found, known, (0,) * 6, tmp_path / "out")

@@ -21,23 +21,33 @@ from lowmem_layers.model.homes.experts import OneByOne
 from lowmem_layers.model.homes.places import Place, is_quantised, sublayer_places
 
 
-def check_rows(places: Iterable[Place], sublayers: Collection[tuple[int, str]], into: QuantFormat) -> None:
+def check_rows(places: Iterable[Place], sublayers: Collection[tuple[int, str]], into: QuantFormat) -> str:
     """See that a format can pack what is to be rounded, by the shapes alone. `sublayers`: decoder layer and role.
+
+    Gives what is to be said where another format has to stand in, else nothing.
 
     Raises:
         ModelError: a sublayer has no linear weights, or rows that the format cannot pack.
     """
-    left = set(sublayers)
+    left, widths = set(sublayers), []
     for place in places:
         if (place.layer, place.kind) in sublayers and is_quantised(place):
             left.discard((place.layer, place.kind))
             check_width(row_width(place), into, place.key)
+            widths.append(row_width(place))
     if left:
         layer, role = min(left)
         raise ModelError(
             f"decoder layer {layer}: what stands in the place of {role} has no linear weights that could be quantised",
             "use --change remove, or name other sublayers with --players",
         )
+    others = [width for width in widths if into.for_rows(width) != into]
+    if not others:
+        return ""
+    return (
+        f"{into.name} packs {into.block} numbers of a row at a time: {len(others)} of {len(widths)} matrices have rows of "
+        f"{' or '.join(map(str, sorted(set(others))))} numbers, and are rounded to {into.instead}, as llama-quantize does"
+    )
 
 
 class Shelf:
