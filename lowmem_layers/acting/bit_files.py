@@ -67,8 +67,8 @@ def write_files(found: Inspection, measured: Measured, chosen: Sequence[int], fo
             command = ["llama-quantize", *again, *lines, f"{source} mixture.gguf {_BASES.get(base, base)}"]
             (partial / "llama-quantize.sh").write_text(" \\\n  ".join(command) + "\n")
             return [
-                f"{folder}/llama-quantize.sh quantises {source}; embedding and head, which were not measured, get what a "
-                f"model in {base} has there"
+                f"{folder}/llama-quantize.sh quantises {source}; embedding and head, which were not measured, get what "
+                f"a model in {base} has there"
             ]
         about = (
             {"load_in_4bit": True, "bnb_4bit_quant_type": into.name} if into.name != "int8" else {"load_in_8bit": True}

@@ -154,8 +154,10 @@ def _scores(
     scores: list[list[np.ndarray]] = [[] for _ in items]
     for mixture in (None, *mixtures):
         options = [] if mixture is None else [measured.options[option].change for option in mixture]
-        changed = engine if mixture is None else engine.changed(
-            Changes(tuple(each or REMOVE for each in options), shelf=engine.changes.shelf)
+        changed = (
+            engine
+            if mixture is None
+            else engine.changed(Changes(tuple(each or REMOVE for each in options), shelf=engine.changes.shelf))
         )
         coalition = tuple(place for place, each in enumerate(options) if each is not None)
         for tile in tiles:

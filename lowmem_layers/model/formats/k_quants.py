@@ -31,6 +31,11 @@ def _nearest(x: torch.Tensor) -> torch.Tensor:
     return ((x + 12582912.0).view(torch.int32) & 0x7FFFFF) - 0x400000
 
 
+def _over(number: float, x: torch.Tensor) -> torch.Tensor:
+    """Divide a number by x; `number / x` multiplies by the rounded reciprocal."""
+    return torch.tensor(number, dtype=torch.float32, device=x.device) / x
+
+
 def _codes(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
     """Round to codes from `low` to `high`, kept as floating-point numbers."""
     return _nearest(x).clamp_(low, high).float()
@@ -62,8 +67,9 @@ def _affine_fit(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fit x ≈ scale · code − minimum with codes from 0 to `top` (ggml's `make_qkx2_quants`).
 
-    Each step stretches the codes a little, solves for scale and minimum, and is kept where the error shrinks. Shapes:
-    `x` and `weights` (numbers, groups) → scales (groups,), minima (groups,), codes (numbers, groups).
+    Each step stretches the codes a little from the best minimum so far, solves for scale and minimum, and is kept where
+    the error shrinks. Shapes: `x` and `weights` (numbers, groups) → scales (groups,), minima (groups,), codes (numbers,
+    groups).
     """
     low, high = x.amin(0).clamp_(max=0), x.amax(0)
     span = high - low
@@ -74,14 +80,14 @@ def _affine_fit(
         return _total(weights * (gap.abs_() if absolute else gap * gap))
 
     # 1) the whole span, cut evenly
-    stretch = top / span
-    shifted, scale, minimum = x - low, 1 / stretch, low
-    codes = _codes(stretch * shifted, 0, top)
+    stretch = _over(top, span)
+    scale, minimum = _over(1, stretch), low
+    codes = _codes(stretch * (x - low), 0, top)
     best = error(scale, minimum, codes)
     # 2) other spans
     for step in range(n_steps + 1):
-        wanted = np.float32(first) + np.float32(0.1) * np.float32(step) + np.float32(top)
-        tried = _codes((float(wanted) / span) * shifted, 0, top)
+        wanted = float(np.float32(first) + np.float32(0.1) * np.float32(step) + np.float32(top))
+        tried = _codes(_over(wanted, high - minimum) * (x - minimum), 0, top)
         weighted = weights * tried
         sum_l, sum_l2, sum_xl = _total(weighted), _total(weighted * tried), _total(weighted * x)
         determinant = sum_w * sum_l2 - sum_l * sum_l
@@ -95,7 +101,7 @@ def _affine_fit(
         best, scale = torch.where(better, now, best), torch.where(better, new_scale, scale)
         minimum, codes = torch.where(better, new_minimum, minimum), torch.where(better, tried, codes)
     flat = span == 0
-    return scale.masked_fill(flat, 0), -minimum, codes.masked_fill(flat, 0)
+    return scale.masked_fill(flat, 0), 0.0 - minimum, codes.masked_fill(flat, 0)
 
 
 def _stretched_fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,8 +112,8 @@ def _stretched_fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     largest, weighted = _largest(x), x * x
     scale, best, codes = torch.zeros_like(largest), torch.zeros_like(largest), torch.zeros_like(x)
     for step in (0, *range(-9, 0), *range(1, 10)):
-        wanted = np.float32(32) + np.float32(0.1) * np.float32(step)
-        tried = _codes((float(-wanted) / largest) * x, -32, 31)
+        wanted = float(np.float32(32) + np.float32(0.1) * np.float32(step))
+        tried = _codes(_over(-wanted, largest) * x, -32, 31)
         sum_xl, sum_l2 = _total(weighted * x * tried), _total(weighted * tried * tried)
         new_scale = sum_xl / sum_l2
         better = (sum_l2 > 0) & ((sum_xl * sum_xl > best * sum_l2) if step else True)
@@ -124,7 +130,7 @@ def _descent_fit(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Shapes: (numbers, groups) → scales (groups,), codes (numbers, groups).
     """
     largest, weights = _largest(x), x * x
-    codes = _codes((-4 / largest) * x, -4, 3)
+    codes = _codes(_over(-4, largest) * x, -4, 3)
     sum_xl, sum_l2 = _total(weights * x * codes), _total(weights * codes * codes)
     for _ in range(5):
         changed = False
@@ -152,7 +158,7 @@ def _shared(values: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]
     Shapes: (blocks, groups) → (blocks, 1) in float16, (blocks, groups) codes.
     """
     largest = values.amax(1, keepdim=True).clamp_(min=0)
-    codes = _codes((top / largest) * values, 0, top)
+    codes = _codes(_over(top, largest) * values, 0, top)
     return (largest / top).half(), torch.where(largest > 0, codes, torch.zeros_like(codes))
 
 
@@ -198,8 +204,8 @@ def q3_k(blocks: torch.Tensor) -> torch.Tensor:
     scales, fit = _descent_fit(_groups(blocks, 16))
     of = scales.view(-1, 16)
     largest = _largest(of.t())[:, None]  # (blocks, 1)
-    inverse = -32 / largest
-    d = (1 / inverse).masked_fill(largest == 0, 0).half()
+    inverse = _over(-32, largest)
+    d = _over(1, inverse).masked_fill(largest == 0, 0).half()
     steps = _codes(inverse * of, -32, 31)
     codes = _final(blocks, d.float() * steps, torch.zeros_like(steps), -4, 3, fit)
     scale_codes = (steps + 32).masked_fill(largest == 0, 0).to(torch.uint8)
@@ -215,7 +221,8 @@ def _with_minima(blocks: torch.Tensor, top: int, first: float, n_steps: int) -> 
     Shapes: (blocks, 256) → the first 16 bytes of a block (`half d; half dmin; uint8 scales[12]`), codes (blocks, 256).
     """
     x = _groups(blocks, 32)
-    weights = (_total(x * x) / 32).sqrt() + x.abs()
+    spread = (_total(x * x) / 32).double().sqrt().float()  # torch's own root of float32 is off in the last bit
+    weights = spread + x.abs()
     scales, minima, fit = _affine_fit(x, weights, top, first, n_steps, absolute=False)
     d, steps = _shared(scales.view(-1, 8), 63)
     dmin, offsets = _shared(minima.view(-1, 8), 63)
@@ -251,8 +258,8 @@ def q6_k(blocks: torch.Tensor) -> torch.Tensor:
     scales, fit = _stretched_fit(_groups(blocks, 16))
     of = scales.view(-1, 16)
     largest = _largest(of.t())[:, None]  # (blocks, 1)
-    inverse = -128 / largest
-    d = (1 / inverse).half()
+    inverse = _over(-128, largest)
+    d = _over(1, inverse).half()
     steps = _nearest(inverse * of).clamp_(max=127).float()
     codes = _final(blocks, d.float() * steps, torch.zeros_like(steps), -32, 31, fit)
     runs = codes.view(-1, 2, 4, 32)

@@ -45,8 +45,8 @@ def check_rows(places: Iterable[Place], sublayers: Collection[tuple[int, str]], 
     if not others:
         return ""
     return (
-        f"{into.name} packs {into.block} numbers of a row at a time: {len(others)} of {len(widths)} matrices have rows of "
-        f"{' or '.join(map(str, sorted(set(others))))} numbers, and are rounded to {into.instead}, as llama-quantize does"
+        f"{into.name} packs {into.block} numbers of a row at a time: {len(others)} of {len(widths)} matrices have rows "
+        f"of {' or '.join(map(str, sorted(set(others))))}, and are rounded to {into.instead}, as llama-quantize does"
     )
 
 

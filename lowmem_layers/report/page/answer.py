@@ -111,9 +111,7 @@ def _concentration(found: Importance, words: str, manifest: Manifest) -> str:
     done = manifest.change
     needed = "the model needs them" if done == REMOVE else f"it matters that one of them is {done.words}"
     if unknown:
-        sentences.append(
-            f"For {unknown} of {n_players} the interval holds 0: the run cannot tell whether {needed}."
-        )
+        sentences.append(f"For {unknown} of {n_players} the interval holds 0: the run cannot tell whether {needed}.")
     return minus(" ".join(sentences))
 
 
