@@ -45,12 +45,10 @@ def bits(
     # 1) the choice
     runtime = check_runs(opened)
     found = inspect_model(model_spec(opened[0].manifest.resolved))
-    numbers = numbers_of(found)
-    known = measured(opened, value, own_bits(found, runtime), bits_in(found))
+    known, numbers = measured(opened, value, own_bits(found, runtime), bits_in(found)), numbers_of(found)
     chosen = known.choose(numbers, budget)
-    names = [known.options[option].name for option in chosen]
     for place, option in enumerate(known.options):
-        given = [player.name for player, name in zip(found.anatomy.players, names, strict=True) if name == option.name]
+        given = [player.name for player, its in zip(found.anatomy.players, chosen, strict=True) if its == place]
         if given:
             least, most = (f"{end(known.bits[:, place]):.4g}" for end in (min, max))
             _say(f"{option.name} ({least if least == most else f'{least} to {most}'} bits): {', '.join(given)}")
