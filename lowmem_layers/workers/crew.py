@@ -21,7 +21,7 @@ from lowmem_layers.workers.hands import EndedError, Handle, Hands, LostError, an
 from lowmem_layers.workers.worker import Loaded, News, Place, Scored, deciding_sizes, versions_here
 
 _LOOK_S = 0.5  # between two looks at a worker that loads its model
-_START_S = 120.0  # for workers to start and say their versions
+_START_S = 300.0  # for workers to start and say their versions; a cluster may grow for them
 
 
 @dataclass

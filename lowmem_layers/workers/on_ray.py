@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from lowmem_layers.errors import UsageError
+from lowmem_layers.errors import LowmemLayersError, UsageError, WorkerError
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepare
 from lowmem_layers.workers.hands import Handle, LostError
@@ -46,6 +46,7 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
 
     Raises:
         UsageError: Ray is missing, the address cannot be reached, or the versions differ.
+        WorkerError: Ray does not start on this machine.
     """
     ray = library()
     if ray.is_initialized():
@@ -61,11 +62,15 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
             else:
                 check_reachable(address)
                 ray.init(address=address, log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except LowmemLayersError:
+            raise
+        except Exception as error:  # Ray raises many, among them a bare Exception where it took too long to start
             words = (str(error).strip() or type(error).__name__).splitlines()[0]
             if "ersion mismatch" in str(error):
                 raise UsageError(f"Ray at {address}: {words}", "use the same Ray and Python on every host") from error
-            raise UsageError(f"Ray cannot be reached at {address or 'this machine'}: {words}", _CONNECT) from error
+            if address is None:
+                raise WorkerError(f"Ray did not start: {words}", "try again when the machine is less busy") from error
+            raise UsageError(f"Ray cannot be reached at {address}: {words}", _CONNECT) from error
         except SystemExit as stop:  # Ray's own answer to SIGTERM, while it starts
             raise KeyboardInterrupt from stop
         finally:
