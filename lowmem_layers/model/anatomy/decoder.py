@@ -68,6 +68,11 @@ class DecoderModel:
         return self._found.players
 
     @property
+    def n_layers(self) -> int:
+        """Count the decoder layers, with those that text passes by."""
+        return len(self._found.layers)
+
+    @property
     def device(self) -> torch.device:
         """Name the device that computes."""
         return self.module.get_input_embeddings().weight.device

@@ -30,6 +30,7 @@ _MIXER_CLASS = re.compile(
     r"Mamba|Delta|Lightning|LinearAttention|Conv|Recurrent|Mixer|SSM|LSTM|Rwkv|KDA|Lru", re.IGNORECASE
 )
 _FEED_FORWARD_CLASS = re.compile(r"mlp|moe|feedforward|ffn", re.IGNORECASE)
+_BERT_ATTENTION, _BERT_FEED_FORWARD = ("attention.self", "attention.output.dense"), ("intermediate", "output.dense")
 _FEEDING = re.compile(r"shared_transf(ormer)?")  # Zamba's shared attention: what it gives is what the mixer is given
 
 
@@ -67,10 +68,10 @@ class Answer:
 class LayerAnatomy:
     """One decoder layer and the names of its children that make up each sublayer's branch.
 
-    A branch may have several modules (OPT's fc1 and fc2, Granite's shared experts beside the routed ones); a layer may
-    have one branch alone (Mamba). In which form each child hands back its output (`answers`) and the layer does
-    (`answer`) is seen when the layer is examined, and so is `scale`, by which a layer multiplies the residual stream
-    besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
+    A branch may have several modules (OPT's fc1 and fc2, BERT's heads and the matrix behind them, Granite's shared
+    experts beside the routed ones); a layer may have one branch alone (Mamba). In which form each child hands back its
+    output (`answers`) and the layer does (`answer`) is seen when the layer is examined, and so is `scale`, by which a
+    layer multiplies the residual stream besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
 
     Shapes: `scale` (D,), or 1.
     """
@@ -118,8 +119,11 @@ def dissect(model: nn.Module) -> Anatomy:
     skipped = passed_by_text(config)
     wanted = getattr(config, "num_hidden_layers", None)
     if shared := getattr(config, "num_kv_shared_layers", 0):
+        whose = f"its last {shared} decoder layers read the keys and values of earlier layers"
+        if shared == wanted:
+            whose = "all its decoder layers read the keys and values of another model, for which it drafts tokens"
         raise RemovalError(
-            f"{type(model).__name__}: its last {shared} decoder layers read the keys and values of earlier layers",
+            f"{type(model).__name__}: {whose}",
             "what they read would change or be missing where an earlier attention is removed: no exact removal",
         )
     all_lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
@@ -205,6 +209,10 @@ def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> Lay
         elif inner and not (_is_named(name) or _FEEDING.fullmatch(name) or isinstance(child, attention_classes)):
             children.pop(name)  # a wrapper (DBRX's norm_attn_norm): what it wraps is the sublayer
             children |= inner
+    if {"attention", "intermediate", "output"} <= children.keys():  # BERT's parts end in a sum and a norm of their own
+        inner = {path: part for path, part in layer.named_modules() if path in _BERT_ATTENTION + _BERT_FEED_FORWARD}
+        if len(inner) == 4:
+            return LayerAnatomy(layer, _BERT_ATTENTION, _BERT_FEED_FORWARD, ("attn", "ffn"))
     feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(_leaf(name))]
     if not feed_forward and {"fc1", "fc2"} <= children.keys():  # OPT holds the two matrices in the layer itself
         feed_forward = ["fc1", "fc2"]

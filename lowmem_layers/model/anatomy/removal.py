@@ -93,8 +93,10 @@ def _swapped(targets: list[tuple[LayerAnatomy, str]]) -> Iterator[None]:
         for layer, kind in targets:
             names = layer.children_of(kind)
             modules: list[Any] = [layer.layer.get_submodule(name) for name in names]
-            usual = Answer(2) if kind == "attn" and "attn" in layer.kinds else Answer()  # where none was seen yet
-            answers = [layer.answers.get(name, usual) for name in names]
+            # where none was seen yet
+            usual = Answer(2) if kind == "attn" and "attn" in layer.kinds else Answer()
+            known = [Answer() if isinstance(module, nn.Linear) else usual for module in modules]
+            answers = [layer.answers.get(name, each) for name, each in zip(names, known, strict=True)]
             if names == ("fc1", "fc2"):
                 # Two matrices in the layer itself: the first only narrows, so that nothing is computed.
                 widths = (1, modules[1].out_features)
