@@ -30,7 +30,8 @@ def test_layers_with_two_attentions_and_feed_forwards_that_mix_tokens_are_right(
 
 
 @pytest.mark.parametrize("model_type", [
-    "bert-generation", *(pytest.param(name, marks=pytest.mark.slow) for name in ("minimax", "openai-gpt", "trocr", "git"))
+    "bert-generation",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("minimax", "openai-gpt", "trocr", "git")),
 ])  # fmt: skip
 def test_a_norm_of_the_residual_stream_stays_where_its_sublayer_goes(model_type):
     found = in_a_fork(model_type)

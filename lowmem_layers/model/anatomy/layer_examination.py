@@ -23,7 +23,7 @@ from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.branches import BranchForm, branch_output, find_form, run_layer
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy, text_config
 from lowmem_layers.model.anatomy.forward import LayerCall, first_call, handed_beside, prologue
-from lowmem_layers.model.anatomy.removal import layer_without
+from lowmem_layers.model.anatomy.removal import layer_without, refusing
 from lowmem_layers.model.anatomy.staying import NORM_STAYS, OWN_INPUT_STAYS, scale_of, what_stays
 from lowmem_layers.model.homes.store import LayerStore, Visit
 
@@ -97,7 +97,8 @@ def _begin(
     """
     name, met = type(module).__name__, [layer for layer in anatomy.layers if layer.kinds]
     # 1) the first layer's weights are needed to see in what form layers answer, and that to reach the others
-    hidden, call = first_call(module, met, inputs)
+    with refusing(module, "given text alone", "lowmem-layers scores text, which this model does not take alone"):
+        hidden, call = first_call(module, met, inputs)
     shape = tuple(hidden.shape)
     if shape != (_ROWS, _TOKENS, width):
         several = prod(shape) // (_ROWS * _TOKENS * width)

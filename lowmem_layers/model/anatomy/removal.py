@@ -20,6 +20,8 @@ from lowmem_layers.errors import LowmemLayersError, RemovalError
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy
 from lowmem_layers.model.memory import is_shortage
 
+_UNDRIVEN = "this family's layers cannot be driven one at a time; it can't be ablated exactly"
+
 
 class Stub(nn.Module):
     """Stands in for a removed sublayer: returns zeros (or the residual) of the right shape, dtype and form."""
@@ -47,7 +49,7 @@ class Stub(nn.Module):
 
 
 @contextmanager
-def refusing(model: nn.Module, when: str) -> Iterator[None]:
+def refusing(model: nn.Module, when: str, hint: str = _UNDRIVEN) -> Iterator[None]:
     """Turn whatever a model's own code raises while it is tested into a refusal of the model.
 
     Raises:
@@ -64,7 +66,7 @@ def refusing(model: nn.Module, when: str) -> Iterator[None]:
         first_line = (str(error).strip() or "no message").splitlines()[0]
         raise RemovalError(
             f"{type(model).__name__}: {when}, its own code raised {type(error).__name__}: {first_line}",
-            "this family's layers cannot be driven one at a time; it can't be ablated exactly",
+            hint,
         ) from error
 
 
