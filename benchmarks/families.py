@@ -35,7 +35,7 @@ MIXING = re.compile(
 FEED_FORWARD = re.compile(r"mlp|mlps|shared_mlp|block_sparse_moe|feed_forward|ffn|moe|mlp_block|channel_block|fc2")
 BERT = re.compile(r"(?:.*\.)?layer\.(\d+)\.(attention\.)?output\.dense")  # what is added to the residual stream
 TOLERANCE = 1e-5  # nats a scored token, float32
-SECONDS, BYTES = 240, 10 << 30
+SECONDS, BYTES = 900, 10 << 30
 
 
 def branches_by_name(module: Any, players: Any) -> list[list[Any]]:

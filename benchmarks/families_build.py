@@ -136,6 +136,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "perception_lm": {"vision_config": _TOWER},
     # parts of the text's config that have no usable default
     "mllama": {"text_config": {"cross_attention_layers": [1, 3]}},
+    "gemma3n": {"text_config": {"num_kv_shared_layers": 2}},  # as all that are published
     "idefics": {"cross_layer_interval": 2},
     "chameleon": {"vocabulary_map": {"<image>": 5}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2, "n_group": 1, "topk_group": 1}},
