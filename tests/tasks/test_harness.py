@@ -234,7 +234,7 @@ def test_chats_are_the_harness_own_requests(harness, monkeypatch):
     ours = encode_task(task, tokenizer, max_length=2048)
     tokenizer.chat_template = TURNS.replace("strftime_now is defined", "false")
     lm, theirs = harness_model(None, tokenizer, Namespace(bos="auto")), members["own_chat"]
-    chat = {"apply_chat_template": True, "chat_template": lm.apply_chat_template}
+    chat = {"apply_chat_template": True, "chat_template": lm.apply_chat_template, "fewshot_as_multiturn": True}
     theirs.set_fewshot_seed(1234)
     requests = [
         one
