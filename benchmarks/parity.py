@@ -122,12 +122,10 @@ def compare(name: str, side: HarnessSide, engine: Any, options: argparse.Namespa
     encoded = encode_task(task, side.tokenizer, bos=options.bos, max_length=side.max_length)
     theirs = harness_task(name, options, scratch)
     docs = [doc for _, doc in zip(task.items, theirs.eval_docs, strict=False)]
-    chat: dict[str, Any] = {}
-    if template:  # examples as turns: the harness' default
-        apply = side.harness.apply_chat_template
-        chat = {"apply_chat_template": True, "chat_template": apply, "fewshot_as_multiturn": True}
+    chat = {"apply_chat_template": True, "chat_template": side.harness.apply_chat_template} if template else {}
+    turns = {**chat, "fewshot_as_multiturn": True} if template else {}  # the harness' default
     requests = [
-        theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot, **chat), **chat)
+        theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot, **turns), **chat)
         for doc in docs
     ]
     start = time.perf_counter()

@@ -225,7 +225,7 @@ def test_data_out_of_reach_are_named(harness):
 
 @pytest.mark.filterwarnings("ignore")
 def test_chats_are_the_harness_own_requests(harness, monkeypatch):
-    """Few-shot examples stand in the user's turn, the description in the system's; tokens are the harness' own."""
+    """Few-shot examples are turns, the description is the system's; tokens are the harness' own."""
     _, tokenizer = bare_model()
     tokenizer.chat_template = TURNS
     members = harness_tasks("own_chat", harness)
@@ -234,12 +234,13 @@ def test_chats_are_the_harness_own_requests(harness, monkeypatch):
     ours = encode_task(task, tokenizer, max_length=2048)
     tokenizer.chat_template = TURNS.replace("strftime_now is defined", "false")
     lm, theirs = harness_model(None, tokenizer, Namespace(bos="auto")), members["own_chat"]
-    chat = {"apply_chat_template": True, "chat_template": lm.apply_chat_template, "fewshot_as_multiturn": True}
+    chat = {"apply_chat_template": True, "chat_template": lm.apply_chat_template}
     theirs.set_fewshot_seed(1234)
     requests = [
         one
         for doc in theirs.eval_docs
-        for one in theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 1, **chat), **chat)
+        for context in [theirs.fewshot_context(doc, 1, fewshot_as_multiturn=True, **chat)]  # its default
+        for one in theirs.construct_requests(doc=doc, ctx=context, **chat)
     ]
     lm.loglikelihood(requests, disable_tqdm=True)
     found = [(list(choice.tokens), choice.n_scored) for item in ours for choice in item.choices]
