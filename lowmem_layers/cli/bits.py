@@ -36,27 +36,28 @@ def bits(
         note_unfinished(run)
     from lowmem_layers.acting.allotting import check_runs, measured
     from lowmem_layers.acting.bit_files import write_files
-    from lowmem_layers.acting.mixtures import bits_of, contenders, measure_contenders, numbers_of, own_bits
+    from lowmem_layers.acting.mixtures import bits_in, bits_of, contenders, measure_contenders, numbers_of, own_bits
     from lowmem_layers.acting.versions import prepare_again
+    from lowmem_layers.findings.words import minus
     from lowmem_layers.model.load import inspect_model
     from lowmem_layers.study.prepare import model_spec
 
     # 1) the choice
     runtime = check_runs(opened)
     found = inspect_model(model_spec(opened[0].manifest.resolved))
-    known, numbers = measured(opened, value, own_bits(found, runtime)), numbers_of(found)
+    known, numbers = measured(opened, value, own_bits(found, runtime), bits_in(found)), numbers_of(found)
     chosen = known.choose(numbers, budget)
-    names = [known.options[option].name for option in chosen]
-    for option in known.options:
-        given = [player.name for player, name in zip(found.anatomy.players, names, strict=True) if name == option.name]
+    for place, option in enumerate(known.options):
+        given = [player.name for player, its in zip(found.anatomy.players, chosen, strict=True) if its == place]
         if given:
-            _say(f"{option.name} ({option.bits:g} bits): {', '.join(given)}")
+            least, most = (f"{end(known.bits[:, place]):.4g}" for end in (min, max))
+            _say(f"{option.name} ({least if least == most else f'{least} to {most}'} bits): {', '.join(given)}")
     loss, ci = known.foreseen([chosen])
-    metric = known.metric
+    metric, ends = known.metric, ci.at(0).times(known.metric.scale)
+    expected = minus(f"{loss[0] * metric.scale:.2f} [{ends.low:.2f}, {ends.high:.2f}]")
     _say(
-        f"{bits_of(known, chosen, numbers):.3f} bits a weight; expected loss {loss[0] * metric.scale:.2f} "
-        f"[{ci.low[0] * metric.scale:.2f}, {ci.high[0] * metric.scale:.2f}] {metric.unit} of {metric.words}, by the "
-        f"items it was chosen by (a choice looks better on these than on others); {known.words}"
+        f"{bits_of(known, chosen, numbers):.3f} bits a weight; expected loss {expected} {metric.unit} of "
+        f"{metric.words}, by the items it was chosen by (a choice looks better on these than on others); {known.words}"
     )
     # 2) what other programs take
     if output is not None:
