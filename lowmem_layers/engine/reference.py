@@ -47,7 +47,7 @@ def reference_pass(model: DecoderModel, choice: EncodedChoice, removed: Removed,
         logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
         wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)  # (T, V)
         wanted = torch.tensor(choice.tokens[-choice.n_scored :], device=model.device)
-        return wide[-choice.n_scored :].log_softmax(-1).gather(1, wanted[:, None]).double().sum().item()
+        return wide[-choice.n_scored :].log_softmax(-1).gather(1, wanted[:, None]).cpu().double().sum().item()
 
     @contextmanager
     def changed() -> Iterator[None]:

@@ -78,12 +78,12 @@ class Head:
             if at is None:
                 at = torch.from_numpy(np.stack([pairs.nodes, pairs.tokens])).to(states.device)  # (2, K)
             found.append(self._logprobs(states, pairs, at))
-        logprobs = torch.cat(found).cpu()  # (C, K); a GPU would add in any order
+        logprobs = torch.cat(found).cpu().double()  # (C, K); a GPU would add in any order, and some have no float64
         sums = torch.zeros(len(logprobs), len(pairs.owners), dtype=torch.float64)
         return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
 
     def _logprobs(self, states: torch.Tensor, pairs: Pairs, at: torch.Tensor) -> torch.Tensor:
-        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (2, K) → (C, K) float64."""
+        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (2, K) → (C, K)."""
         n_states, n_scored, width = states.shape
         flat = states.reshape(-1, width)  # (C·S, D)
         enough = flat.repeat(-(-LEAST_ROWS // len(flat)), 1) if len(flat) < LEAST_ROWS else flat
@@ -99,4 +99,4 @@ class Head:
             block = logits[low : low + self._softmax_rows].log_softmax(-1, dtype=wide)
             begin, end = np.searchsorted(rows, [low, low + self._softmax_rows])
             parts.append(block[index[0, begin:end] - low, index[1, begin:end]])
-        return torch.cat(parts).double().view(n_states, -1)
+        return torch.cat(parts).view(n_states, -1)

@@ -21,6 +21,7 @@ from lowmem_layers.forecast.memory import Limits, Memory, Tokens, forecast_memor
 from lowmem_layers.forecast.speed import measure_speed
 from lowmem_layers.forecast.work import WorkForecast, forecast_work, moved_bytes, rates_of
 from lowmem_layers.game.players.tree import prefix_tree
+from lowmem_layers.model.accelerators import check_offload
 from lowmem_layers.model.anatomy.decoder import longest_input
 from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.checkpoint.hub import hub_asked_once
@@ -137,6 +138,7 @@ def look_at(request: ModelSpec) -> Subject:
         own = (found.tokenizer, found.source.name, found.max_length, found.shape.vocabulary)
         return Subject(found.shape, found.config, *own, found.device, found.dtype)
     device = resolve_device(request.device)
+    check_offload(device, request.offload)
     dtype = resolve_dtype(request.dtype, device)
     embedded = replace(request, model=EMBEDDED_MODEL)
     tokenizer, config = read_tokenizer(find_source(embedded), embedded), shipped_config(request.model)

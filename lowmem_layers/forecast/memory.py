@@ -88,6 +88,7 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
         on_gpu=on_gpu,
         gpu=limits.gpu,
         cpu=limits.cpu,
+        streams=machine.streams,
         free_gpu=machine.memory_bytes - GPU_CONTEXT_BYTES if on_gpu else 0,
         free_cpu=shape.n_bytes.process + available_host_bytes() if machine.measured else _PLENTY_BYTES,
     )

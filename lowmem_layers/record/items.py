@@ -6,9 +6,10 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.errors import DamagedError
@@ -28,6 +29,9 @@ ITEMS_SCHEMA = pa.schema(
         ("n_cut", pa.int32()),  # absent in the first records, null where it is not known
     ]
 )
+
+
+_OF_ITEMS, _OF_CHOICES = ("task", "id", "cluster"), ("chars", "sizes", "n_tokens", "n_cut")  # fields of `ItemRow`
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,14 @@ def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
 
 def items_table(rows: Sequence[ItemRow]) -> pa.Table:
     """Lay the items out as a table with one row for each choice."""
-    flat = [
-        (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens, n_cut)
-        for row in rows
-        for choice, (chars, size, n_tokens, n_cut) in enumerate(
-            zip(row.chars, row.sizes, row.n_tokens, row.n_cut, strict=True)
-        )
-    ]
-    return pa.table([list(column) for column in zip(*flat, strict=True)], schema=ITEMS_SCHEMA)
+    counts = [row.n_choices for row in rows]
+    spread = {name: np.repeat(np.array([getattr(row, name) for row in rows], object), counts) for name in _OF_ITEMS}
+    choice = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    gold = choice == np.repeat(np.array([row.gold for row in rows]), counts)
+    joined = [list(chain.from_iterable(getattr(row, name) for row in rows)) for name in _OF_CHOICES]
+    chars, sizes, n_tokens, n_cut = joined
+    columns = [spread["task"], spread["id"], choice, gold.astype(np.int8), chars, sizes, spread["cluster"]]
+    return pa.table([*columns, n_tokens, n_cut], schema=ITEMS_SCHEMA)
 
 
 @no_collections()

@@ -119,7 +119,7 @@ def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
         device,
         dtype_name(found.dtype),
         limits.cpu,
-        limits.gpu if device == "cuda" else None,
+        limits.gpu if limits.on_gpu else None,
     )
 
 

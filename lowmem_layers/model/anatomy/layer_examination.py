@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lowmem_layers.errors import RemovalError
+from lowmem_layers.model.accelerators import to_float64
 from lowmem_layers.model.anatomy.branches import BranchForm, branch_output, find_form, run_layer
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy, text_config
 from lowmem_layers.model.anatomy.forward import LayerCall, first_call, prologue
@@ -160,8 +161,9 @@ def _scale_of(output: torch.Tensor, x: torch.Tensor) -> Any:
     """
     if torch.equal(output, x):
         return 1.0
-    scale = (output.double() * x.double()).sum((0, 1)) / (x.double() ** 2).sum((0, 1))  # (D,), least squares
-    scale = scale.to(x.dtype)
+    wide, whole = to_float64(x), to_float64(output)
+    scale = (whole * wide).sum((0, 1)) / (wide**2).sum((0, 1))  # (D,), least squares
+    scale = scale.to(x)
     is_all = torch.allclose(output, x * scale, rtol=16 * torch.finfo(x.dtype).eps, atol=0.0)
     return scale if is_all and scale.all() else None
 
