@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from hypothesis import settings
@@ -42,3 +44,9 @@ def finished(tmp_path_factory):
     """Give a finished run of one task."""
     folder = tmp_path_factory.mktemp("record") / "r"
     return run_study(StudySpec(tasks=("one",), max_removed=2), folder, prepare=Bench().prepare)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what importing torch and transformers made, a million objects, out of every garbage collection."""
+    gc.collect()
+    gc.freeze()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lowmem_layers.acting.forms import Form
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.answers.foresight import Foresight, choose_greedily, foresee, unknown_to
 from lowmem_layers.game.players.coalitions import Removed, coalition_name, parse_coalition
 from lowmem_layers.game.players.groups import group_players
@@ -143,9 +144,9 @@ def choose(run: Run, request: Request, form: Form, value: str | None, level: flo
     if request.lose_at_most is not None:
         allowed = [i for i in range(len(path)) if seen.ci.high[i] * metric.scale <= request.lose_at_most]
         if not allowed:
+            least = f"{seen.ci.high[0] * metric.scale:.2f} {metric.unit} (upper end of the {level:.0%} interval)"
             raise UsageError(
-                f"even the removal of {coalition_name(path[0], run.players)} may cost "
-                f"{seen.ci.high[0] * metric.scale:.2f} {metric.unit} (upper end of the {level:.0%} interval)",
+                minus(f"even the removal of {coalition_name(path[0], run.players)} may cost {least}"),
                 "allow a larger loss, or measure more items",
             )
         step = max(allowed)

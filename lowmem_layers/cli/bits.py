@@ -38,6 +38,7 @@ def bits(
     from lowmem_layers.acting.bit_files import write_files
     from lowmem_layers.acting.mixtures import bits_of, contenders, measure_contenders, numbers_of, own_bits
     from lowmem_layers.acting.versions import prepare_again
+    from lowmem_layers.findings.words import minus
     from lowmem_layers.model.load import inspect_model
     from lowmem_layers.study.prepare import model_spec
 
@@ -52,11 +53,11 @@ def bits(
         if given:
             _say(f"{option.name} ({option.bits:g} bits): {', '.join(given)}")
     loss, ci = known.foreseen([chosen])
-    metric = known.metric
+    metric, ends = known.metric, ci.at(0).times(known.metric.scale)
+    expected = minus(f"{loss[0] * metric.scale:.2f} [{ends.low:.2f}, {ends.high:.2f}]")
     _say(
-        f"{bits_of(known, chosen, numbers):.3f} bits a weight; expected loss {loss[0] * metric.scale:.2f} "
-        f"[{ci.low[0] * metric.scale:.2f}, {ci.high[0] * metric.scale:.2f}] {metric.unit} of {metric.words}, by the "
-        f"items it was chosen by (a choice looks better on these than on others); {known.words}"
+        f"{bits_of(known, chosen, numbers):.3f} bits a weight; expected loss {expected} {metric.unit} of "
+        f"{metric.words}, by the items it was chosen by (a choice looks better on these than on others); {known.words}"
     )
     # 2) what other programs take
     if output is not None:

@@ -15,8 +15,9 @@ from rich.text import Text
 from lowmem_layers.cli.output import SUMMARY_ROWS, visible
 from lowmem_layers.cli.spelled import Spelled
 from lowmem_layers.findings.findings import Findings, Side
-from lowmem_layers.findings.rows import interval, level_rows, minus, number
+from lowmem_layers.findings.rows import level_rows
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import interval, minus, number
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.model.change import REMOVE
 from lowmem_layers.record.manifest import Manifest

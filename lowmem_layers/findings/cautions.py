@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.answers.importance import Importance
 
 _MOST_NAMED = 5
@@ -20,7 +21,7 @@ def cautions(
     is the importance over all tasks, behind the words for its value, its unit, and the scale that gives the unit.
     """
     return tuple(
-        line
+        minus(line)
         for line in (
             _at_chance(levels),
             *(_contradictions(*each) for each in found),

@@ -11,6 +11,7 @@ import pyarrow as pa
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.importance import ESTIMATORS, N_TOP, EstimatorName
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.answers.compare import Comparison, Walks, compare
 from lowmem_layers.game.players.coalitions import coalition_name
 from lowmem_layers.game.uncertainty.disattenuation import Corrected
@@ -194,7 +195,7 @@ def correlation_words(name: str, value: float, ci: Interval[float]) -> str:
     """Say a rank correlation with its interval, or why there is none."""
     if np.isnan(value):
         return f"no {name} (all values of a run are tied, or one is unknown)"
-    return f"{name} {value:.2f}{bounds(ci, 2)}"
+    return minus(f"{name} {value:.2f}{bounds(ci, 2)}")
 
 
 def corrected_words(found: Corrected) -> str:

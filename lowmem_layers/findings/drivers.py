@@ -12,6 +12,7 @@ import pyarrow as pa
 from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.findings.importance import ESTIMATORS
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.answers.drivers import Drivers, drivers
 from lowmem_layers.game.estimators.weights import estimator_weights
 from lowmem_layers.record.spec import one_of
@@ -114,4 +115,4 @@ def driver_lines(found: Sequence[Driven], *, by_cluster: bool = False) -> list[s
             f"{float(np.median(share[counted])):.0%} of the median estimate, and {share[most]:.0%} of that of "
             f"{each.players[most]}, the most: {each.of.value[most]:.4g} is {left[most]:.4g} without them"
         )
-    return lines
+    return [minus(line) for line in lines]

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.findings.comparing import CORRECTIONS
-from lowmem_layers.findings.rows import p_value
+from lowmem_layers.findings.words import p_value
 from lowmem_layers.game.answers.compare import Comparison
 
 

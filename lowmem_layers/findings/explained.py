@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.answers.additive import explained
 from lowmem_layers.game.values.table import ValueTable
 
@@ -25,4 +26,4 @@ def explained_lines(sides: Sequence[tuple[str, Sequence[ValueTable]]]) -> list[s
             f"neighbours {paired.fitted:.1%} [{paired.ci.low:.1%}, {paired.ci.high:.1%}] (R²; of windows "
             f"left out of the fit {alone.predicted:.1%} and {paired.predicted:.1%})"
         )
-    return lines
+    return [minus(line) for line in lines]

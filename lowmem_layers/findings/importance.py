@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,9 +11,10 @@ import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.importance import Importance, estimate, estimate_permutations
-from lowmem_layers.game.estimators.weights import Estimator
+from lowmem_layers.game.answers.paper_tables import CODE_LARGEST, code_values, paper_shares
+from lowmem_layers.game.estimators.weights import Estimator, largest_window
 from lowmem_layers.game.players.design import Design
-from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.record.spec import one_of
 
 N_TOP = 3
@@ -44,6 +46,8 @@ IMPORTANCE_SCHEMA = pa.schema(
         ("rank_together_high", pa.int32()),
         ("ci_holds_from", pa.int32()),
         ("note", pa.string()),
+        ("value_as_code", pa.float64()),
+        ("share_as_code", pa.float64()),
     ]
 )
 CONTRADICTION = (
@@ -75,10 +79,39 @@ def estimates(
     return [estimate_permutations(group, design.orders, cuts=design.cuts, level=level, top_k=top_k) for group in groups]
 
 
-def as_table(found: Sequence[Importance]) -> pa.Table:
-    """Lay estimates out: one row for each task and player, in execution order. An unknown rank becomes null."""
+@dataclass(frozen=True, eq=False)
+class AsCode:
+    """One task's estimates and shares (or their means over tasks) as the authors' public code computes them.
+
+    Shapes: (players,) each.
+    """
+
+    value: FloatArray
+    share: FloatArray
+
+
+def as_code(tables: Sequence[ValueTable], design: Design) -> list[AsCode]:
+    """Compute what the authors' public code would say, task by task, and on their mean where there are several.
+
+    That is: windows of up to 3, and accuracies without a sublayer rounded to 4 decimals (their program's own default
+    and rounding). Nothing for values that are no accuracies, and where such windows were not measured.
+    """
+    is_theirs = design.coalitions == "windows" and all(table.is_binary for table in tables)
+    if not is_theirs or largest_window(tables[0].coalitions, tables[0].n_players) < CODE_LARGEST:
+        return []
+    found = [AsCode(code_values(each), paper_shares([each], CODE_LARGEST, as_code=True)) for each in tables]
+    if len(found) > 1:
+        found.append(AsCode(*(np.mean([getattr(each, name) for each in found], axis=0) for name in ("value", "share"))))
+    return found
+
+
+def as_table(found: Sequence[Importance], code: Sequence[AsCode] = ()) -> pa.Table:
+    """Lay estimates out: one row for each task and player, in execution order. An unknown rank becomes null.
+
+    `code`, if any, are the columns of the authors' public code, for the same tasks; else these columns are null.
+    """
     parts = []
-    for each in found:
+    for place, each in enumerate(found):
         n_players = len(each.players)
         columns: dict[str, Any] = {
             "task": [each.task] * n_players,
@@ -89,6 +122,8 @@ def as_table(found: Sequence[Importance]) -> pa.Table:
             "n_clusters": [each.n_clusters] * n_players,
             "level": [each.level] * n_players,
             "note": [CONTRADICTION if yes else "" for yes in each.contradicts],
+            "value_as_code": code[place].value if code else [None] * n_players,
+            "share_as_code": code[place].share if code else [None] * n_players,
         }
         for field in IMPORTANCE_SCHEMA:
             if field.name in columns:

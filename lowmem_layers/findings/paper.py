@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.game.answers.paper_tables import PaperTables, paper_tables
+from lowmem_layers.game.answers.paper_tables import CODE_LARGEST, PaperTables, paper_tables
+from lowmem_layers.game.estimators.weights import largest_window
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import ValueTable
 from lowmem_layers.model.change import REMOVE
-from lowmem_layers.record.spec import PRESETS
 from lowmem_layers.tasks.metrics import metric_named
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def tables_of(runs: Sequence[Run], *, as_code: bool = False) -> PaperTables:
     what they compute in.
 
     Raises:
-        UsageError: two runs of the same name and task, or a run that has no place in the tables.
+        UsageError: two runs of the same name and task, a run that has no place in the tables, or `as_code` without the
+            windows for it.
     """
     # 1) names; where two runs of one name hold the same task, the dtype is part of the name
     held = Counter((_name(run), task) for run in runs for task in run.tasks)
@@ -68,8 +69,16 @@ def tables_of(runs: Sequence[Run], *, as_code: bool = False) -> PaperTables:
                     "give one run a model, quantisation, dtype and task",
                 )
             tasks[table.task] = table
+    # 3) as the code does, with all of its windows
     as_code = as_code or all(run.manifest.passed.preset == "paper-code" for run in runs)
-    return paper_tables(named, max_removed=PRESETS["paper-code"].max_removed if as_code else None, as_code=as_code)
+    for run in runs if as_code else ():
+        largest = largest_window(run.manifest.plan.coalitions, len(run.manifest.design.players))
+        if largest < CODE_LARGEST:
+            raise UsageError(
+                f"{run.folder} has windows of up to {largest} sublayers, the authors' code takes up to {CODE_LARGEST}",
+                f"measure them with run --max-removed {CODE_LARGEST}; tables without --as-code take the run's windows",
+            )
+    return paper_tables(named, max_removed=CODE_LARGEST if as_code else None, as_code=as_code)
 
 
 def paper_table(found: PaperTables, number: int) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.importance import ESTIMATORS
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.answers.power import MOST_ITEMS, ItemsNeeded, items_needed
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
@@ -143,7 +144,7 @@ def power_lines(found: Sequence[Foretold]) -> list[str]:
             f"({needed.power:.0%} power at {100 * needed.level:g} %); this run has {each.n_items:,}, and "
             f"{int(each.resolved.sum())} of {len(each.players)} effects are resolved"
         )
-    return lines
+    return [minus(line) for line in lines]
 
 
 def value_lines(run: Run, level: float = 0.95, power: float = 0.8) -> list[str]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.findings.findings import TaskLevel
+from lowmem_layers.findings.words import interval, minus, number
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.tasks.metrics import Metric
 
 Rows = list[list[str]]
 OPPOSITE = "estimate and drop: opposite signs"
-
-_HYPHEN_AS_MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
 def level_rows(tasks: Sequence[TaskLevel]) -> tuple[list[str], Rows]:
@@ -70,28 +67,3 @@ def text_rows(table: pa.Table) -> tuple[list[str], Rows]:
         for row in table.to_pylist()
     ]
     return [name.replace("_", " ") for name in table.column_names], rows
-
-
-def number(value: float, digits: int) -> str:
-    """Write a number with a hyphen as its minus, which programs read too; NaN is a dash, a rounded 0 has no sign."""
-    if not np.isfinite(value):
-        return "–" if np.isnan(value) else str(value)
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
-def p_value(value: float) -> str:
-    """Write a p-value; one that rounds to 0 is below 0.001."""
-    return "<0.001" if value < 0.0005 else number(value, 3)
-
-
-def interval(low: float, high: float, digits: int) -> str:
-    """Write an interval; a dash where an end is not finite."""
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return "–"
-    return f"[{number(low, digits)}, {number(high, digits)}]"
-
-
-def minus(text: str) -> str:
-    """Replace hyphens before digits by minus signs, for readers."""
-    return _HYPHEN_AS_MINUS.sub("−", text)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.findings.findings import Findings, compute_findings
-from lowmem_layers.findings.importance import N_TOP, as_table, estimates
+from lowmem_layers.findings.importance import N_TOP, as_code, as_table, estimates
 from lowmem_layers.findings.rows import Rows, importance_rows, level_rows
 from lowmem_layers.model.change import REMOVE
 from lowmem_layers.record.run import RunRecord
@@ -34,13 +34,15 @@ class Run(RunRecord):
         """Estimate every player's importance: one row for each task and player, and for the mean over tasks (`all`).
 
         `estimator` None is the one for which the coalitions were measured; the column `top` says which players are
-        certainly in or out of the first `top`, at `level` each.
+        certainly in or out of the first `top`, at `level` each. Beside the estimates of accuracies stand those of the
+        authors' public code, to its last digit (`value_as_code`, `share_as_code`).
 
         Raises:
             UsageError: an unknown value or estimator, or one that needs coalitions that were not measured.
             RecordError: a file is damaged.
         """
-        return as_table(estimates(self.value_tables(value), self.manifest.design, estimator, level, top))
+        tables, design = self.value_tables(value), self.manifest.design
+        return as_table(estimates(tables, design, estimator, level, top), as_code(tables, design))
 
     @cached_property
     def findings(self) -> Findings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lowmem_layers.errors import UsageError
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.uncertainty.stopping import StopDecision, decide, parse_statement
 from lowmem_layers.record.values import CollectedValues
 
@@ -49,4 +51,5 @@ def judge(values: CollectedValues, statement: str | None, value: str | None) -> 
     estimator = values.manifest.design.estimator
     if statement is None or estimator == "permutation" or not values.every_task_begun:
         return None
-    return decide(values.tables(value), statement, estimator=estimator, n_total=values.manifest.n_items)
+    found = decide(values.tables(value), statement, estimator=estimator, n_total=values.manifest.n_items)
+    return replace(found, detail=minus(found.detail))

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MultipleLocator
 
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.report.style import MARKERS, kind_words, shown
@@ -93,7 +94,7 @@ def tame(axes: Axes, values: np.ndarray) -> str:
     axes.set_yscale("symlog", linthresh=linear_to, linscale=1.0)
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(FixedLocator(_ticks(linear_to, low, high)))
-    axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, place: minus(f"{value:g}"))
     axes.minorticks_off()
     return f"logarithmic beyond ±{linear_to:g}"
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowmem_layers.findings.findings import Means
-from lowmem_layers.findings.rows import interval
+from lowmem_layers.findings.words import interval
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player

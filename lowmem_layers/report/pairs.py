@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
-from lowmem_layers.findings.rows import Rows, interval, number, p_value
+from lowmem_layers.findings.rows import Rows
+from lowmem_layers.findings.words import interval, minus, number, p_value
 from lowmem_layers.game.answers.interactions import Interactions
 from lowmem_layers.game.players.groups import Group
 from lowmem_layers.game.players.player import Player
@@ -50,7 +51,7 @@ def interaction_map(
     axes.set_xlabel(f"{axes.get_xlabel()} of the pair's first")
     bar = figure.colorbar(mesh, ax=axes, label=f"interaction ({unit})", pad=0.01, aspect=8)
     ticks = [-most, -linear_to, 0.0, linear_to, most] if linear_to < 0.7 * most else [-most, 0.0, most]
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    bar.set_ticks(ticks, labels=[minus(f"{tick:.2g}") for tick in ticks])
     bar.minorticks_off()
     return figure
 

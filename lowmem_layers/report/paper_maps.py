@@ -13,6 +13,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.comparing import packing_of
 from lowmem_layers.findings.findings import Side
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus
 from lowmem_layers.game.estimators.weights import estimator_weights
 from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
 from lowmem_layers.game.uncertainty.intervals import mean_interval
@@ -48,7 +49,7 @@ def importance_map(title: str, run: Run, side: Side) -> Figure:
     axes.set_title(shown(f"{title}, by {side.words}"), fontsize=8)
     bar = figure.colorbar(mesh, ax=axes, label=f"estimate\n({side.unit})", pad=0.01, aspect=8)
     ticks = [-most, 0.0, most] if linear_to > 0.7 * most else [-most, -linear_to, 0.0, linear_to, most]
-    bar.set_ticks(ticks, labels=[f"{float(f'{tick:.2g}'):g}" for tick in ticks])
+    bar.set_ticks(ticks, labels=[minus(f"{float(f'{tick:.2g}'):g}") for tick in ticks])
     bar.minorticks_off()
     return figure
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from lowmem_layers.findings.findings import Findings, Side, find
-from lowmem_layers.findings.importance import as_table
+from lowmem_layers.findings.importance import as_code, as_table
 from lowmem_layers.findings.paper import paper_table
 from lowmem_layers.findings.rows import importance_rows, text_rows
 from lowmem_layers.findings.run import Run
@@ -81,7 +81,8 @@ def write_report(
     try:
         # 1) tables of importance: the numbers in full as parquet, rounded for papers
         for side in findings.sides:
-            pq.write_table(as_table(side.found), tables / f"importance-{side.value}.parquet", compression="zstd")
+            listed = as_table(side.found, as_code(side.tables, run.manifest.design))
+            pq.write_table(listed, tables / f"importance-{side.value}.parquet", compression="zstd")
             for found in side.found:
                 rows = importance_rows(found, side.scale, side.unit)
                 write_tables(tables, f"{_slug(found.task)}-{side.value}", *rows)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -361,3 +366,69 @@ def test_the_time_left_follows_a_change_of_pace():
     for second in range(1, 101):
         at = advance(at, WorkDone(100 if second <= 20 else 20), float(second))
     assert at.left_s(100.0) == pytest.approx((10_000 - 3_600) / 20, rel=0.05)
+
+
+STRAY = """
+import logging, sys, time, warnings
+early = logging.getLogger("early")
+early.addHandler(logging.StreamHandler())  # before the picture, as when transformers was imported already
+from lowmem_layers.cli.display.choose import choose_display
+from lowmem_layers.study.events import StageStarted
+with choose_display("rich", "tiny") as announce:
+    announce(StageStarted("reading the weights", "weights"))
+    late = logging.getLogger("late")
+    late.addHandler(logging.StreamHandler())
+    for round in range(3):
+        early.warning(f"stray early {round}")
+        late.warning(f"stray late {round}")
+        warnings.warn_explicit(f"stray warning {round}", UserWarning, "x.py", 1)
+        print(f"stray print {round}")
+        time.sleep(0.3)  # the picture is drawn again in between
+early.warning("stray at the end")
+"""
+
+
+def screen(written: str) -> list[str]:
+    """Give the lines that a terminal shows after it was written to; only what rich's Live sends is understood."""
+    lines, row, column = [""], 0, 0
+    for sign in re.findall(r"\x1b\[\??[\d;]*[A-Za-z]|.|\n", written):
+        if sign == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif sign == "\r":
+            column = 0
+        elif not sign.startswith("\x1b"):
+            lines[row] = lines[row][:column].ljust(column) + sign + lines[row][column + 1 :]
+            column += 1
+        elif sign[-1] == "A":
+            row -= int(sign[2:-1] or 1)
+        elif sign == "\x1b[2K":
+            lines[row] = ""
+        else:
+            assert sign[-1] in "mhl", repr(sign)  # colours, cursor shown and hidden
+    return [line.rstrip() for line in lines]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_lines_of_libraries_never_break_the_picture():
+    parent, child = os.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", STRAY], stdin=child, stdout=child, stderr=child, env=environment, close_fds=True
+    )
+    os.close(child)
+    written = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+        while piece := os.read(parent, 65536):
+            written += piece
+    os.close(parent)
+    assert process.wait() == 0
+    shown = screen(written.decode())
+    for kind in ("early", "late", "print"):
+        for round in range(3):
+            assert shown.count(f"stray {kind} {round}") == 1
+    assert sum("stray warning" in line for line in shown) == 3
+    pictures = [row for row, line in enumerate(shown) if "tiny" in line]
+    assert len(pictures) == 1, shown
+    assert all("stray" not in line for line in shown[pictures[0] : -3])
+    assert shown[-2:] == ["stray at the end", ""]

@@ -36,7 +36,7 @@ def test_an_estimate_and_a_drop_of_opposite_signs_are_marked_with_the_reason():
     assert found.contradicts.tolist() == [True, False, False]
     assert found.value[0] < 0 < found.ablation_drop[0]
     (line,) = cautions([], [("nats", "nats", 1.0, found)])
-    assert "attn.0 (estimate -5.04 nats, drop 3.02 nats)" in line
+    assert "attn.0 (estimate −5.04 nats, drop 3.02 nats)" in line
     assert "collapsed" in line
     assert as_table([found])["note"].to_pylist() == [CONTRADICTION, "", ""]
     unknown = replace(found, ci=replace(found.ci, high=found.ci.high * np.nan))

@@ -9,6 +9,7 @@ import pytest
 
 from lowmem_layers import open_run, run_study
 from lowmem_layers.errors import RecordError, UsageError
+from lowmem_layers.findings.paper import tables_of
 
 COLUMNS = [
     "task",
@@ -76,3 +77,31 @@ def test_unknown_names_and_missing_coalitions(tmp_path, bench, spec):
         run.importance(estimator="neighborhood")
     with pytest.raises(UsageError, match="value"):
         run.importance(value="accuracy")
+
+
+def test_the_authors_code_stands_beside_accuracies(tmp_path, bench, spec):
+    run = run_study(replace(spec, max_removed=4), tmp_path / "r", prepare=bench(n_items=67).prepare)
+    rows = run.importance().to_pylist()
+    share, value = (np.array([row[f"{name}_as_code"] for row in rows]).reshape(3, 6) for name in ("share", "value"))
+    top = sorted(np.argsort(-share[2], kind="stable")[:3])
+    assert share[2][top].sum() == pytest.approx(tables_of([run], as_code=True).table1[0].top_share)
+    # By hand, the first sublayer's: windows that begin with it, of up to 3, means without a sublayer rounded first.
+    for task, table in enumerate(run.value_tables()):
+        means = table.values.mean(axis=0)
+        kept = {removed: np.round(mean, 4) for removed, mean in zip(table.coalitions, means, strict=True)}
+        kept[()] = means[table.column_index(())]
+        by_hand = np.mean([kept[()] - kept[0,], kept[1,] - kept[0, 1], kept[1, 2] - kept[0, 1, 2]])
+        assert value[task][0] == pytest.approx(by_hand, abs=1e-15)
+    np.testing.assert_allclose(value[2], value[:2].mean(axis=0), atol=1e-15)
+    assert not np.allclose(value[0], [row["value"] for row in rows[:6]]), "the run's own windows go up to 4"
+
+
+def test_other_values_and_smaller_windows_have_no_such_column(tmp_path, bench, spec):
+    three = run_study(replace(spec, max_removed=3), tmp_path / "r", prepare=bench().prepare)
+    assert three.importance("loglikelihood")["value_as_code"].null_count == 18
+    assert three.importance()["value_as_code"].null_count == 0
+    two = run_study(spec, tmp_path / "two", prepare=bench().prepare)
+    assert two.importance()["share_as_code"].null_count == 18
+    with pytest.raises(UsageError, match="has windows of up to 2 sublayers") as refused:
+        tables_of([two], as_code=True)
+    assert "--max-removed 3" in refused.value.hint

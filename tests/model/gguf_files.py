@@ -23,10 +23,12 @@ from lowmem_layers.model.homes.places import streamed_places
 
 ARCHITECTURES = {
     "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "phi": "phi2",
-    "cohere": "command-r", "gpt_oss": "gpt-oss",
+    "cohere": "command-r", "gpt_oss": "gpt-oss", "qwen3_next": "qwen3next", "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe", "gemma4_text": "gemma4",
 }  # fmt: skip
 INTERLEAVED = ("llama", "mixtral", "granite", "smollm3")
-OFFSET_NORMS = ("gemma", "gemma2", "gemma3_text", "nemotron")
+QWEN_HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+OFFSET_NORMS = ("gemma", "gemma2", "gemma3_text", "nemotron", *QWEN_HYBRIDS)
 
 
 def architecture_of(config: Any) -> str:
@@ -38,7 +40,7 @@ def n_shared_keys(config: Any) -> int:
     """Count the keys that heads share; the first Falcon has one."""
     if config.model_type == "falcon":
         return config.num_kv_heads if config.new_decoder_architecture else 1
-    return config.num_key_value_heads
+    return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
 def metadata_of(config: Any) -> dict[str, Any]:
@@ -46,15 +48,22 @@ def metadata_of(config: Any) -> dict[str, Any]:
     rms = getattr(config, "rms_norm_eps", None)
     names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps", "rms_norm_eps")
     epsilon = next(getattr(config, each) for each in names if hasattr(config, each))
-    rope = config.rope_parameters
-    rope = rope.get("full_attention", rope)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return {
+    sizes = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": getattr(config, "ffn_hidden_size", None) or config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
+    }
+    if config.model_type == "gpt2":
+        width = config.n_inner or 4 * config.n_embd
+        return sizes | {"feed_forward_length": width, "attention.layer_norm_epsilon": float(epsilon)}
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    if config.model_type == "gemma4_text":
+        config = config.per_layer_config["sliding_attention"]
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return sizes | {
+        "feed_forward_length": getattr(config, "ffn_hidden_size", None) or getattr(config, "intermediate_size", None),
         "attention.head_count_kv": n_shared_keys(config),
         "attention.key_length": head,
         "attention.value_length": head,
@@ -106,7 +115,9 @@ def add_key(writer: Any, key: str, value: Any) -> None:
 
 def converted(name: str, value: torch.Tensor, config: Any, names: Any, expert_by_expert: bool) -> dict[str, np.ndarray]:
     """Name and lay out one of the model's tensors as the file has it."""
-    experts = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(\w+)", name)
+    experts = re.fullmatch(r"model\.layers\.(\d+)\.(?:mlp\.)?experts\.(\w+)", name)
+    if (other := named_otherwise(name, value, config)) is not None:
+        return other
     if name.endswith("sinks"):
         return {f"{names.get_name(name)}.weight": value.numpy()}
     if experts is not None and config.model_type == "gpt_oss":
@@ -126,6 +137,38 @@ def converted(name: str, value: torch.Tensor, config: Any, names: Any, expert_by
     }  # fmt: skip
 
 
+def named_otherwise(name: str, value: torch.Tensor, config: Any) -> dict[str, np.ndarray] | None:
+    """Lay out what the `gguf` package has no name for, or what is more than one tensor; None for all else."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name)
+    if found is None:
+        return None
+    block, rest = f"blk.{found[1]}.", found[2]
+    if rest == "linear_attn.in_proj_qkvz.weight":  # (keys, queries and keys and values and gates of each, inputs)
+        n, key = config.linear_num_key_heads, config.linear_key_head_dim
+        both = config.linear_num_value_heads // n * config.linear_value_head_dim
+        parts = value.view(n, -1, value.shape[1]).split([key, key, both, both], dim=1)
+        flat = [part.reshape(-1, value.shape[1]) for part in parts]
+        return {f"{block}attn_qkv.weight": torch.cat(flat[:3]).numpy(), f"{block}attn_gate.weight": flat[3].numpy()}
+    endings = {
+        "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias", "linear_attn.in_proj_ba.weight":
+        "ssm_ba.weight", "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+    }  # fmt: skip
+    return {block + endings[rest]: as_converted(name, value.numpy(), config)} if rest in endings else None
+
+
+def dealt_out(name: str, array: np.ndarray, config: Any) -> np.ndarray:
+    """Deal out the heads of Qwen3.5's values: the first of each key, the second of each key, and so on."""
+    n, heads = config.linear_num_key_heads, config.linear_num_value_heads
+    width = 1 if name.endswith(("_a.weight", "_b.weight", "A_log", "dt_bias")) else config.linear_value_head_dim
+    if name.endswith("out_proj.weight"):
+        columns = array.reshape(array.shape[0], n, heads // n, width)
+        return np.ascontiguousarray(columns.swapaxes(1, 2)).reshape(array.shape)
+    before = array.shape[0] - heads * width
+    rows = array[before:].reshape(n, heads // n, width, -1).swapaxes(0, 1)
+    return np.concatenate([array[:before], rows.reshape(array[before:].shape)])
+
+
 def turned(block: str, name: str, value: torch.Tensor) -> dict[str, np.ndarray]:
     """Lay out gpt-oss' experts: gate and up apart, outputs before inputs."""
     kind = "bias" if name.endswith("bias") else "weight"
@@ -142,19 +185,27 @@ def as_converted(name: str, array: np.ndarray, config: Any) -> np.ndarray:
         groups = array.reshape(n_shared_keys(config), -1, config.head_dim, array.shape[-1])
         queries, keys, values = groups[:, :-2], groups[:, -2], groups[:, -1]
         return np.concatenate([each.reshape(-1, array.shape[-1]) for each in (queries, keys, values)])
-    n_heads = {"q_proj": config.num_attention_heads, "k_proj": n_shared_keys(config)}.get(name.split(".")[-2])
-    if n_heads and config.model_type in INTERLEAVED:
+    kind = name.split(".")[-2]
+    if config.model_type in INTERLEAVED and kind in ("q_proj", "k_proj"):
+        n_heads = config.num_attention_heads if kind == "q_proj" else n_shared_keys(config)
         halves = array.reshape(n_heads, 2, array.shape[0] // n_heads // 2, -1)
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-    if config.model_type in OFFSET_NORMS and name.endswith("norm.weight"):
+    if config.model_type in OFFSET_NORMS and name.endswith("norm.weight") and "linear_attn" not in name:
         return array + np.float32(1)
-    return array.squeeze()
+    if name.endswith("A_log"):
+        array = -np.exp(array)
+    if config.model_type.startswith("qwen3_5") and "linear_attn." in name and not name.endswith("norm.weight"):
+        array = dealt_out(name, array, config)
+    if config.model_type == "gpt2" and re.search(r"\.(c_attn|c_proj|c_fc)\.weight", name):
+        return np.ascontiguousarray(array.T)
+    return array if array.size == 1 else array.squeeze()
 
 
 def is_blocks(name: str, weight: torch.Tensor) -> bool:
     """Tell what the converter quantises: matrices in the layers, but no routers."""
     is_router = "router" in name or "gate." in name.replace("gate_proj.", "") or name.endswith("bias")
-    return ".layers." in name and weight.dim() >= 2 and not is_router and "norm" not in name
+    in_layers = ".layers." in name or ".h." in name
+    return in_layers and weight.dim() >= 2 and not is_router and "norm" not in name and "conv1d" not in name
 
 
 def read_model(path: Path) -> Any:

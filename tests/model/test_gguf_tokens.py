@@ -62,6 +62,13 @@ def test_gpt_2_is_the_librarys_own() -> None:
         ("falcon", "a=12345", ["a", "=", "123", "45"]),
         ("deepseek-coder", "x = 12\n", ["x", "Ġ=Ġ", "1", "2", "Ċ"]),
         ("deepseek-v3", "f(abc) 1234", ["f", "(abc", ")", "Ġ", "123", "4"]),
+        ("deepseek-llm", "Hi, 12\n x", ["Hi", ",", "Ġ", "12", "Ċ", "Ġx"]),
+        ("bloom", "a, bc 12!", ["a", ",", "Ġbc", "Ġ12", "!"]),
+        ("viking", "a 12", ["a", "Ġ", "1", "2"]),
+        ("kimi-k2", "iPhone日本語's 1234", ["i", "Phone", "æĹ¥æľ¬èªŀ", "'s", "Ġ", "123", "4"]),
+        ("seed-coder", "a!!\n1", ["a", "!!", "Ċ", "1"]),
+        ("tiny_aya", "1234567", ["1", "234", "567"]),
+        ("qwen35", "ก่อน 12", ["à¸ģà¹Īà¸Ńà¸Ļ", "Ġ", "1", "2"]),
     ],
 )
 def test_words_of_a_way(pre: str, text: str, expected: list[str]) -> None:

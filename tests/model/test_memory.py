@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lowmem_layers.model.memory import only_new_objects_collected
 from tests.model.conftest import save_model
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8}
@@ -43,3 +45,21 @@ def test_peak_of_quantising(tmp_path: Path, quant: str, offload: str) -> None:
     assert found["home"] == offload
     assert found["peak"] - found["start"] < packed + resident + 2 * layer + slack
     assert found["peak"] == pytest.approx(found["expected"], rel=0.10)
+
+
+@pytest.mark.parametrize("by_caller", [False, True])
+def test_what_exists_is_left_out_of_collections_and_the_caller_s_choice_stays(by_caller: bool) -> None:
+    gc.unfreeze()
+    before = gc.get_freeze_count()
+    try:
+        if by_caller:
+            gc.freeze()
+        chosen = gc.get_freeze_count()
+        with only_new_objects_collected():
+            assert gc.get_freeze_count() > 100_000
+            if by_caller:
+                assert gc.get_freeze_count() == chosen
+        assert gc.get_freeze_count() == chosen
+        assert by_caller or chosen == before == 0
+    finally:
+        gc.freeze()  # as it was: see conftest.py

@@ -21,7 +21,8 @@ from lowmem_layers import StudySpec, run_study
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.comparing import compare_runs
 from lowmem_layers.findings.findings import find
-from lowmem_layers.findings.rows import interval, level, number
+from lowmem_layers.findings.rows import level
+from lowmem_layers.findings.words import interval, number
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.players.groups import Group

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -40,16 +42,20 @@ class LiveDisplay:
         self._progress = Progress(started=clock())
         self._console = console
         self._live = _UntilClosed(console=console, get_renderable=self.picture, refresh_per_second=4, transient=False)
+        self._logs = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        terminal = sys.stderr
         with contextlib.suppress(OSError):
             self._live.start(refresh=True)
+        self._logs.enter_context(_logs_moved(terminal, sys.stderr))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress = left(self._progress, error)
+        self._logs.close()
         with contextlib.suppress(OSError):
             self._live.stop()
 
@@ -73,3 +79,22 @@ class _UntilClosed(Live):
     def refresh(self) -> None:
         with contextlib.suppress(OSError):
             super().refresh()
+
+
+@contextlib.contextmanager
+def _logs_moved(before: TextIO, now: TextIO) -> Iterator[None]:
+    """Let libraries' log lines appear above the picture for the length of a `with` block.
+
+    rich takes what is written to `sys.stderr`. A log handler made earlier (transformers makes one when it is imported)
+    knows the terminal itself, and would write into the middle of the picture.
+    """
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    handlers = {handler for logger in loggers for handler in logger.handlers}
+    moved = [each for each in handlers if isinstance(each, logging.StreamHandler) and each.stream is before]
+    for handler in moved:
+        handler.setStream(now)
+    try:
+        yield
+    finally:
+        for handler in moved:
+            handler.setStream(before)

@@ -137,7 +137,8 @@ def _bars(at: Progress, now: float, width: int, n_tasks: int) -> Table:
     rows = [("all", at.fraction, Text(words, style="bold"))]
     rows += [(name, part, Text("")) for name, part in zip(names, at.task_fractions, strict=False)]
     for name, part, beside in rows:
-        bar = ProgressBar(total=1.0, completed=part, width=length)
+        # rich's own grey of what is left is near black, which looks like done on a light background
+        bar = ProgressBar(total=1.0, completed=part, width=length, style="grey50")
         table.add_row(_line(name[:_LABEL], "bold" if name == "all" else ""), bar, f"{part:4.0%}", beside)
     return table
 

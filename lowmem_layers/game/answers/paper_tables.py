@@ -24,6 +24,7 @@ from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 
 DECIMALS = 4  # of the values, before clipping
+CODE_LARGEST = 3  # L in the authors' public code, by default
 _OWN_TOP = "three largest mean shares"
 
 _PACKINGS = r"(?:[-._ ](?:hf|v0\.1|gguf|gptq|awq|bnb|none|int[48]|[48]bit|b?f(?:loat|p)?(?:16|32)|i?q\d\w*))*"
@@ -174,6 +175,16 @@ def paper_shares(tables: Sequence[ValueTable], max_removed: int | None = None, *
         weights = estimator_weights("neighbourhood", table.coalitions, table.players, max_removed)
         per_task.append(shares(_means(table, weights, as_code=as_code), DECIMALS))
     return np.mean(per_task, axis=0)
+
+
+def code_values(table: ValueTable) -> FloatArray:
+    """Estimate as the authors' public code does: windows of up to 3, removed accuracies rounded. Shapes: (players,).
+
+    Raises:
+        UsageError: a window of up to 3 was not measured.
+    """
+    weights = estimator_weights("neighbourhood", table.coalitions, table.players, CODE_LARGEST)
+    return _means(table, weights, as_code=True)
 
 
 def clipped_drops(table: ValueTable, *, as_code: bool = False) -> FloatArray:

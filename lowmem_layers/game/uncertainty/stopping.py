@@ -230,7 +230,9 @@ def _decide_order(
     weakest = int(np.argmin(evidence))
     above, below = [(above, each) for above, others in compared for each in others][weakest]
     pair = f"{players[above]} over {players[below]}"
-    detail = f"weakest comparison: {pair}, log evidence {evidence[weakest]:.2f} of {needed:.2f}"
+    least = float(evidence[weakest])
+    found = f"log evidence {least:.2f}" if np.isfinite(least) else "no evidence yet"  # a tie, or no spread
+    detail = f"weakest comparison: {pair}, {found} of {needed:.2f}"
     return bool(evidence[weakest] > needed), claim, detail, [above for above, _ in compared]
 
 

@@ -1,200 +1,18 @@
 """From a GGUF file's metadata to a config of transformers, with no key left over that changes numbers.
 
-A family says which of transformers' models an architecture of llama.cpp is, which keys it has beyond the common ones,
-and what llama.cpp's graph of it does without a key. Source: `load_hparams` and the graphs of llama.cpp, and the
-family's class in its conversion script.
+Source: `load_hparams` and the graphs of llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from lowmem_layers.errors import ModelError
+from lowmem_layers.model.checkpoint.gguf_families import FAMILIES
+from lowmem_layers.model.checkpoint.gguf_family import Family, Fields
 from lowmem_layers.model.checkpoint.gguf_file import GgufHeader
 from lowmem_layers.model.checkpoint.gguf_keys import USE_SAFETENSORS, GgufKeys
 from lowmem_layers.model.checkpoint.gguf_rope import rope_parameters
-
-Fields = dict[str, Any]
-
-RMS, LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture: transformers' model type, and what is particular to it.
-
-    `epsilon` is the norms' key and `epsilon_field` the config's name for it; `keys` are further keys with the config's
-    names; `fixed` is what the graph does; `rotates_part` says that a part of a head may be rotated; `has_head_dim` that
-    a head's width is free; `finish` sets what needs more than one key. `permuted` query and key rows, norms stored
-    with `offset_norms`, experts `turned` in the model: how the tensors lie in the file.
-    """
-
-    model_type: str
-    epsilon: str = RMS
-    epsilon_field: str = "rms_norm_eps"
-    keys: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    rotates_part: bool = False
-    has_head_dim: bool = False
-    finish: Callable[[Fields, GgufKeys, GgufHeader], None] | None = None
-    permuted: bool = False
-    offset_norms: bool = False
-    turned: bool = False
-
-
-def _biases(fields: Fields, header: GgufHeader) -> None:
-    """Give the model the biases that the file has."""
-    fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
-    fields["mlp_bias"] = "blk.0.ffn_down.bias" in header.tensors
-
-
-def _llama(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Tell Llama and Mistral from Mixtral, whose graph normalises the weights of the chosen experts."""
-    _biases(fields, header)
-    if keys.get("expert_count"):
-        fields |= {"model_type": "mixtral", "num_local_experts": keys.need("expert_count"), "sliding_window": None}
-        fields["num_experts_per_tok"] = keys.need("expert_used_count")
-
-
-def _gemma2(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Take attention's scale from the number of layers, as llama.cpp does: 27B has its own."""
-    layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
-    fields["query_pre_attn_scalar"] = fields["hidden_size"] // heads if layers == 46 else fields["head_dim"]
-    fields["sliding_window"] = keys.get("attention.sliding_window", 4096)
-    fields["attn_logit_softcapping"] = keys.get("attn_logit_softcapping", 50.0) or None
-    fields["final_logit_softcapping"] = keys.get("final_logit_softcapping", 30.0) or None
-    fields["layer_types"] = _sliding(keys, layers, period=2)
-
-
-def _gemma3(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Scale positions in the layers of full attention only."""
-    layers, heads = fields["num_hidden_layers"], fields["num_attention_heads"]
-    fields["query_pre_attn_scalar"] = fields["hidden_size"] // heads if layers == 62 else fields["head_dim"]
-    fields["sliding_window"] = keys.need("attention.sliding_window")
-    fields["final_logit_softcapping"] = keys.get("final_logit_softcapping") or None
-    fields["layer_types"] = _sliding(keys, layers, period=6)
-    local = {"rope_type": "default", "rope_theta": float(keys.get("rope.freq_base_swa", 10000.0))}
-    fields["rope_parameters"] = {"full_attention": fields["rope_parameters"], "sliding_attention": local}
-
-
-def _sliding(keys: GgufKeys, n_layers: int, period: int) -> list[str]:
-    """Name each layer's attention: full in the last of every `period` layers, or as the file lists it."""
-    pattern = keys.get("attention.sliding_window_pattern", period)
-    if isinstance(pattern, tuple):
-        slides = [bool(each) for each in pattern]
-    else:
-        slides = [layer % pattern < pattern - 1 for layer in range(n_layers)]
-    return ["sliding_attention" if each else "full_attention" for each in slides]
-
-
-def _phi3(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    fields["sliding_window"] = keys.get("attention.sliding_window") or None
-    fields["original_max_position_embeddings"] = keys.get(
-        "rope.scaling.original_context_length", fields["max_position_embeddings"]
-    )
-
-
-def _stablelm(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Tell from the tensors, as llama.cpp does, whether attention and feed-forward run side by side."""
-    fields["use_qkv_bias"] = "blk.0.attn_q.bias" in header.tensors
-    fields["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in header.tensors
-    keys.get("use_parallel_residual")
-
-
-def _mixture(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    fields["num_experts"] = keys.need("expert_count")
-    used = fields["num_experts_per_tok"] = keys.need("expert_used_count")
-    # llama.cpp: where no width of an expert is given, the experts in use share that of a dense layer
-    width = keys.get("expert_feed_forward_length", fields["intermediate_size"] // used)
-    fields["moe_intermediate_size"] = width
-    if fields["model_type"] == "qwen2_moe":
-        shared = keys.get("expert_shared_feed_forward_length", fields["intermediate_size"])
-        fields["shared_expert_intermediate_size"] = shared
-
-
-def _olmoe(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Take the width of an expert, which transformers calls that of a layer."""
-    fields |= {"num_experts": keys.need("expert_count"), "num_experts_per_tok": keys.need("expert_used_count")}
-    fields["intermediate_size"] = keys.get("expert_feed_forward_length", fields["intermediate_size"])
-
-
-def _gpt_oss(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Take the width of an expert; scale positions between limits that are not rounded, as the published config has."""
-    fields |= {"num_local_experts": keys.need("expert_count"), "num_experts_per_tok": keys.need("expert_used_count")}
-    fields["intermediate_size"] = keys.get("expert_feed_forward_length", fields["intermediate_size"])
-    fields["sliding_window"] = keys.need("attention.sliding_window")
-    fields["layer_types"] = _sliding(keys, fields["num_hidden_layers"], period=2)
-    if fields["rope_parameters"]["rope_type"] == "yarn":
-        fields["rope_parameters"]["truncate"] = False
-
-
-def _falcon(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Tell Falcon 7B, whose heads share one key, from the later ones by the number of keys."""
-    heads, shared = fields["num_attention_heads"], fields.pop("num_key_value_heads")
-    if shared == heads:
-        raise keys.refused("attention.head_count_kv", shared, "is not supported for Falcon: every head has its own key")
-    fields |= {
-        "num_kv_heads": shared,
-        "ffn_hidden_size": fields.pop("intermediate_size"),
-        "alibi": False,
-        "bias": False,
-    }
-    fields |= {"new_decoder_architecture": shared > 1, "multi_query": shared == 1, "parallel_attn": True}
-    if shared > 1:
-        fields["num_ln_in_parallel_attn"] = 2 if "blk.0.attn_norm_2.weight" in header.tensors else 1
-
-
-def _glm4(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    fields["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
-
-
-def _cohere(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    if fields["model_type"] == "cohere":
-        fields["use_qk_norm"] = "blk.0.attn_q_norm.weight" in header.tensors
-    else:
-        fields["sliding_window"] = keys.need("attention.sliding_window")
-        fields["layer_types"] = _sliding(keys, fields["num_hidden_layers"], period=4)
-
-
-def _granite(fields: Fields, keys: GgufKeys, header: GgufHeader) -> None:
-    """Take the four multipliers; attention's is 1 / √(width of a head) where the file names none."""
-    _biases(fields, header)
-    head = fields["hidden_size"] // fields["num_attention_heads"]
-    scales = {
-        "attention_multiplier": keys.get("attention.scale") or head**-0.5,
-        "embedding_multiplier": keys.get("embedding_scale") or 1.0,
-        "residual_multiplier": keys.get("residual_scale") or 1.0,
-        "logits_scaling": keys.get("logit_scale") or 1.0,
-    }
-    fields |= scales
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family("llama", has_head_dim=True, finish=_llama, permuted=True),
-    "qwen2": Family("qwen2"),
-    "qwen3": Family("qwen3", has_head_dim=True),
-    "gemma": Family("gemma", has_head_dim=True, offset_norms=True),
-    "gemma2": Family("gemma2", has_head_dim=True, finish=_gemma2, offset_norms=True),
-    "gemma3": Family("gemma3_text", has_head_dim=True, finish=_gemma3, offset_norms=True),
-    "phi2": Family("phi", LAYER, "layer_norm_eps", rotates_part=True),
-    "phi3": Family("phi3", rotates_part=True, finish=_phi3),
-    "starcoder2": Family("starcoder2", LAYER, "norm_epsilon", fixed={"sliding_window": None}),
-    "nemotron": Family("nemotron", LAYER, "norm_eps", rotates_part=True, offset_norms=True),
-    "stablelm": Family("stablelm", LAYER, "layer_norm_eps", rotates_part=True, finish=_stablelm),
-    "qwen2moe": Family("qwen2_moe", fixed={"norm_topk_prob": False}, finish=_mixture),
-    "qwen3moe": Family("qwen3_moe", has_head_dim=True, fixed={"norm_topk_prob": True}, finish=_mixture),
-    "olmo2": Family("olmo2"),
-    "olmoe": Family("olmoe", fixed={"norm_topk_prob": False}, finish=_olmoe),
-    "gpt-oss": Family("gpt_oss", has_head_dim=True, finish=_gpt_oss, turned=True),
-    "falcon": Family("falcon", LAYER, "layer_norm_epsilon", finish=_falcon),
-    "glm4": Family("glm4", has_head_dim=True, rotates_part=True, finish=_glm4),
-    "command-r": Family("cohere", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),
-    "cohere2": Family("cohere2", LAYER, "layer_norm_eps", {"logit_scale": "logit_scale"}, finish=_cohere),
-    "granite": Family("granite", finish=_granite, permuted=True),
-    "smollm3": Family("smollm3", permuted=True),
-}
 
 
 def family_of(header: GgufHeader) -> Family:
@@ -240,14 +58,16 @@ def _common_fields(header: GgufHeader, family: Family, keys: GgufKeys) -> Fields
     context = keys.need("context_length")
     if "token_embd.weight" not in header.tensors or not heads:
         raise ModelError(f"{header.file.name} holds no token embedding, or names no heads", USE_SAFETENSORS)
+    read = keys.get if family.by_layer else keys.same
+    n_drafts = keys.get("nextn_predict_layers", 0) if family.drafts else 0
     fields: Fields = {
         "model_type": family.model_type,
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
-        "num_hidden_layers": keys.need("block_count"),
-        "intermediate_size": keys.same("feed_forward_length"),
+        "num_hidden_layers": keys.need("block_count") - n_drafts,
+        "intermediate_size": read("feed_forward_length"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.same("attention.head_count_kv", heads),
+        "num_key_value_heads": read("attention.head_count_kv", heads),
         "max_position_embeddings": context,
         family.epsilon_field: float(keys.need(family.epsilon)),
         "tie_word_embeddings": "output.weight" not in header.tensors,
@@ -258,6 +78,8 @@ def _common_fields(header: GgufHeader, family: Family, keys: GgufKeys) -> Fields
     for name in ("bos", "eos"):
         fields[f"{name}_token_id"] = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
     fields["pad_token_id"] = header.metadata.get("tokenizer.ggml.padding_token_id")
+    if family.by_layer:
+        return fields
     # 2) heads, and what of them is rotated
     head = keys.get("attention.key_length", hidden // heads)
     keys.expect("attention.value_length", head)
@@ -265,6 +87,8 @@ def _common_fields(header: GgufHeader, family: Family, keys: GgufKeys) -> Fields
         fields["head_dim"] = head
     elif head * heads != hidden:
         raise keys.refused("attention.key_length", head, f"is not supported, only {hidden // heads}")
+    if not family.rotates:
+        return fields
     rotated = keys.get("rope.dimension_count", head)
     fields["rope_parameters"] = rope_parameters(header, keys, rotated, context)
     if family.rotates_part:

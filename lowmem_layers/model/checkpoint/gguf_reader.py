@@ -1,28 +1,26 @@
 """Fill a model without weights from a GGUF file, whose blocks stay as they are.
 
-llama.cpp stores a few things differently from transformers: the rows of the query and key projections of llama-like
-models are interleaved for its rotary embedding (undone by moving whole rows, which keeps blocks intact), and Gemma's
-norms carry their "+ 1". A mixture's gate and up projections are two stacks in the file, or two tensors an expert in
-older files, and one stack in the model. Names are translated by the `gguf` package. A tensor that has no place in the
-model is refused. Source: llama.cpp's `convert_hf_to_gguf.py`.
+llama.cpp stores a few things differently from transformers: the rows of some projections stand in another order
+(`gguf_layout`), Gemma's norms carry their "+ 1", linear attention's decay is exponentiated. A mixture's gate and up
+projections are two stacks in the file, or two tensors an expert in older files, and one stack in the model. A tensor
+that has no place in the model is refused. Source: llama.cpp's `convert_hf_to_gguf.py`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
 from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model.checkpoint.gguf_config import family_of
 from lowmem_layers.model.checkpoint.gguf_file import AGAIN, GgufHeader, GgufTensor, read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_keys import USE_SAFETENSORS
-from lowmem_layers.model.checkpoint.gguf_rope import FACTORS
+from lowmem_layers.model.checkpoint.gguf_layout import columns_in_order, in_order, joint_pieces
+from lowmem_layers.model.checkpoint.gguf_names import CONV1D, EXPERTS, JOINT, GgufNames
 from lowmem_layers.model.checkpoint.packing import Packing
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
@@ -31,12 +29,10 @@ from lowmem_layers.model.formats.gguf_blocks import BLOCKS, PLAIN
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.homes.store import Place
 
-_EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.mlp\.experts\.(?P<stack>gate_up_proj|down_proj)(?P<bias>_bias)?")
-_STACKS = {"gate_up_proj": ("ffn_gate", "ffn_up"), "down_proj": ("ffn_down",)}
-# llama.cpp adds no bias where the file has none; transformers has one switch for the four of attention
-_OPTIONAL = ("self_attn.o_proj.bias",)
-# computed by llama.cpp as by transformers, and left out by its converter since 2023
-_HARMLESS = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
+# What a file may lack. llama.cpp adds no bias where there is none (transformers has one switch for the four of
+# attention), and multiplies by no scale.
+_OPTIONAL = {"self_attn.o_proj.bias": 0.0, "layer_scalar": 1.0, "router.per_expert_scale": 1.0}
+_PLAIN_NORM = "linear_attn.norm.weight"  # the one norm of Qwen's hybrids that is no "1 + weight"
 
 
 def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
@@ -73,11 +69,11 @@ class GgufReader:
         self._family = family_of(self._header)
         self._model, self._packing, self._dtype = model, packing, dtype
         self._config = model.config.get_text_config(decoder=True)
-        arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == self._header.architecture)
-        self._names = get_tensor_name_map(arch, self._config.num_hidden_layers)
+        self._names = GgufNames(self._header, self._family, self._config)
+        self._known = {name: (tuple(each.shape), each.dtype) for name, each in model.state_dict().items()}
         self._places = {place.key: place for place in places}
         self._targets: dict[int, list[str]] = defaultdict(list)  # the model's names by decoder layer
-        for name in model.state_dict():
+        for name in self._known:
             self._targets[layer_of(name)].append(name)
         self._check_all_used()
 
@@ -90,7 +86,7 @@ class GgufReader:
         sources = [self._sources(name).values() for names in self._targets.values() for name in names]
         used = {tensor.name for each in sources for tensor in each if tensor is not None}
         for name in self._header.tensors:
-            if name not in used and name not in FACTORS and not _HARMLESS.fullmatch(name):
+            if name not in used and not self._names.may_stay_unread(name):
                 raise CheckpointError(
                     f"{self._header.file.name}: the model has no place for the tensor {name}", USE_SAFETENSORS
                 )
@@ -133,44 +129,39 @@ class GgufReader:
         return []
 
     def _sources(self, name: str) -> dict[str, GgufTensor | None]:
-        """Find the file's tensors that make up one of the model's, by the names that messages use.
-
-        A stack of experts is one stack or two in the file, or as many tensors an expert; any other tensor is one, None
-        where the file lacks it.
-        """
-        tensors = self._header.tensors
-        experts = _EXPERTS.fullmatch(name)
-        if experts is None:
-            stem, _, suffix = name.rpartition(".")
-            source = self._names.get_name(name) if suffix == "sinks" else self._names.get_name(stem)
-            return {name: tensors.get(f"{source}.{'weight' if suffix == 'sinks' else suffix}")}
-        stems = [f"blk.{experts['layer']}.{part}" for part in _STACKS[experts["stack"]]]
-        if f"{stems[0]}.0.weight" in tensors:
-            each = [f"{stem}.{expert}.weight" for expert in range(self._n_experts(name)) for stem in stems]
-        else:
-            each = [f"{stem}_exps.{'bias' if experts['bias'] else 'weight'}" for stem in stems]
-        return {source: tensors.get(source) for source in each}
-
-    def _n_experts(self, name: str) -> int:
-        return self._model.get_parameter(name).shape[0]
+        """Find the file's tensors that make up one of the model's, by the names that messages use."""
+        return self._names.sources(name, self._known[name][0][0] if EXPERTS.fullmatch(name) else 0)
 
     def _read_dense(self, name: str) -> torch.Tensor:
         """Read a tensor that stays in the model, in the dtype that it has there."""
-        parameter = self._model.get_parameter(name)
-        if name.endswith(_OPTIONAL) and self._sources(name)[name] is None:
-            return torch.zeros(parameter.shape, dtype=parameter.dtype)
-        weight = self._read(name, tuple(parameter.shape))
-        if self._family.offset_norms and name.endswith("norm.weight"):
-            return (unpacked(weight, torch.float32) - 1.0).to(parameter.dtype)
-        return unpacked(weight, parameter.dtype)
+        shape, dtype = self._known[name]
+        default = next((value for ending, value in _OPTIONAL.items() if name.endswith(ending)), None)
+        if default is not None and self._sources(name)[name] is None:
+            return torch.full(shape, default, dtype=dtype)
+        weight = self._read(name, shape)
+        if self._family.offset_norms and name.endswith("norm.weight") and not name.endswith(_PLAIN_NORM):
+            return (unpacked(weight, torch.float32) - 1.0).to(dtype)
+        if name.endswith(".A_log"):
+            decay = unpacked(weight, torch.float32)
+            if not bool((decay < 0).all()):
+                raise CheckpointError(f"{self._header.file.name}: {name} is the logarithm of no positive number", AGAIN)
+            return torch.log(-decay).to(dtype)
+        return unpacked(weight, dtype)
 
     def _read(self, name: str, expected: tuple[int, ...]) -> Packed:
         """Read what the file has for one of the model's tensors, in the model's row order."""
         sources = list(self._sources(name).items())
-        if self._family.turned and (found := _EXPERTS.fullmatch(name)):
+        if self._family.turned and (found := EXPERTS.fullmatch(name)):
             return self._read_turned(sources, expected, is_bias=found["bias"] is not None)
+        if self._family.turned and CONV1D.fullmatch(name):
+            return TURNED.pack(self._load(sources[0][1], name, expected[::-1]), 1)
         if len(sources) == 1:
             return self._load(sources[0][1], sources[0][0], expected)
+        if JOINT.fullmatch(name):
+            cuts = joint_pieces(self._config)
+            rows = [max(stop for part, _, stop in cuts if part == each) for each in (0, 1)]
+            parts = [self._load(each, part, (n, expected[1])) for (part, each), n in zip(sources, rows, strict=True)]
+            return stack([[parts[part].format.rows(parts[part], *cut) for part, *cut in cuts]], expected)
         experts, columns = expected[0], expected[2]
         if not sources[0][0].endswith("_exps.weight"):  # a tensor or two an expert, the experts one after the other
             n_pieces = len(sources) // experts
@@ -216,28 +207,10 @@ class GgufReader:
         entry = TensorEntry(tensor.name, tensor.file, torch.uint8, (tensor.n_bytes,), tensor.start, tensor.n_bytes)
         rows = read_tensor(entry).view(*expected[:-1], -1)  # (..., rows, bytes of a row)
         # 2) in the model's order
-        rows = self._in_order(tensor.name.split(".")[-2], rows, expected[0])
+        kind = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else tensor.name
+        rows = in_order(self._family, self._config, kind, rows, expected[0])
         # 3) blocks or plain numbers, all finite
         weight = GGUF.pack(rows, tensor.quant_type, expected)
         if not GGUF.is_finite(weight):
             raise CheckpointError(f"{file.name}: {tensor.name} holds NaN or infinite numbers", AGAIN)
-        return weight
-
-    def _in_order(self, kind: str, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
-        """Undo what llama.cpp's converter does to the rows of attention's projections. (A bias has one number a row.)
-
-        It interleaves the two halves of each head's rows of llama-like queries and keys, and sorts Falcon's joint
-        projection, which has the heads that share a key beside it, into queries, keys and values.
-        """
-        config = self._config
-        counts = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
-        if self._family.permuted and kind in counts:
-            n_heads = getattr(config, counts[kind])
-            pairs = rows.view(n_heads, n_rows // n_heads // 2, 2, -1)  # (heads, rows / 2, half, bytes)
-            return pairs.transpose(1, 2).reshape(rows.shape)
-        if self._family.model_type == "falcon" and kind == "attn_qkv" and config.new_decoder_architecture:
-            heads, groups = config.num_attention_heads, config.num_kv_heads
-            by_head = rows.view(heads + 2 * groups, -1)  # (heads, bytes of a head)
-            parts = [part.view(groups, -1, by_head.shape[1]) for part in by_head.split([heads, groups, groups])]
-            return torch.cat(parts, dim=1).reshape(rows.shape)  # (groups, queries and key and value, bytes)
-        return rows
+        return columns_in_order(self._family, self._config, kind, weight)

@@ -35,8 +35,8 @@ def rope_parameters(header: GgufHeader, keys: GgufKeys, n_rotated: int, context:
     factor = float(keys.get("rope.scaling.factor") or keys.get("rope.scale_linear") or 1.0)
     kind = keys.get("rope.scaling.type", "linear")  # what llama.cpp takes a factor without a type for
     original = int(keys.get("rope.scaling.original_context_length") or context)
-    short, long = (_factors(header, name, n_rotated) for name in (SHORT, LONG))
-    frequencies = _factors(header, FREQUENCIES, n_rotated)
+    short, long = (factors(header, name, n_rotated) for name in (SHORT, LONG))
+    frequencies = factors(header, FREQUENCIES, n_rotated)
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise keys.refused("rope.scaling.type", kind, "is not known here")
     if kind == "yarn" and (short or long or frequencies):
@@ -74,7 +74,7 @@ def rope_parameters(header: GgufHeader, keys: GgufKeys, n_rotated: int, context:
     return rope | {"rope_type": "linear", "factor": scale} if scale != 1.0 else rope
 
 
-def _factors(header: GgufHeader, name: str, n_rotated: int) -> list[float] | None:
+def factors(header: GgufHeader, name: str, n_rotated: int) -> list[float] | None:
     """Read a tensor of factors, one for each pair of rotated dimensions; None where the file has none."""
     tensor = header.tensors.get(name)
     if tensor is None:

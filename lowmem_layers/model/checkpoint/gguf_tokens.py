@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file: transformers' own reading of the vocabulary, completed by what that leaves out.
 
-transformers cuts words as GPT-2 does where it does not know a file's `pre`, and leaves three settings unread. Source:
-transformers' `integrations.gguf` and `llama_vocab::impl::load` of llama.cpp.
+transformers cuts words as GPT-2 does where it does not know a file's `pre`, and leaves three settings unread. Gemma 4's
+text begins with no token of its own, as its published tokenizer has it, whatever the file says: chat templates write
+it. Source: transformers' `integrations.gguf` and `llama_vocab::impl::load` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from lowmem_layers.model.checkpoint.gguf_keys import USE_SAFETENSORS
 from lowmem_layers.model.checkpoint.gguf_words import SPLITS, WHOLE_WORDS, splitter
 
 _NAME = "tokenizer.ggml."
-_KNOWN = frozenset(value for name, value in vars(Keys.Tokenizer).items() if not name.startswith("_"))
+_KNOWN = frozenset(value for name, value in vars(Keys.Tokenizer).items() if not name.startswith("_")) | {
+    "tokenizer.ggml.suppress_tokens"  # what generation leaves out: it is no part of a text's score
+}
 _OFF = ("add_sep_token", "remove_extra_whitespaces")  # not applied by transformers: refused where they are on
 
 
@@ -31,8 +34,9 @@ def check_tokenizer(header: GgufHeader) -> None:
         if key.startswith("tokenizer.") and key not in _KNOWN and not key.startswith("tokenizer.chat_template"):
             raise ModelError(f"{file}: the key {key} is not known here and may change tokens", USE_SAFETENSORS)
     kind = about.get(f"{_NAME}model")
-    if kind not in ("gpt2", "llama"):
-        raise ModelError(f"{file} has a vocabulary of kind {kind!r}, only 'gpt2' and 'llama' are read", USE_SAFETENSORS)
+    if kind not in ("gpt2", "llama", "gemma4"):
+        known = "only 'gpt2', 'llama' and 'gemma4' are read"
+        raise ModelError(f"{file} has a vocabulary of kind {kind!r}, {known}", USE_SAFETENSORS)
     for key in _OFF:
         if about.get(_NAME + key):
             raise ModelError(f"{file}: {_NAME}{key} is on, which is not supported", USE_SAFETENSORS)

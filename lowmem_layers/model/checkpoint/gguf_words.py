@@ -15,18 +15,21 @@ _LINES = r"\s*[\r\n]+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
 
 
-def _words(digits: str, letter: str = r"\p{L}", beside: str = r"\p{L}\p{N}") -> str:
+def _words(
+    digits: str, letter: str = r"\p{L}", beside: str = r"\p{L}\p{N}", lines: str = r"[\r\n]*", suffixes: str = _SUFFIXES
+) -> str:
     """Spell the pattern that GPT-4 began, for runs of `digits`; `beside` is what punctuation is not."""
     word = rf"[^\r\n\p{{L}}\p{{N}}]?{letter}+"
-    return "|".join([_SUFFIXES, word, digits, rf" ?[^\s{beside}]+[\r\n]*", _LINES, _SPACES])
+    parts = [suffixes, word, digits, rf" ?[^\s{beside}]+{lines}", _LINES, _SPACES]
+    return "|".join(part for part in parts if part)
 
 
-def _cased(digits: str, suffixes: str) -> str:
-    """Spell the pattern that GPT-4o began: a word breaks before a capital letter."""
-    big, small = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+def _cased(digits: str, suffixes: str, but: str = "", lines: str = r"[\r\n/]*") -> str:
+    """Spell the pattern that GPT-4o began: a word, whose letters are none of `but`, breaks before a capital letter."""
+    big, small = (rf"[{first}\p{{Lm}}\p{{Lo}}\p{{M}}{but}]" for first in (r"\p{Lu}\p{Lt}", r"\p{Ll}"))
     before = r"[^\r\n\p{L}\p{N}]?"
     lower, upper = f"{before}{big}*{small}+{suffixes}", f"{before}{big}+{small}*{suffixes}"
-    return "|".join([lower, upper, digits, r" ?[^\s\p{L}\p{N}]+[\r\n/]*", _LINES, _SPACES])
+    return "|".join([lower, upper, digits, rf" ?[^\s\p{{L}}\p{{N}}]+{lines}", _LINES, _SPACES])
 
 
 _CHINESE, _KANA = "\u4e00-\u9fa5", "\u3040-\u309f\u30a0-\u30ff"
@@ -37,6 +40,33 @@ _DEEPSEEK_V3 = "|".join(
     ]
 )  # fmt: skip
 
+# DeepSeek LLM's words are of letters that have a case, as an older table of them lists these.
+_CASED = (
+    r"[\p{Lu}\p{Ll}\p{Lt}&&[^\u0560-\u0588\u10c7-\u10ff\u1c80-\u1c8a\u2d00-\u2d2d\ua790-\ua7fa\uab30-\uab68"
+    r"\x{10570}-\x{105bc}\x{10d50}-\x{10d85}\x{16e40}-\x{16e7f}\x{1d400}-\x{1d7cb}\x{1df00}-\x{1df2a}]]"
+)
+_DEEPSEEK_LLM = (
+    r"[\r\n]", rf"\s?{_CASED}+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$",
+    f"[{_CHINESE}\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}+",
+)  # fmt: skip
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_BAILING = "|".join(
+    [
+        r"'(?i:[sdmt]|ll|ve|re)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]",
+        _SPACES,
+    ]
+)
+_EXAONE_MOE = "|".join(
+    [
+        _SUFFIXES, r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+", r"\p{N}", r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
+        r"\s*[\r\n]", _SPACES,
+    ]
+)  # fmt: skip
+
 _BY_GPT2 = (_GPT2,)
 _BY_DIGIT = (r"\p{N}", _GPT2)
 _BY_LLAMA_3 = (_words(r"\p{N}{1,3}"),)
@@ -44,24 +74,37 @@ _BY_QWEN_2 = (_words(r"\p{N}"),)
 _BY_GPT_4O = (_cased(r"\p{N}{1,3}", f"{_SUFFIXES}?"),)
 _BY_DEEPSEEK_V3 = (r"\p{N}{1,3}", f"[{_CHINESE}{_KANA}]+", _DEEPSEEK_V3)
 
+_LIKE = {
+    _BY_GPT2: "gpt-2 phi-2 mpt olmo exaone4 a.x-4.0 mellum trillion gigachat jais granite-docling",
+    _BY_DIGIT: "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
+    _BY_LLAMA_3: "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe chatglm-bpe glm4",
+    _BY_QWEN_2: "qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan f2llmv2 solar-open grok-2",
+    _BY_GPT_4O: "gpt-4o llama4 kanana2 talkie minimax-m2",
+    _BY_DEEPSEEK_V3: "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
+    (_BLOOM,): "bloom poro-chat gpt3-finnish",
+    (_BAILING,): "bailingmoe bailingmoe2 llada-moe",
+    (r"\d{1,3}(?=(?:\d{3})*\b)", *_BY_GPT_4O): "tiny_aya cohere2moe",
+}
+
 SPLITS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "exaone4", "a.x-4.0", "mellum", "trillion"), _BY_GPT2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _BY_DIGIT),
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "lfm2"), _BY_LLAMA_3),
-    **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _BY_LLAMA_3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "megrez", "stablelm2", "hunyuan"), _BY_QWEN_2),
+    **{name: way for way, names in _LIKE.items() for name in names.split()},
     "qwen35": (_words(r"\p{N}", r"[\p{L}\p{M}]", r"\p{L}\p{M}\p{N}"),),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _BY_GPT_4O),
     "tekken": (_cased(r"\p{N}", ""),),
     "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"),
     "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"[{_CHINESE}\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}"),
-    "deepseek-v3": _BY_DEEPSEEK_V3,
-    "hunyuan-dense": _BY_DEEPSEEK_V3,
-}  # fmt: skip
+    "deepseek-llm": _DEEPSEEK_LLM,
+    "viking": (_BLOOM, r"\p{N}"),
+    "kimi-k2": (r"\p{Han}+|" + _cased(r"\p{N}{1,3}", f"{_SUFFIXES}?", r"&&[^\p{Han}]", r"[\r\n]*"),),
+    "seed-coder": (_words(r"\p{N}", beside=r"\p{L}\p{N}\r\n", lines=""),),
+    "exaone-moe": (_EXAONE_MOE,),
+    "minicpm5": (r"\p{N}{1,3}", _words(r"\p{N}+")),
+    "laguna": (r"[^\n]+|\n+", *_BY_QWEN_2),
+    "ufakzeka": (_words(r"\p{N}", suffixes=""),),
+}
 
 # These vocabularies take a whole word that is a token as it is, and begin a text with a token of their own.
-WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "lfm2", "tekken")
+WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken")
 
 
 def splitter(kind: str) -> Any:

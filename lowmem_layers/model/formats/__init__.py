@@ -20,6 +20,7 @@ from lowmem_layers.model.formats.int8 import INT8
 from lowmem_layers.model.formats.joined import Joined, stack
 from lowmem_layers.model.formats.modelopt import MODELOPT
 from lowmem_layers.model.formats.mxfp4 import MXFP4
+from lowmem_layers.model.formats.regrouped import Regrouped
 from lowmem_layers.model.formats.scaled import SCALED
 from lowmem_layers.model.formats.turned import Turned
 
@@ -33,8 +34,8 @@ TARGETS: Mapping[str, PackingFormat] = {"none": DENSE, "nf4": FOUR_BIT, "int8": 
 
 _SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, FOUR_BIT, INT8, GPTQ, SCALED)}
 _STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
-TURNED = Turned(_STACKED)
-FORMATS: Mapping[str, WeightFormat] = _STACKED | {"turned": TURNED}
+TURNED, REGROUPED = Turned(_STACKED), Regrouped(_STACKED)
+FORMATS: Mapping[str, WeightFormat] = _STACKED | {"turned": TURNED, "regrouped": REGROUPED}
 
 
 def unpack(packed: Packed, out: torch.Tensor) -> None:
@@ -64,6 +65,6 @@ def unpack_slice(packed: Packed, index: int, out: torch.Tensor) -> None:
 
 __all__ = [
     "AWQ", "CHECKPOINT_FORMATS", "COMPRESSED", "DENSE", "FORMATS", "FOUR_BIT", "FP8", "GGUF", "GPTQ", "HQQ", "INT8",
-    "MODELOPT", "MXFP4", "SCALED", "TARGETS", "TURNED", "CheckpointFormat", "OwnPacking", "Packed", "PackingFormat",
-    "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
+    "MODELOPT", "MXFP4", "REGROUPED", "SCALED", "TARGETS", "TURNED", "CheckpointFormat", "OwnPacking", "Packed",
+    "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
 ]  # fmt: skip

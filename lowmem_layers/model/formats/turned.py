@@ -1,7 +1,7 @@
-"""Experts whose matrices stand in the model transposed: (experts, in, out), while files pack them along `in`.
+"""Matrices that stand in the model transposed: (in, out), while files pack them along `in`.
 
-gpt-oss multiplies from the left, and alternates the columns of its gate and up projections. Here the packed matrices
-stay as they are, and are turned expert by expert while they are unpacked.
+GPT-2 and gpt-oss multiply from the left; gpt-oss' experts alternate the columns of gate and up projections. Here the
+packed matrices stay as they are, and are turned one by one while they are unpacked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lowmem_layers.model.formats.format import Packed, WeightFormat
 
 @dataclass(frozen=True)
 class Turned:
-    """Another format's weight (experts, pieces × out, in), given as (experts, in, out × pieces).
+    """Another format's weight (experts, pieces × out, in), given as (experts, in, out × pieces); or a single matrix.
 
     The settings are the other format's, and `turned.format` its name, `turned.pieces` how many matrices of an expert
     stand one below the other there and column by column here.
@@ -27,10 +27,10 @@ class Turned:
     name: str = "turned"
 
     def pack(self, weight: Packed, pieces: int) -> Packed:
-        """Turn a packed stack of experts."""
-        experts, rows, columns = weight.shape
+        """Turn a packed stack of experts, or one matrix."""
+        *experts, rows, columns = weight.shape
         settings = {**weight.settings, "turned.format": weight.format.name, "turned.pieces": pieces}
-        return Packed(self, (experts, columns, rows), weight.parts, settings)
+        return Packed(self, (*experts, columns, rows), weight.parts, settings)
 
     def rows(self, packed: Packed, start: int, stop: int) -> Packed:
         """Cut whole experts out. Shapes: of all leading dimensions taken together, `start` to `stop`."""

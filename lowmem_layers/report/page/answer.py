@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lowmem_layers.findings.findings import Findings, Side
-from lowmem_layers.findings.rows import minus, number
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus, number
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.model.change import REMOVE

@@ -14,8 +14,9 @@ from importlib import resources
 import jinja2
 
 from lowmem_layers.findings.findings import Findings
-from lowmem_layers.findings.rows import Rows, importance_rows, level_rows, minus
+from lowmem_layers.findings.rows import Rows, importance_rows, level_rows
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import minus
 from lowmem_layers.report.page.answer import answer, leading_side
 from lowmem_layers.report.page.comparisons import Compared, changed_words, run_titles
 from lowmem_layers.report.page.data import Json, as_json, run_data
