@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,7 @@ ITEMS_SCHEMA = pa.schema(
 _OF_ITEMS, _OF_CHOICES = ("task", "id", "cluster"), ("chars", "sizes", "n_tokens", "n_cut")  # fields of `ItemRow`
 
 
-@dataclass(frozen=True)
-class ItemRow:
+class ItemRow(NamedTuple):
     """One item of the record, without its text.
 
     Shapes: `chars`, `sizes` (bytes), `n_tokens` (scored tokens) and `n_cut` (tokens lost on the left, because the model

@@ -76,7 +76,7 @@ def test_one_task_against_another_is_never_paired(tmp_path, bench):
 
 def test_items_that_only_share_their_names_are_not_paired(tmp_path, bench, monkeypatch):
     one, two = (make(tmp_path, bench, name, tasks=("one",)) for name in "ab")
-    changed = tuple(dataclasses.replace(row, gold=(row.gold + 1) % row.n_choices) for row in two.item_rows)
+    changed = tuple(row._replace(gold=(row.gold + 1) % row.n_choices) for row in two.item_rows)
     monkeypatch.setattr(
         type(two), "item_rows", property(lambda run: changed if run.folder == two.folder else one.values.rows)
     )
