@@ -184,7 +184,7 @@ def test_the_study_tables_need_windows_of_sublayers(tmp_path, bench):
 def test_data_that_was_edited_is_refused_by_name(tmp_path, bench, monkeypatch):
     one, two = (make(tmp_path, bench, name, tasks=("one",)) for name in "ab")
     first, *rest = two.item_rows
-    edited = (dataclasses.replace(first, chars=tuple(n + 1 for n in first.chars)), *rest)
+    edited = (first._replace(chars=tuple(n + 1 for n in first.chars)), *rest)
     monkeypatch.setattr(
         type(two), "item_rows", property(lambda run: edited if run.folder == two.folder else one.values.rows)
     )
