@@ -237,7 +237,8 @@ def fill_model(
         **store.describe(),
         **({"arithmetic": arithmetic, "gpu": gpu} if gpu else {}),
     }
-    return DecoderModel(found.module, found.tokenizer, store, description, found.shape)
+    trusted = None if request.trust_remote_code else path
+    return DecoderModel(found.module, found.tokenizer, store, description, found.shape, trusted)
 
 
 def _remarks(found: Inspection) -> list[str]:

@@ -49,6 +49,7 @@ def prepare_study(
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
+    from lowmem_layers.study.kept_verdict import examine
     from lowmem_layers.tasks import encode_tasks
 
     threads = use_threads(spec.threads)
@@ -71,8 +72,8 @@ def prepare_study(
     start = clock()
     changes = _changes(spec, model, encoded, placement.states_bytes)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
-    verdict = engine.examine()
-    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
+    verdict, kept = examine(engine, model.packed_file, spec.change)
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start, kept))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 

@@ -8,7 +8,13 @@ import pytest
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, paper_tables, single_removals, windows
 from lowmem_layers.game.answers.paper_intervals import table_intervals
-from lowmem_layers.game.answers.paper_tables import PUBLISHED_OTHER_DROPS, clipped_drops, paper_shares, published_model
+from lowmem_layers.game.answers.paper_tables import (
+    PUBLISHED_OTHER_DROPS,
+    clipped_drops,
+    code_values,
+    paper_shares,
+    published_model,
+)
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1")
 
@@ -110,7 +116,7 @@ def test_the_published_table_is_complete():
     assert all(len(row) == 3 for row in PUBLISHED_OTHER_DROPS.values())
 
 
-def code_values(full, removed, n_players, largest):
+def by_the_code(full, removed, n_players, largest):
     """Estimate as the authors' code is described: single removal, then windows from both ends, one plain mean."""
     look_up = {(): full, **{key: float(np.round(value, 4)) for key, value in removed.items()}}
     found = []
@@ -135,14 +141,25 @@ def test_the_authors_code_to_its_last_digit(n_items):
         float
     )
     of_run, means = ValueTable(names, coalitions, values), values.mean(axis=0)
-    expected = code_values(means[0], dict(zip(coalitions[1:], means[1:], strict=True)), 9, 3)
+    expected = by_the_code(means[0], dict(zip(coalitions[1:], means[1:], strict=True)), 9, 3)
+    np.testing.assert_array_equal(code_values(of_run), expected)
     clipped = np.maximum(np.round(expected, 4), 0.0)
-    np.testing.assert_array_equal(
-        np.round(paper_shares([of_run], 3, as_code=True), 12), np.round(clipped / clipped.sum(), 12)
-    )
+    np.testing.assert_array_equal(paper_shares([of_run], 3, as_code=True), clipped / clipped.sum())
     drops = means[0] - np.round([means[coalitions.index((p,))] for p in range(9)], 4)
     np.testing.assert_array_equal(clipped_drops(of_run, as_code=True), np.maximum(drops, 0.0))
     assert (clipped_drops(of_run, as_code=True) != clipped_drops(of_run)).any() == (n_items != 1000)
+
+
+def test_halves_of_a_fourth_decimal_are_rounded_as_the_code_rounds_them():
+    """The second sublayer has four terms: of thousandths, every fourth of its estimates lies halfway."""
+    coalitions = tuple(windows(4, 3))
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        right = rng.integers(200, 900, len(coalitions))
+        values = (np.arange(1000)[:, None] < right).astype(float)
+        of_run, means = ValueTable(NAMES, coalitions, values), values.mean(axis=0)
+        expected = by_the_code(means[0], dict(zip(coalitions[1:], means[1:], strict=True)), 4, 3)
+        np.testing.assert_array_equal(np.round(code_values(of_run), 4), np.round(expected, 4))
 
 
 def noisy(n_items, seed, loss):

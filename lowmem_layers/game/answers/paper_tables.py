@@ -19,7 +19,8 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.paper_intervals import table_intervals
 from lowmem_layers.game.answers.shares import shares
-from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.estimators.terms import neighbourhood_terms
+from lowmem_layers.game.estimators.weights import estimator_weights, largest_window
 from lowmem_layers.game.uncertainty.intervals import Interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 
@@ -127,7 +128,7 @@ def paper_tables(
 ) -> PaperTables:
     """Compute tables 1–4 for models → tasks → tables of values.
 
-    `as_code`: to the last digit of the authors' public code (`_means`), which also has an L of 3 by default.
+    `as_code`: to the last digit of the authors' public code (`code_values`), which also has an L of 3 by default.
 
     Each model's list of cornerstones is the one given, else the published one of that model (`published_model`), else
     its own three largest mean shares. Where a task has no share (no positive value, or one that is not finite), there
@@ -172,37 +173,52 @@ def paper_shares(tables: Sequence[ValueTable], max_removed: int | None = None, *
     """
     per_task = []
     for table in tables:
-        weights = estimator_weights("neighbourhood", table.coalitions, table.players, max_removed)
-        per_task.append(shares(_means(table, weights, as_code=as_code), DECIMALS))
+        if as_code:
+            values = code_values(table, max_removed)
+        else:
+            weights = estimator_weights("neighbourhood", table.coalitions, table.players, max_removed)
+            values = _apply(weights, table.values.mean(axis=0))
+        per_task.append(shares(values, DECIMALS))
     return np.mean(per_task, axis=0)
 
 
-def code_values(table: ValueTable) -> FloatArray:
-    """Estimate as the authors' public code does: windows of up to 3, removed accuracies rounded. Shapes: (players,).
+def code_values(table: ValueTable, max_removed: int | None = CODE_LARGEST) -> FloatArray:
+    """Estimate as the authors' public code does: accuracies without a sublayer rounded, then mean of differences.
+
+    Differences come first, since a sum in another order may fall on the other side of a rounded decimal: of its ends'
+    3 or 4 terms, every hundredth value lies halfway between two fourth decimals.
+    Shapes: (players,); nan where a mean that is used is not finite.
 
     Raises:
-        UsageError: a window of up to 3 was not measured.
+        UsageError: a window was not measured.
     """
-    weights = estimator_weights("neighbourhood", table.coalitions, table.players, CODE_LARGEST)
-    return _means(table, weights, as_code=True)
+    largest = largest_window(table.coalitions, table.n_players) if max_removed is None else max_removed
+    means = _code_means(table)
+    means[~np.isfinite(means)] = np.nan
+    found = []
+    for player in range(table.n_players):
+        terms = neighbourhood_terms(player, table.n_players, largest)
+        found.append(np.mean([means[table.column_index(a)] - means[table.column_index(b)] for a, b, _ in terms]))
+    return np.array(found)
 
 
 def clipped_drops(table: ValueTable, *, as_code: bool = False) -> FloatArray:
     """Give every sublayer's ablation drop, negatives clipped to 0. Shapes: (players,)."""
     weights = estimator_weights("ablation", table.coalitions, table.players)
-    return np.maximum(_means(table, weights, as_code=as_code), 0.0)
+    return np.maximum(_apply(weights, _code_means(table) if as_code else table.values.mean(axis=0)), 0.0)
 
 
-def _means(table: ValueTable, weights: FloatArray, *, as_code: bool) -> FloatArray:
-    """Apply an estimator's weights to the means over items; nan where they touch a mean that is not finite.
+def _code_means(table: ValueTable) -> FloatArray:
+    """Average over items; what is left without any sublayer is rounded (by numpy, ties to even), the full model not.
 
-    `as_code`: what is left without any sublayer is rounded to 4 decimals first (by numpy, ties to even), the full
-    model's mean is not. Source: the authors' public code.
+    Shapes: (coalitions,). Source: the authors' public code.
     """
-    means = table.values.mean(axis=0)
-    if as_code:
-        removed = np.array([bool(each) for each in table.coalitions])
-        means = np.where(removed, np.round(means, DECIMALS), means)
+    means, removed = table.values.mean(axis=0), np.array([bool(each) for each in table.coalitions])
+    return np.where(removed, np.round(means, DECIMALS), means)
+
+
+def _apply(weights: FloatArray, means: FloatArray) -> FloatArray:
+    """Apply an estimator's weights to the means over items; nan where they touch a mean that is not finite."""
     finite = np.isfinite(means)
     result = weights @ np.where(finite, means, 0.0)
     result[(weights[:, ~finite] != 0).any(axis=1)] = np.nan
