@@ -10,10 +10,8 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
-
-import msgspec
 
 from lowmem_layers.engine.engine import Engine
 from lowmem_layers.engine.examination import Verdict
@@ -24,27 +22,25 @@ from lowmem_layers.record.identity import code_digest
 from lowmem_layers.study.description import library_versions
 
 
-def examine(engine: Engine, packed_file: Path | None, change: str) -> tuple[Verdict, bool]:
-    """Examine a loaded model, or believe what an earlier start found; the flag tells whether an earlier one did.
+def kept_verdict(engine: Engine, change: str) -> Verdict | None:
+    """Read what an earlier start found of this model and this change to its sublayers; None where nothing is known."""
+    if engine.model.packed_file is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(examined_file(engine.model.packed_file).read_text())
+        verdict = Verdict(**kept["verdict"])
+        is_whole = [type(value) for value in asdict(verdict).values()] == [bool, str, float, float, int]
+        if is_whole and kept["circumstances"] == _circumstances(engine, change):
+            return verdict
+    return None
 
-    `packed_file` is the file of the cache that holds the weights (None: none does), `change` the change that the
-    coalitions make to sublayers.
 
-    Raises:
-        RemovalError: the model cannot be taken apart exactly.
-        UsageError: the change means nothing for this model.
-    """
-    if packed_file is None:
-        return engine.examine(), False
-    path, now = examined_file(packed_file), _circumstances(engine, change)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, msgspec.ValidationError):
-        kept = json.loads(path.read_text())
-        if kept["circumstances"] == now:
-            return engine.examine(msgspec.convert(kept["verdict"], Verdict)), True
-    verdict = engine.examine()
-    with contextlib.suppress(RecordError):  # a full or read-only cache costs the next start its time, no more
-        write_text(path, json.dumps({"circumstances": now, "verdict": msgspec.to_builtins(verdict)}))
-    return verdict, False
+def keep_verdict(engine: Engine, change: str, verdict: Verdict) -> None:
+    """Keep a verdict for the next start. A full or read-only cache costs that its time, no more."""
+    if engine.model.packed_file is not None:
+        text = json.dumps({"circumstances": _circumstances(engine, change), "verdict": asdict(verdict)})
+        with contextlib.suppress(RecordError):
+            write_text(examined_file(engine.model.packed_file), text)
 
 
 def _circumstances(engine: Engine, change: str) -> Mapping[str, Any]:
