@@ -8,7 +8,7 @@ it is significant; two formats count as the mean of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from lowmem_layers.model.change import Change, QuantFormat, Runtime
 from lowmem_layers.tasks.metrics import Metric
 
 KEEP = "as it is"
+BitsIn = Callable[[QuantFormat], FloatArray]  # a format → bits a weight of each sublayer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Measured:
     """What each option costs each sublayer, on the items that are not held out.
 
     `tables` has, for each option with a run, its tables by task. Shapes: `loss` and `upper` (players, options), 0 where
-    nothing changes; `pairs` (players − 1, options, options) or None. Units: those of the metric, unscaled.
+    nothing changes; `bits` likewise, on average over a sublayer's weights; `pairs` (players − 1, options, options) or
+    None. Units: those of the metric, unscaled; `bits` a weight.
     """
 
     runs: tuple[Run, ...]
@@ -51,6 +53,7 @@ class Measured:
     tables: tuple[tuple[ValueTable, ...] | None, ...]
     loss: FloatArray
     upper: FloatArray
+    bits: FloatArray
     pairs: FloatArray | None
 
     @property
@@ -71,12 +74,12 @@ class Measured:
         Raises:
             UsageError: the budget is below what the smallest format takes.
         """
-        weights = np.outer(numbers, [option.bits for option in self.options])
-        least = min(option.bits for option in self.options)
+        weights = np.array(numbers)[:, None] * self.bits  # (players, options)
+        least = float(weights.min(axis=1).sum()) / sum(numbers)
         if not least <= budget_bits < np.inf:
             raise UsageError(
-                f"--budget {budget_bits:g} is not a number of at least {least:g}, the bits of the smallest format "
-                "measured",
+                f"--budget {budget_bits:g} is not a number of at least {least:g}, the bits that the smallest formats "
+                "measured take",
                 "allow more bits, or give the run of a smaller format as well",
             )
         return allot(self.upper, weights, budget_bits * float(sum(numbers)), self.pairs)
@@ -108,10 +111,13 @@ class Measured:
         return found.value + extra, Interval(ci.low + extra, ci.high + extra)
 
 
-def measured(runs: Sequence[Run], value: str | None, own_bits: float | None, level: float = 0.95) -> Measured:
+def measured(
+    runs: Sequence[Run], value: str | None, own_bits: float | None, bits_in: BitsIn | None = None, level: float = 0.95
+) -> Measured:
     """Put the runs of several formats side by side. `own_bits`: sublayers may also stay as they are, at these bits.
 
-    The runs are those that `check_runs` lets pass.
+    `bits_in` says what a format takes in each sublayer (None: its own bits everywhere). The runs are those that
+    `check_runs` lets pass.
     """
     options: list[Option] = []
     tables: list[tuple[ValueTable, ...] | None] = []
@@ -137,9 +143,14 @@ def measured(runs: Sequence[Run], value: str | None, own_bits: float | None, lev
             wide = np.zeros((len(pairs), len(options), len(options)))
             wide[:, :-1, :-1] = pairs
             pairs = wide
-    metric = the_metric(runs[0], value)
+    # 3) what each option takes
+    bits = np.tile([option.bits for option in options], (len(losses[0]), 1))  # (players, options)
+    for place, option in enumerate(options):
+        if bits_in is not None and option.change is not None and option.change.format is not None:
+            bits[:, place] = bits_in(option.change.format)
     return Measured(
-        tuple(runs), tuple(options), metric, tuple(tables), np.array(losses).T, np.array(uppers).T, pairs
+        tuple(runs), tuple(options), the_metric(runs[0], value), tuple(tables), np.array(losses).T, np.array(uppers).T,
+        bits, pairs,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lowmem_layers.model.load import Inspection
 
 # llama.cpp's names of the tensors of each kind of sublayer begin so; norms and routers among them are never quantised.
 _TENSORS = {"attn": "attn_", "ffn": "ffn_", "moe": "ffn_"}
+_BASES = {"mxfp4": "mxfp4_moe"}  # the whole model's format, where llama-quantize calls it otherwise
 
 
 def tensor_types(players: Sequence[Player], formats: Sequence[str]) -> list[str]:
@@ -59,9 +61,15 @@ def write_files(found: Inspection, measured: Measured, chosen: Sequence[int], fo
         if into.runtime == "llama.cpp":
             lines = tensor_types(players, formats)
             base = max(measured.formats, key=lambda each: formats.count(each.name)).name
-            command = ["llama-quantize", *lines, f"model-f16.gguf mixture.gguf {base}"]
+            # a GGUF file is quantised once more, as it was measured; another checkpoint has to be converted first
+            own = found.source.gguf_path
+            source, again = (shlex.quote(str(own)), ["--allow-requantize"]) if own else ("model-f16.gguf", [])
+            command = ["llama-quantize", *again, *lines, f"{source} mixture.gguf {_BASES.get(base, base)}"]
             (partial / "llama-quantize.sh").write_text(" \\\n  ".join(command) + "\n")
-            return [f"{folder}/llama-quantize.sh quantises model-f16.gguf; its other tensors get {base}"]
+            return [
+                f"{folder}/llama-quantize.sh quantises {source}; embedding and head, which were not measured, get what "
+                f"a model in {base} has there"
+            ]
         about = (
             {"load_in_4bit": True, "bnb_4bit_quant_type": into.name} if into.name != "int8" else {"load_in_8bit": True}
         )

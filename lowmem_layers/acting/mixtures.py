@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lowmem_layers.acting.allotting import KEEP, Measured
+from lowmem_layers.acting.allotting import KEEP, BitsIn, Measured
 from lowmem_layers.acting.choosing import is_held_out
 from lowmem_layers.acting.proxies import statistics_of
 from lowmem_layers.acting.versions import N_RANDOM, checked_items, held_out_items, measured_columns, values_of
 from lowmem_layers.engine.changes import Changes
+from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.answers.allotment import allot
 from lowmem_layers.game.uncertainty.errors import Influence, influence_of, mean_over_tasks
-from lowmem_layers.model.change import REMOVE
+from lowmem_layers.game.values.table import FloatArray
+from lowmem_layers.model.change import REMOVE, QuantFormat
 from lowmem_layers.model.homes.places import is_quantised
+from lowmem_layers.model.homes.rounding import row_width
 from lowmem_layers.model.load import Inspection
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.tasks.items import EncodedItem
@@ -45,6 +48,25 @@ def numbers_of(found: Inspection) -> list[int]:
     return counts
 
 
+def bits_in(found: Inspection) -> BitsIn:
+    """Make the function that says how many bits a weight each sublayer gets by a format, on average over its matrices.
+
+    A matrix whose rows are no whole blocks gets the format that stands in.
+    """
+    places = [(p.layer, p.role) for p in found.anatomy.players]
+
+    def of(into: QuantFormat) -> FloatArray:
+        bits, numbers = np.zeros(len(places)), np.zeros(len(places))
+        for place in found.places:
+            if is_quantised(place):
+                player = places.index((place.layer, place.kind))
+                numbers[player] += prod(place.shape)
+                bits[player] += prod(place.shape) * into.for_rows(row_width(place)).bits
+        return bits / np.maximum(numbers, 1)  # (players,)
+
+    return of
+
+
 def own_bits(found: Inspection, of: str) -> float | None:
     """Tell the bits of a sublayer that stays as it is: an option where bitsandbytes runs the rest of a plain model."""
     return 8.0 * found.dtype.itemsize if of == "bitsandbytes" and found.own is None else None
@@ -52,11 +74,11 @@ def own_bits(found: Inspection, of: str) -> float | None:
 
 def bits_of(measured: Measured, mixture: Mixture, numbers: Sequence[int]) -> float:
     """Average a mixture's bits over all weights."""
-    return sum(n * measured.options[o].bits for n, o in zip(numbers, mixture, strict=True)) / sum(numbers)
+    return sum(n * measured.bits[i, o] for i, (n, o) in enumerate(zip(numbers, mixture, strict=True))) / sum(numbers)
 
 
 def contenders(
-    measured: Measured, chosen: Mixture, numbers: Sequence[int], budget: float, prepared: Prepared, seed: int
+    measured: Measured, chosen: Mixture, numbers: Sequence[int], budget: float, prepared: Prepared, seed: int, say: Say
 ) -> list[Contender]:
     """List the chosen mixture, each uniform format, the chosen bits dealt at random, and a proxy's choice.
 
@@ -66,7 +88,8 @@ def contenders(
     found = [Contender("chosen", (chosen,), bits_of(measured, chosen, numbers))]
     for place, option in enumerate(measured.options):
         if option.name != KEEP:
-            found.append(Contender(f"all {option.name}", ((place,) * len(chosen),), option.bits))
+            uniform = (place,) * len(chosen)
+            found.append(Contender(f"all {option.name}", (uniform,), bits_of(measured, uniform, numbers)))
     # 1) at random
     rng, dealt = np.random.default_rng(seed), []
     for _ in range(N_RANDOM):
@@ -80,9 +103,13 @@ def contenders(
     if hasattr(prepared.engine, "model"):  # not with a dictionary in the engine's place
         run = measured.runs[0]
         seen = [item for item in checked_items(run, prepared) if not is_held_out(item.task, item.cluster)]
-        influence = statistics_of(prepared, seen).block_influence.mean(axis=0)  # (players,)
+        try:
+            influence = statistics_of(prepared, seen).block_influence.mean(axis=0)  # (players,)
+        except RemovalError as error:
+            say(f"note: no choice by block influence: {error.message}")
+            return found
         costs = np.outer(influence, measured.loss.mean(axis=0))  # (players, options)
-        weights = np.outer(numbers, [option.bits for option in measured.options])
+        weights = np.array(numbers)[:, None] * measured.bits
         mixture = allot(costs, weights, budget * float(sum(numbers)))
         found.append(Contender("block influence", (mixture,), bits_of(measured, mixture, numbers)))
     return found
@@ -132,7 +159,11 @@ def _scores(
     scores: list[list[np.ndarray]] = [[] for _ in items]
     for mixture in (None, *mixtures):
         options = [] if mixture is None else [measured.options[option].change for option in mixture]
-        changed = engine if mixture is None else engine.changed(Changes(tuple(each or REMOVE for each in options)))
+        changed = (
+            engine
+            if mixture is None
+            else engine.changed(Changes(tuple(each or REMOVE for each in options), shelf=engine.changes.shelf))
+        )
         coalition = tuple(place for place, each in enumerate(options) if each is not None)
         for tile in tiles:
             for index, block in zip(tile, changed.score([items[i] for i in tile], [coalition]), strict=True):

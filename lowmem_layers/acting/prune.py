@@ -109,7 +109,7 @@ def _write_weights(
 def _write_recipes(found: Inspection, model: DecoderModel, removed: Removed, folder: Path) -> tuple[str, ...]:
     kept, n_layers = kept_layers(model, removed, "mergekit"), len(found.anatomy.layers)
     name = str(found.source.folder) if found.source.gguf is not None else found.request.model
-    line = llama_quantize_line(kept, n_layers)
+    line = llama_quantize_line(kept, n_layers, str(found.source.gguf_path or "model.gguf"))
     with new_folder(folder) as partial:
         (partial / "mergekit.yml").write_text(mergekit_yaml(name, kept, dtype_name(found.dtype)))
         (partial / "llama-quantize.txt").write_text(line + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -25,7 +26,7 @@ def mergekit_yaml(model: str, kept: Sequence[int], dtype: str) -> str:
     return f"merge_method: passthrough\ndtype: {dtype}\nslices:\n{slices}"
 
 
-def llama_quantize_line(kept: Sequence[int], n_layers: int) -> str:
+def llama_quantize_line(kept: Sequence[int], n_layers: int, source: str = "model.gguf") -> str:
     """Write the line by which llama.cpp copies a GGUF file without these layers."""
     gone = ",".join(str(layer) for layer in range(n_layers) if layer not in set(kept))
-    return f"llama-quantize --allow-requantize --prune-layers {gone} model.gguf pruned.gguf COPY"
+    return f"llama-quantize --allow-requantize --prune-layers {gone} {shlex.quote(source)} pruned.gguf COPY"

@@ -36,7 +36,7 @@ def bits(
         note_unfinished(run)
     from lowmem_layers.acting.allotting import check_runs, measured
     from lowmem_layers.acting.bit_files import write_files
-    from lowmem_layers.acting.mixtures import bits_of, contenders, measure_contenders, numbers_of, own_bits
+    from lowmem_layers.acting.mixtures import bits_in, bits_of, contenders, measure_contenders, numbers_of, own_bits
     from lowmem_layers.acting.versions import prepare_again
     from lowmem_layers.findings.words import minus
     from lowmem_layers.model.load import inspect_model
@@ -45,13 +45,13 @@ def bits(
     # 1) the choice
     runtime = check_runs(opened)
     found = inspect_model(model_spec(opened[0].manifest.resolved))
-    known, numbers = measured(opened, value, own_bits(found, runtime)), numbers_of(found)
+    known, numbers = measured(opened, value, own_bits(found, runtime), bits_in(found)), numbers_of(found)
     chosen = known.choose(numbers, budget)
-    names = [known.options[option].name for option in chosen]
-    for option in known.options:
-        given = [player.name for player, name in zip(found.anatomy.players, names, strict=True) if name == option.name]
+    for place, option in enumerate(known.options):
+        given = [player.name for player, its in zip(found.anatomy.players, chosen, strict=True) if its == place]
         if given:
-            _say(f"{option.name} ({option.bits:g} bits): {', '.join(given)}")
+            least, most = (f"{end(known.bits[:, place]):.4g}" for end in (min, max))
+            _say(f"{option.name} ({least if least == most else f'{least} to {most}'} bits): {', '.join(given)}")
     loss, ci = known.foreseen([chosen])
     metric, ends = known.metric, ci.at(0).times(known.metric.scale)
     expected = minus(f"{loss[0] * metric.scale:.2f} [{ends.low:.2f}, {ends.high:.2f}]")
@@ -66,7 +66,7 @@ def bits(
     # 3) what it cost
     if not no_measure:
         prepared = prepare_again(opened[0], _say)
-        others = contenders(known, chosen, numbers, budget, prepared, seed)
+        others = contenders(known, chosen, numbers, budget, prepared, seed, _say)
         write_data(measure_contenders(known, prepared, others, value, _say), form, None)
 
 

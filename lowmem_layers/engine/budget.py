@@ -185,7 +185,7 @@ def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: Pr
     """
     widths = Widths.of(shape)
     # A layout has at most the tokens of all choices, in one row at most: few items need to be laid out.
-    tokens = [sum(len(choice.tokens) for choice in item.choices) for item in items]
+    tokens = [sum(len(choice.tokens) for choice in item.choices if not choice.is_likeliest) for item in items]
     bounds = sorted((widths.count(total, 0, total**2, tree).n_bytes, index) for index, total in enumerate(tokens))
     largest = 0
     while bounds and bounds[-1][0] > largest:

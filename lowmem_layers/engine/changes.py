@@ -20,7 +20,7 @@ from lowmem_layers.model.anatomy.forward import split_call
 from lowmem_layers.model.anatomy.layer_examination import LayerProgram
 from lowmem_layers.model.anatomy.removal import layer_without
 from lowmem_layers.model.change import REMOVE, Change
-from lowmem_layers.model.homes.rounding import RoundedWeights
+from lowmem_layers.model.homes.rounding import NO_ROOM, RoundedWeights, Shelf
 
 Rounded = Mapping[Role, RoundedWeights]
 """The rounded weights of a visited layer, by sublayer."""
@@ -28,15 +28,21 @@ Rounded = Mapping[Role, RoundedWeights]
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """The change of each sublayer. Shapes: `of` N; `means` (N, D), what `mean` puts in a branch's place."""
+    """The change of each sublayer. Shapes: `of` N; `means` (N, D), what `mean` puts in a branch's place.
+
+    `shelf` keeps quantised weights from tile to tile.
+    """
 
     of: tuple[Change, ...]
     means: torch.Tensor | None = None
+    shelf: Shelf = NO_ROOM
 
     @classmethod
-    def alike(cls, n_players: int, change: Change = REMOVE, means: torch.Tensor | None = None) -> Changes:
+    def alike(
+        cls, n_players: int, change: Change = REMOVE, means: torch.Tensor | None = None, shelf: Shelf = NO_ROOM
+    ) -> Changes:
         """Change every sublayer in the same way."""
-        return cls((change,) * n_players, means)
+        return cls((change,) * n_players, means, shelf)
 
     @property
     def passes(self) -> tuple[int, ...]:
@@ -77,7 +83,7 @@ class Changes:
         for role in roles:
             into = self.of[anatomy.position(layer, role)].format
             if into is not None:
-                found[role] = RoundedWeights(anatomy.layers[layer], role, into, model.dtype)
+                found[role] = RoundedWeights(anatomy.layers[layer], role, into, model.dtype, self.shelf)
         return found
 
 

@@ -21,13 +21,24 @@ class QuantFormat:
     """A format that dense weights can be quantised to.
 
     `runtime` names whose format it is. Units: `bits` for each weight, scales included (those of bitsandbytes' int8,
-    one a row, left out); `block` counts the numbers of a row that share a scale: rows must be a multiple of it.
+    one a row, left out); `block` counts the numbers that are packed together: rows must be a multiple of it. Where
+    they are not, `instead` names the format that llama-quantize takes (`tensor_type_fallback` in llama-quant.cpp).
     """
 
     name: str
     bits: float
     runtime: Runtime
     block: int = 1
+    instead: str = ""
+
+    def for_rows(self, width: int) -> QuantFormat:
+        """Choose the format for rows of `width` numbers: this one, or the one that stands in for it."""
+        return QUANT_FORMATS[self.instead] if self.instead and width % self.block else self
+
+    @property
+    def most_bits(self) -> float:
+        """Count the bits of a weight where the larger of both formats is taken."""
+        return max(self.bits, QUANT_FORMATS[self.instead].bits if self.instead else 0.0)
 
 
 _ROWS = (
@@ -35,20 +46,22 @@ _ROWS = (
     QuantFormat("fp4", 4.5, "bitsandbytes"),
     QuantFormat("int8", 8.0, "bitsandbytes"),
     QuantFormat("q8_0", 8.5, "llama.cpp", 32),
+    QuantFormat("q6_k", 6.5625, "llama.cpp", 256, "q8_0"),
     QuantFormat("q5_1", 6.0, "llama.cpp", 32),
+    QuantFormat("q5_k", 5.5, "llama.cpp", 256, "q5_1"),
     QuantFormat("q5_0", 5.5, "llama.cpp", 32),
     QuantFormat("q4_1", 5.0, "llama.cpp", 32),
+    QuantFormat("q4_k", 4.5, "llama.cpp", 256, "q5_0"),
     QuantFormat("q4_0", 4.5, "llama.cpp", 32),
     QuantFormat("mxfp4", 4.25, "llama.cpp", 32),
-    QuantFormat("tq2_0", 2.0625, "llama.cpp", 256),
-    QuantFormat("tq1_0", 1.6875, "llama.cpp", 256),
+    QuantFormat("q3_k", 3.4375, "llama.cpp", 256, "q4_0"),
+    QuantFormat("q2_k", 2.625, "llama.cpp", 256, "q4_0"),
+    QuantFormat("tq2_0", 2.0625, "llama.cpp", 256, "q4_0"),
+    QuantFormat("tq1_0", 1.6875, "llama.cpp", 256, "q4_0"),
 )
 QUANT_FORMATS: Mapping[str, QuantFormat] = {row.name: row for row in _ROWS}
-# What llama.cpp quantises and the gguf package only reads.
-NO_QUANTISER = (
-    "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s",
-    "iq4_nl", "iq4_xs",
-)  # fmt: skip
+# What llama.cpp quantises, most of it only with an importance matrix, and what is only read here.
+NO_QUANTISER = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs")
 CHANGES = ("remove", "mean", "repeat", "quantise:FORMAT")
 
 
@@ -117,5 +130,5 @@ def quant_format(name: str) -> QuantFormat:
         return QUANT_FORMATS[known]
     formats = f"formats: {', '.join(QUANT_FORMATS)}"
     if known in NO_QUANTISER:
-        raise UsageError(f"the gguf package reads {known} but has no quantiser for it", formats)
+        raise UsageError(f"{known} is read here, but there is no quantiser for it", formats)
     raise UsageError(f"there is no format {name!r} to quantise to", f"{did_you_mean(known, QUANT_FORMATS)}{formats}")

@@ -175,12 +175,13 @@ def memory_limits(inspection: Inspection) -> MemoryLimits:
     """Say what memory the model and its states may take: what was given, or what is free now."""
     request, on_gpu = inspection.request, inspection.device.type == "cuda"
     context = device_overhead_bytes(inspection.device)  # first: what it loads is not free any more
+    free_cpu = inspection.shape.n_bytes.process + available_host_bytes()
     return limits_now(
         on_gpu=on_gpu,
         gpu=request.max_gpu_memory,
         cpu=request.max_cpu_memory,
         free_gpu=available_device_bytes(inspection.device) if on_gpu else 0,
-        free_cpu=inspection.shape.n_bytes.process + available_host_bytes(),
+        free_cpu=free_cpu if request.free_cpu_memory is None else min(free_cpu, request.free_cpu_memory),
         context=context,
     )
 
@@ -206,10 +207,9 @@ def fill_model(
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         # 1) the packed weights to their home; kept in the cache where packing them again would take long
         fingerprint = fingerprint_files(found.source.weight_files)
-        on_disk = placement.home == "disk"
-        is_worth_keeping = on_disk or (found.packing.target in ("nf4", "int8") and not found.packing.keep)
-        path = cache_path(fingerprint, packing, dtype) if is_worth_keeping and request.cache else None
-        home_device = None if on_disk else torch.device("cpu") if placement.home == "cpu" else device
+        is_costly = placement.home == "disk" or (found.packing.target in ("nf4", "int8") and not found.packing.keep)
+        path = cache_path(fingerprint, packing, dtype) if is_costly and request.cache else None
+        home_device = None if placement.home == "disk" else torch.device("cpu") if placement.home == "cpu" else device
         about = {"model": found.source.name, "packing": packing, "dtype": dtype}
         task = Filling(found.module, found.places, len(found.anatomy.layers), home_device, path, about)
         home = fill_home(task, found.open_reader, announce, on_layer)
@@ -234,7 +234,8 @@ def fill_model(
         **store.describe(),
         **({"arithmetic": arithmetic, "gpu": gpu} if gpu else {}),
     }
-    return DecoderModel(found.module, found.tokenizer, store, description, found.shape)
+    believable = None if request.trust_remote_code else path
+    return DecoderModel(found.module, found.tokenizer, store, description, found.shape, believable)
 
 
 def _remarks(found: Inspection) -> list[str]:

@@ -42,7 +42,8 @@ class ModelBytes:
     `layer_packed`: the largest layer, packed (a staging buffer); `layer_source`: the largest layer in the checkpoint's
     own precision and in the one it is packed from, both of which loading holds at once; `process`: the interpreter and
     libraries; `expert_slots`: what `slots` becomes with one expert of a mixture at a time (None: there is no mixture,
-    or it cannot be divided).
+    or it cannot be divided); `shelf`: the weights that a study quantises, packed, which are kept from tile to tile
+    where there is room.
     """
 
     packed: int
@@ -52,6 +53,7 @@ class ModelBytes:
     layer_source: int
     process: int
     expert_slots: int | None = None
+    shelf: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Placement:
 
     Units: `gpu_bytes` and `cpu_bytes` while running, without states; `loading_bytes` of host memory at most while it is
     loaded; `states_bytes` is left on the computing device for states and what is computed of them.
-    `one_expert`: a mixture's experts are brought into the slot one at a time.
+    `one_expert`: a mixture's experts are brought into the slot one at a time. `shelf_bytes` of host memory are for the
+    weights that a study quantises; they are quantised anew for every tile where these are 0.
     """
 
     home: HomeName
@@ -71,6 +74,7 @@ class Placement:
     staging_bytes: int
     one_expert: bool = False
     states_bytes: int = 0
+    shelf_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,13 @@ class MemoryLimits:
 
 
 def needed(
-    sizes: ModelBytes, home: HomeName, *, on_gpu: bool, one_expert: bool = False, context: int = GPU_CONTEXT_BYTES
+    sizes: ModelBytes,
+    home: HomeName,
+    *,
+    on_gpu: bool,
+    one_expert: bool = False,
+    context: int = GPU_CONTEXT_BYTES,
+    shelf: int = 0,
 ) -> Placement:
     """Add up what a home costs on GPU and host."""
     slots = sizes.expert_slots if one_expert and sizes.expert_slots is not None else sizes.slots
@@ -140,13 +150,13 @@ def needed(
     in_ram = home == "cpu" or (home == "device" and not on_gpu)
     on_host = sizes.process + (sizes.packed if in_ram else 0)
     loading = on_host + sizes.resident + sizes.layer_source + sizes.layer_packed + _WORKSPACE_BYTES
-    on_host += _LATER_BYTES
+    on_host += _LATER_BYTES + shelf
     if not on_gpu:
-        return Placement(home, 0, on_host + running, loading, slots, staging, one_expert)
+        return Placement(home, 0, on_host + running, loading, slots, staging, one_expert, shelf_bytes=shelf)
     on_device = context + _GPU_WORKSPACE_BYTES + running + (sizes.packed if home == "device" else 0)
     # torch rounds pinned memory up to powers of two
     pinned = 2 * (1 << max(0, sizes.layer_packed - 1).bit_length()) if staging else 0
-    return Placement(home, on_device, on_host + pinned, loading, slots, staging, one_expert)
+    return Placement(home, on_device, on_host + pinned, loading, slots, staging, one_expert, shelf_bytes=shelf)
 
 
 def usual_states_bytes(free_gpu: int | None) -> int:
@@ -184,7 +194,10 @@ def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: S
     homes = homes or ["cpu"]  # a CPU's own memory is RAM
     ways = (False, True) if sizes.expert_slots is not None else (False,)
     tried = [
-        needed(sizes, home, on_gpu=on_gpu, one_expert=way, context=limits.context) for way in ways for home in homes
+        needed(sizes, home, on_gpu=on_gpu, one_expert=way, context=limits.context, shelf=shelf)
+        for way in ways
+        for home in homes
+        for shelf in dict.fromkeys((sizes.shelf, 0))
     ]
     for placement in tried:
         if not limits.broken_by(placement, spare):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lowmem_layers.errors import DamagedError
 from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.tasks.metrics import Metric
 
 ITEMS_FILE = "items.parquet"
 ITEMS_SCHEMA = pa.schema(
@@ -49,8 +50,23 @@ class ItemRow:
 
     @property
     def n_choices(self) -> int:
-        """Count the choices."""
+        """Count the choices that have scores: the item's own, and what the likeliest tokens would have had."""
         return len(self.chars)
+
+    @property
+    def n_own(self) -> int:
+        """Count the item's own choices; what the likeliest tokens have is of length 0."""
+        return sum(length > 0 for length in self.chars)
+
+    def allows(self, metric: Metric) -> bool:
+        """Tell whether the item has what a metric compares."""
+        has_likeliest = self.n_own < self.n_choices
+        return (self.n_own > 1 or not metric.needs_choices) and (has_likeliest or not metric.needs_likeliest)
+
+
+def kinds_of(rows: Iterable[ItemRow]) -> list[ItemRow]:
+    """Take one item of each kind: of each task and number of choices."""
+    return list({(row.task, row.n_own, row.n_choices): row for row in rows}.values())
 
 
 @contextmanager

@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 
 def prepare_study(
-    spec: Specification,
-    announce: Announce,
-    earlier: EngineRecord | None = None,
-    *,
-    tasks: Sequence[Task] | None = None,
+    spec: Specification, announce: Announce, earlier: EngineRecord | None = None, *,
+    tasks: Sequence[Task] | None = None, free_cpu_memory: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Prepared:
+) -> Prepared:  # fmt: skip
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
     `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
+
+    Units: `free_cpu_memory` in bytes, see `ModelSpec`.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
@@ -49,12 +48,13 @@ def prepare_study(
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
+    from lowmem_layers.study.kept_verdict import keep_verdict, kept_verdict
     from lowmem_layers.tasks import encode_tasks
 
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model", "headers"))
-    found = _with_room_for_change(spec, inspect_model(model_spec(spec)))
+    found = _with_room_for_change(spec, inspect_model(model_spec(spec, free_cpu_memory)))
     announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
@@ -64,15 +64,14 @@ def prepare_study(
     # 4) do: read the weights, and see whether the model can be believed
     announce(_placed(found, placement))
     announce(StageStarted("reading the weights", "weights"))
-    model = fill_model(
-        found, placement, lambda line: announce(Noted(line)), lambda *layers: announce(LayerRead(*layers))
-    )
+    model = fill_model(found, placement, lambda line: announce(Noted(line)), lambda *of: announce(LayerRead(*of)))
     announce(StageStarted("examining the model", "examination"))
     start = clock()
     changes = _changes(spec, model, encoded, placement.states_bytes)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
-    verdict = engine.examine()
-    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
+    verdict = engine.examine(kept := kept_verdict(engine, spec.change))
+    keep_verdict(engine, spec.change, verdict)
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start, bool(kept)))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
@@ -170,8 +169,8 @@ def read_tasks(spec: Specification) -> list[Task]:
     )
 
 
-def model_spec(spec: Specification) -> ModelSpec:
-    """Take from a specification what loading a model asks for."""
+def model_spec(spec: Specification, free_cpu_memory: int | None = None) -> ModelSpec:
+    """Take from a specification what loading a model asks for. Units: bytes."""
     return ModelSpec(
         model=spec.model,
         quant=spec.quant,
@@ -184,4 +183,5 @@ def model_spec(spec: Specification) -> ModelSpec:
         trust_remote_code=spec.trust_remote_code,
         requantize=spec.requantize,
         cache=spec.cache,
+        free_cpu_memory=free_cpu_memory,
     )

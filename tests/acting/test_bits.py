@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,12 +17,13 @@ import transformers
 from lowmem_layers import StudySpec, run_study
 from lowmem_layers.acting.allotting import KEEP, check_runs, measured
 from lowmem_layers.acting.bit_files import skipped_modules, tensor_types, write_files
-from lowmem_layers.acting.mixtures import Contender, bits_of, contenders, measure_contenders
+from lowmem_layers.acting.mixtures import Contender, bits_in, bits_of, contenders, measure_contenders
 from lowmem_layers.engine import Changes
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game.players.player import players_of
 from lowmem_layers.model.anatomy.dissection import dissect
 from lowmem_layers.model.change import parse_change
+from lowmem_layers.model.homes.places import streamed_places
 from tests.dictionary import Bench, DictionaryEngine
 
 NEED = np.array([3.0, 0.1, 0.5, 2.0, 0.05, 0.2])  # what each sublayer loses by 4.5 bits, in nats
@@ -87,7 +90,7 @@ def test_a_mixture_is_measured_on_held_out_items_beside_uniform_and_random_ones(
     known = known_of(studies)
     chosen = known.choose(NUMBERS, 5.6)
     prepared = studies["q4_0"].bench.prepare(known.runs[0].manifest.resolved, lambda _: None)
-    others = contenders(known, chosen, NUMBERS, 5.6, prepared, seed=0)
+    others = contenders(known, chosen, NUMBERS, 5.6, prepared, seed=0, say=lambda _: None)
     assert [each.name for each in others] == ["chosen", "all q4_0", "all q5_0", "all q8_0", "random (5 deals)"]
     assert {bits_of(known, mixture, NUMBERS) for mixture in others[-1].mixtures} == {others[0].bits}
     table = measure_contenders(known, prepared, others, "loglikelihood", lambda _: None).to_pylist()
@@ -168,6 +171,23 @@ def test_llama_quantize_finds_each_sublayers_tensors_and_no_others():
         tensor_types([SimpleNamespace(kind="mixer", layer=0, name="mixer.0")], ["q4_0"])
 
 
+def test_what_a_format_takes_is_counted_matrix_by_matrix(studies):
+    """Rows of 96 are no blocks of 256: a sublayer's bits are those of the formats that its matrices get."""
+    module = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=64, hidden_size=96, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4
+    ))  # fmt: skip
+    anatomy = dissect(module)
+    found = SimpleNamespace(anatomy=anatomy, places=list(streamed_places(anatomy, "model.layers", torch.float32)))
+    q3_k = parse_change("quantise:q3_k").format
+    attention, feed_forward = bits_in(found)(q3_k)
+    assert attention == 4.5  # q4_0 stands in for rows of 96
+    assert feed_forward == pytest.approx((2 * 4.5 + 3.4375) / 3)  # gate and up have rows of 96, down of 256
+    known = measured([studies["q4_0"].run], "loglikelihood", None, lambda _: np.array([4.0, 5.0, 4.0, 5.0, 4.0, 5.0]))
+    assert bits_of(known, (0,) * 6, NUMBERS) == pytest.approx(4 / 3 + 5 * 2 / 3)
+    with pytest.raises(UsageError, match=r"--budget 4\.6 is not a number of at least 4\.66667"):
+        known.choose(NUMBERS, 4.6)
+
+
 @pytest.mark.slow
 def test_transformers_quantises_just_what_the_settings_say(studies, tmp_path):
     config = transformers.LlamaConfig(
@@ -192,13 +212,18 @@ def test_transformers_quantises_just_what_the_settings_say(studies, tmp_path):
     }
 
 
-@pytest.mark.parametrize(("name", "file"), [("q4_0", "llama-quantize.sh"), ("nf4", "quantization_config.json")])
-def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, name, file):
+@pytest.mark.parametrize(("name", "file", "gguf"), [
+    ("q4_0", "llama-quantize.sh", None),
+    ("q4_0", "llama-quantize.sh", "/my models/a.gguf"),
+    ("nf4", "quantization_config.json", None),
+])  # fmt: skip
+def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, name, file, gguf):
     known = measured([studies[name].run], "loglikelihood", 16.0 if name == "nf4" else None)
     module = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
     ))  # fmt: skip
-    found = SimpleNamespace(anatomy=dissect(module), prefix="model.layers", module=module)
+    source = SimpleNamespace(gguf_path=gguf and Path(gguf))
+    found = SimpleNamespace(anatomy=dissect(module), prefix="model.layers", module=module, source=source)
     (said,) = write_files(found, known, (0,) * 6, tmp_path / "out")
     assert file in said
     text = (tmp_path / "out" / file).read_text()
@@ -206,7 +231,10 @@ def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, na
         assert json.loads(text)["bnb_4bit_quant_type"] == "nf4"
         assert json.loads(text)["llm_int8_skip_modules"] == ["lm_head"]
     else:
-        assert text.startswith("llama-quantize \\\n")
+        words = shlex.split(text.replace("\\\n", ""))
+        own = ["--allow-requantize", "--tensor-type"] if gguf else ["--tensor-type"]
+        assert words[: 1 + len(own)] == ["llama-quantize", *own]
+        assert words[-3:] == [gguf or "model-f16.gguf", "mixture.gguf", name]
         assert text.count("--tensor-type") == 6
     assert (tmp_path / "out" / "formats.csv").read_text().splitlines()[1] == f"attn.0,{name}"
     with pytest.raises(UsageError):

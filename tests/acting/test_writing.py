@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks import families_build
 from lowmem_layers.acting.nemotron import _multiplier, width_of
 from lowmem_layers.acting.prune import FORMS, write_pruned
 from lowmem_layers.acting.reading import inspect_dense
@@ -38,7 +42,7 @@ def families(form):
 
 def saved(folder, family, **changes):
     """Write a tiny model as a user's checkpoint."""
-    model = tiny_model(family, **changes)
+    model = tiny_model(family, **changes) if family in FAMILIES | HYBRIDS else families_build.tiny_model(family)
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     return inspect_dense(ModelSpec(model=str(folder / "model"), dtype="float32"), None), model
@@ -82,6 +86,20 @@ def test_cut_decoder_layers_are_exact(family, tmp_path):
         removed = tuple(i for i, player in enumerate(found.shape.players) if player.layer == 2)
     write_pruned(found, removed, FORMS["layers"], tmp_path / "out", print)
     assert largest_gap(tmp_path / "out", module, removed) < 1e-4, CHANGED
+
+
+@pytest.mark.parametrize(("family", "changes", "why"), [
+    ("opt", {"do_layer_norm_before": False}, "norm of the residual stream stays when its sublayers are removed"),
+    ("doge", {}, "a layer scales the channels of the residual stream"),
+])  # fmt: skip
+def test_a_layer_that_does_something_without_its_sublayers_is_silenced_and_not_cut_out(family, changes, why, tmp_path):
+    found, module = saved(tmp_path, family, **changes)
+    for form in ("layers", "mergekit"):
+        with pytest.raises(RemovalError, match=why):
+            write_pruned(found, (2, 3), FORMS[form], tmp_path / form, print)
+        assert not (tmp_path / form).exists()
+    write_pruned(found, (0, 2, 3), FORMS["zeroed"], tmp_path / "out", print)
+    assert largest_gap(tmp_path / "out", module, (0, 2, 3)) < 1e-4, CHANGED
 
 
 def test_the_nemotron_form_holds_the_same_weights_and_says_what_is_gone(tmp_path):
@@ -144,6 +162,51 @@ def test_shards_and_their_index(tmp_path):
     for name, file in index["weight_map"].items():
         assert torch.equal(load_file(tmp_path / file)[name], tensors[name])
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+def test_numbers_of_several_types_lie_where_readers_look_at_them_in_place(tmp_path):
+    tensors = {
+        "odd": torch.arange(3).bfloat16(), "wide": torch.randn(2, 5), "none": torch.zeros(0, 4),
+        "flags": torch.ones(3).bool(), "one": torch.tensor(7.0), "turned": torch.randn(4, 3).t(),
+    }  # fmt: skip
+    writer = ShardWriter(tmp_path)
+    writer.add(tensors)
+    writer.finish()
+    found = {name: value for file in tmp_path.glob("*.safetensors") for name, value in load_file(file).items()}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in tensors.items())
+
+
+WRITE = """
+import sys, torch, transformers
+from lowmem_layers.acting.prune import FORMS, write_pruned
+from lowmem_layers.acting.reading import inspect_dense
+from lowmem_layers.model.spec import ModelSpec
+from pathlib import Path
+folder = Path(sys.argv[1])
+found = inspect_dense(ModelSpec(model=str(folder / "model"), dtype="float32"), None)
+status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key)) * 1024
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+write_pruned(found, tuple(range(2, 4)), FORMS[sys.argv[2]], folder / sys.argv[2], lambda _: None)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is reset through Linux' /proc")
+@pytest.mark.parametrize("form", ["layers", "zeroed"])
+def test_writing_takes_the_memory_of_a_few_layers_whatever_the_model_has(form, tmp_path):
+    """Of 16 layers of 67 MB: four are the file's pages, the weights read from it, and what is written (measured)."""
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16, num_attention_heads=8
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    run = subprocess.run([sys.executable, "-c", WRITE, str(tmp_path), form], capture_output=True, text=True, check=True)
+    layer = 4 * (4 * 1024**2 + 3 * 1024 * 4096)
+    assert 0 < int(run.stdout.split()[-1]) < 5 * layer
+    assert sum(path.stat().st_size for path in (tmp_path / form).glob("*.safetensors")) > 15 * layer
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):

@@ -42,6 +42,15 @@ def test_auto_on_the_cpu(cpu: int, home: str) -> None:
     assert place(SIZES, "auto", MemoryLimits(False, 0, cpu * GIB)).home == home
 
 
+@pytest.mark.parametrize(("cpu", "home", "shelf"), [(64, "cpu", 8), (48, "cpu", 0), (24, "disk", 8), (14, "disk", 0)])
+def test_quantised_weights_are_kept_where_there_is_room_but_never_for_a_slower_home(cpu: int, home: str, shelf: int):
+    found = place(replace(SIZES, shelf=8 * GIB), "auto", MemoryLimits(False, 0, cpu * GIB))
+    assert (found.home, found.shelf_bytes) == (home, shelf * GIB)
+    plain = place(SIZES, "auto", MemoryLimits(False, 0, cpu * GIB))
+    assert found.cpu_bytes == plain.cpu_bytes + found.shelf_bytes
+    assert found.states_bytes == plain.states_bytes - found.shelf_bytes
+
+
 def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(BudgetError) as caught:
         place(SIZES, "auto", MemoryLimits(True, 4 * GIB, 64 * GIB))

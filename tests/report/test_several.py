@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html import unescape
 
+import numpy as np
 import pytest
 
 from lowmem_layers import StudySpec, open_run, run_study
@@ -76,6 +78,12 @@ def test_a_run_of_quantised_sublayers_says_so_and_not_that_they_were_removed(tmp
     assert "neighbouring sublayers quantised to q4_0" in text
     assert "removed" not in text + " ".join(answer(runs[0], runs[0].findings))
     assert "quantised to q4_0 alone, the" in answer(runs[0], runs[0].findings)[1]
+    assert "the model needs them" not in answer(runs[0], runs[0].findings)[2]
+    # a loss that is shown as 0.0 is no fall
+    findings = runs[0].findings
+    none = replace(findings.sides[0].overall, ablation_drop=np.full(len(findings.sides[0].overall.players), 0.0004))
+    flat = replace(findings, sides=(replace(findings.sides[0], found=(none,)),))
+    assert "changes by less than 0.1 points (95 % interval" in answer(runs[0], flat)[1]
     assert "change (quantise:q4_0 / remove)" in differences(*runs)
     assert [title.split(" · ")[1] for title in run_titles(runs)] == ["quantised to q4_0", "removed"]
     assert open_run(runs[0].folder).manifest.change.name == "quantise:q4_0"

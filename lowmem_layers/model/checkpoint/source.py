@@ -36,6 +36,11 @@ class Source:
     gguf: str | None = None
 
     @property
+    def gguf_path(self) -> Path | None:
+        """Give the GGUF file, of several the first; None for other checkpoints."""
+        return None if self.gguf is None else self.folder / self.gguf
+
+    @property
     def weight_files(self) -> tuple[Path, ...]:
         """List the files that hold weights, in name order."""
         if self.gguf is not None:

@@ -38,7 +38,7 @@ def answer(run: Run, findings: Findings) -> list[str]:
     return [
         _who(side.overall, design),
         _cost(findings, side.overall.order()[0], run.manifest),
-        _concentration(side.overall, side.words),
+        _concentration(side.overall, side.words, run.manifest),
     ]
 
 
@@ -81,9 +81,13 @@ def _cost(findings: Findings, first: int, manifest: Manifest) -> str:
         return f"What the model loses {lacking} is not known: too few items are finished."
     level = side.scale * float(np.mean([each.level.value[0] for each in tasks]))
     change, low, high = ("falls", ci.low, ci.high) if drop >= 0 else ("rises", -ci.high, -ci.low)
+    size = f"by {number(abs(drop), digits)}"
+    if number(abs(drop), digits) == number(0.0, digits):  # to fall by 0.0 is no fall
+        change, low, high = "changes", -ci.high, -ci.low
+        size = f"by less than {number(10.0**-digits, digits)}"
     sentence = (
         f"{lacking[0].upper()}{lacking[1:]} alone, the {side.words} on {_listed([each.task for each in tasks])} "
-        f"{change} by {number(abs(drop), digits)} {side.unit} (95 % interval {number(low, digits)} to "
+        f"{change} {size} {side.unit} (95 % interval {number(low, digits)} to "
         f"{number(high, digits)}) from {number(level, digits)} {'%' if side.unit == 'points' else side.unit}"
     )
     chances = [each.chance for each in tasks if each.chance is not None]
@@ -92,7 +96,7 @@ def _cost(findings: Findings, first: int, manifest: Manifest) -> str:
     return minus(f"{sentence}{', on average over the tasks' if len(tasks) > 1 else ''}.")
 
 
-def _concentration(found: Importance, words: str) -> str:
+def _concentration(found: Importance, words: str, manifest: Manifest) -> str:
     """Say what part the first player has in the whole, and for how many players the run cannot tell."""
     first, n_players = found.order()[0], len(found.players)
     share, ci = 100 * found.share[first], found.share_ci.at(first).times(100)
@@ -104,10 +108,10 @@ def _concentration(found: Importance, words: str) -> str:
             f"{number(100 / n_players, 1)} %."
         )
     unknown = int((~((found.ci.low > 0) | (found.ci.high < 0))).sum())
+    done = manifest.change
+    needed = "the model needs them" if done == REMOVE else f"it matters that one of them is {done.words}"
     if unknown:
-        sentences.append(
-            f"For {unknown} of {n_players} the interval holds 0: the run cannot tell whether the model needs them."
-        )
+        sentences.append(f"For {unknown} of {n_players} the interval holds 0: the run cannot tell whether {needed}.")
     return minus(" ".join(sentences))
 
 
