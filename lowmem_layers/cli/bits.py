@@ -66,7 +66,7 @@ def bits(
     # 3) what it cost
     if not no_measure:
         prepared = prepare_again(opened[0], _say)
-        others = contenders(known, chosen, numbers, budget, prepared, seed)
+        others = contenders(known, chosen, numbers, budget, prepared, seed, _say)
         write_data(measure_contenders(known, prepared, others, value, _say), form, None)
 
 

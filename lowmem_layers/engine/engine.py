@@ -22,11 +22,11 @@ from lowmem_layers.engine.budget import (
     too_large,
 )
 from lowmem_layers.engine.changes import Changes
-from lowmem_layers.engine.examination import Verdict, examine_engine
+from lowmem_layers.engine.examination import Verdict, examine_engine, refuse_if_not_causal
 from lowmem_layers.engine.scoring import Head
 from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
 from lowmem_layers.engine.trie import Row, lay_out, plain_rows
-from lowmem_layers.errors import EngineError, ShortageError
+from lowmem_layers.errors import EngineError, RemovalError, ShortageError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import has_wide_head
@@ -97,7 +97,11 @@ class Engine:
             UsageError: the changes mean nothing for this model.
         """
         if self.verdict is None:
-            self.model.examine()
+            try:
+                self.model.examine()
+            except RemovalError:
+                refuse_if_not_causal(self.model)
+                raise
             self.changes.check(self.model)
             changes = self.changes if any(change != REMOVE for change in self.changes.of) else None
             self.verdict = kept or examine_engine(self.model, self._score_batches, changes)

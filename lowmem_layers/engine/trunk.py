@@ -101,7 +101,7 @@ def _driven(model: DecoderModel, items: Sequence[EncodedItem], budget_bytes: int
     if whole := next((program.whole for program in model.programs if program.whole), ""):
         raise RemovalError(
             f"{type(model.module).__name__}: what each sublayer adds cannot be seen on its own: {whole}",
-            "importance by removal works for this model; the proxies need layers that add one sublayer after another",
+            "removing works for this model; mean outputs and proxies need layers that add one sublayer after another",
         )
     for group in _groups(model, items, budget_bytes):
         # 1) each item's states in front of the first layer

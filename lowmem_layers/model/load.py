@@ -175,12 +175,13 @@ def memory_limits(inspection: Inspection) -> MemoryLimits:
     """Say what memory the model and its states may take: what was given, or what is free now."""
     request, on_gpu = inspection.request, inspection.device.type == "cuda"
     context = device_overhead_bytes(inspection.device)  # first: what it loads is not free any more
+    free_cpu = inspection.shape.n_bytes.process + available_host_bytes()
     return limits_now(
         on_gpu=on_gpu,
         gpu=request.max_gpu_memory,
         cpu=request.max_cpu_memory,
         free_gpu=available_device_bytes(inspection.device) if on_gpu else 0,
-        free_cpu=inspection.shape.n_bytes.process + available_host_bytes(),
+        free_cpu=free_cpu if request.free_cpu_memory is None else min(free_cpu, request.free_cpu_memory),
         context=context,
     )
 

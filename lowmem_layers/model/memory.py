@@ -52,6 +52,16 @@ def release_freed_memory() -> None:
         trim(0)
 
 
+def release_model() -> None:
+    """Hand back what a model took that nobody holds any more, on the host and on cards, before another one is placed.
+
+    torch keeps freed memory of a card to itself; what is free is asked of the card.
+    """
+    release_freed_memory()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def only_new_objects_collected() -> Iterator[None]:
     """Keep what exists already out of garbage collection for the length of a `with` block.
