@@ -86,8 +86,11 @@ class Engine:
         return other
 
     @torch.inference_mode()
-    def examine(self) -> Verdict:
+    def examine(self, kept: Verdict | None = None) -> Verdict:
         """Test the model, and find out whether it takes tries. A second call gives what the first one found.
+
+        `kept` is what an earlier examination of the same weights by the same code found. It is believed; only the
+        layers are looked at, since how they are driven is found there.
 
         Raises:
             RemovalError: the model cannot be taken apart exactly.
@@ -97,7 +100,7 @@ class Engine:
             self.model.examine()
             self.changes.check(self.model)
             changes = self.changes if any(change != REMOVE for change in self.changes.of) else None
-            self.verdict = examine_engine(self.model, self._score_batches, changes)
+            self.verdict = kept or examine_engine(self.model, self._score_batches, changes)
         return self.verdict
 
     @property

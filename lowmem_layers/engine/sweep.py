@@ -53,11 +53,6 @@ class Counter:
     applications: int = 0
     work: int = 0
 
-    def add(self, n_states: int, macs: int) -> None:
-        """Count `n_states` states of a batch advanced by one sublayer."""
-        self.applications += n_states
-        self.count_work(macs)
-
     def count_work(self, macs: int) -> None:
         """Count multiply-adds."""
         self.work += macs
@@ -211,37 +206,28 @@ class Sweep:
     def _advance(self, layer: int, role: Role, step: Step, live: Live, rounded: Rounded) -> None:
         """Fork, then add a sublayer's output to the states that keep it, and what it is changed to, to the others."""
         _fork(step, live)
-        self._add(layer, role, step, step.advanced, live)
-        change = self.changes.of[step.position]
+        program, call, change = self.model.programs[layer], live.calls[layer], self.changes.of[step.position]
+        apart = live.pending if role == "attn" else None  # the feed-forward beside attention reads the same states
+        for changed, slots in [(False, step.advanced)] + [(True, step.changed)] * change.passes:
+            with rounded[role].standing_in() if changed and role in rounded else nullcontext():
+                for rows in self._chunks(slots, live):
+                    x = live.states[rows]  # (c, g, T, D)
+                    wide = _widened(x)
+                    given = call if live.scored_only else live.stretcher.stretch(layer, call, len(wide))
+                    output = branch_output(program.anatomy, role, program.forms[role], wide.flatten(0, 1), given)
+                    output = output.reshape(wide.shape)[: len(x)]  # (c·g, T, D) → (c, g, T, D)
+                    if apart is not None:
+                        apart[rows] = output
+                    elif isinstance(rows, slice):
+                        x.add_(output)
+                    else:
+                        live.states[rows] = x.add_(output)
+                    self.counter.applications += len(x)
+                    self.counter.count_work(len(x) * live.tokens * self.model.shape.macs[step.position])
         if change.kind == "mean":
-            into = live.states if live.pending is None or role == "ffn" else live.pending
+            into = live.states if apart is None else apart
             for slot in step.changed:
                 into[slot].add_(self.changes.mean_of(step.position))
-        elif change.passes:
-            with rounded[role].standing_in() if role in rounded else nullcontext():
-                for _ in range(change.passes):
-                    self._add(layer, role, step, step.changed, live)
-
-    def _add(self, layer: int, role: Role, step: Step, slots: Sequence[int], live: Live) -> None:
-        """Add a sublayer's output to some states, in place, or keep it apart where the other one reads them, too."""
-        for rows in self._chunks(slots, live):
-            x = live.states[rows]  # (c, g, T, D)
-            output = self._branch(layer, role, step, x, live)
-            if live.pending is not None and role == "attn":
-                live.pending[rows] = output
-            elif isinstance(rows, slice):
-                x.add_(output)
-            else:
-                live.states[rows] = x.add_(output)
-
-    def _branch(self, layer: int, role: Role, step: Step, x: torch.Tensor, live: Live) -> torch.Tensor:
-        """Compute what one sublayer adds to one chunk. Shapes: `x` (c, g, T, D) → (c, g, T, D)."""
-        program = self.model.programs[layer]
-        wide = _widened(x)
-        call = live.calls[layer] if live.scored_only else live.stretcher.stretch(layer, live.calls[layer], len(wide))
-        output = branch_output(program.anatomy, role, program.forms[role], wide.flatten(0, 1), call)  # (c·g, T, D)
-        self.counter.add(len(x), len(x) * live.tokens * self.model.shape.macs[step.position])
-        return output.reshape(wide.shape)[: len(x)]
 
     def _chunks(self, slots: Sequence[int], live: Live) -> Iterator[slice | torch.Tensor]:
         """Cut the slots to be advanced into chunks of about `chunk_tokens`, as slices where they lie side by side.

@@ -206,10 +206,9 @@ def fill_model(
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         # 1) the packed weights to their home; kept in the cache where packing them again would take long
         fingerprint = fingerprint_files(found.source.weight_files)
-        on_disk = placement.home == "disk"
-        is_worth_keeping = on_disk or (found.packing.target in ("nf4", "int8") and not found.packing.keep)
-        path = cache_path(fingerprint, packing, dtype) if is_worth_keeping and request.cache else None
-        home_device = None if on_disk else torch.device("cpu") if placement.home == "cpu" else device
+        is_costly = placement.home == "disk" or (found.packing.target in ("nf4", "int8") and not found.packing.keep)
+        path = cache_path(fingerprint, packing, dtype) if is_costly and request.cache else None
+        home_device = None if placement.home == "disk" else torch.device("cpu") if placement.home == "cpu" else device
         about = {"model": found.source.name, "packing": packing, "dtype": dtype}
         task = Filling(found.module, found.places, len(found.anatomy.layers), home_device, path, about)
         home = fill_home(task, found.open_reader, announce, on_layer)
@@ -234,7 +233,8 @@ def fill_model(
         **store.describe(),
         **({"arithmetic": arithmetic, "gpu": gpu} if gpu else {}),
     }
-    return DecoderModel(found.module, found.tokenizer, store, description, found.shape)
+    believable = None if request.trust_remote_code else path
+    return DecoderModel(found.module, found.tokenizer, store, description, found.shape, believable)
 
 
 def _remarks(found: Inspection) -> list[str]:

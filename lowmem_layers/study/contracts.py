@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,8 +85,8 @@ class Scoring:
     in_order: bool = False
 
 
-ScoreTiles = Callable[[Sequence[int], Scoring], Iterator[ScoredTile]]
-"""Score tiles, each once, and give each as it is done."""
+ScoreTiles = Callable[[Iterable[int], Scoring], Iterator[ScoredTile]]
+"""Score tiles, each once, and give each as it is done. A tile is asked for when it can be begun."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class Noted:
 class ModelExamined:
     """The loaded model was examined: computed layer by layer, it gives its own log-likelihoods.
 
-    `takes_tries` tells whether rows may branch, and `reason` why.
+    `takes_tries` tells whether rows may branch, and `reason` why. `kept`: an earlier start found this, of the same
+    weights, code and device.
 
     Units: `sweep_gap_nats` is the largest difference between the engine's log-likelihoods and whole forward passes'.
     """
@@ -73,6 +74,7 @@ class ModelExamined:
     reason: str
     sweep_gap_nats: float
     elapsed_s: float
+    kept: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lowmem_layers.study.contracts import Engine, ScoredTile, ScoreTiles, Scoring
@@ -13,7 +13,7 @@ from lowmem_layers.study.events import Noted, WorkDone
 def one_by_one(engine: Engine, clock: Callable[[], float] = time.monotonic) -> ScoreTiles:
     """Make the function that scores tiles in their order; the work is announced while it is done."""
 
-    def score_tiles(tiles: Sequence[int], of: Scoring) -> Iterator[ScoredTile]:
+    def score_tiles(tiles: Iterable[int], of: Scoring) -> Iterator[ScoredTile]:
         for tile in tiles:
             start = clock()
             of.begin(tile)

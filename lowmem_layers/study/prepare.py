@@ -49,6 +49,7 @@ def prepare_study(
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
+    from lowmem_layers.study.kept_verdict import keep_verdict, kept_verdict
     from lowmem_layers.tasks import encode_tasks
 
     threads = use_threads(spec.threads)
@@ -64,15 +65,14 @@ def prepare_study(
     # 4) do: read the weights, and see whether the model can be believed
     announce(_placed(found, placement))
     announce(StageStarted("reading the weights", "weights"))
-    model = fill_model(
-        found, placement, lambda line: announce(Noted(line)), lambda *layers: announce(LayerRead(*layers))
-    )
+    model = fill_model(found, placement, lambda line: announce(Noted(line)), lambda *of: announce(LayerRead(*of)))
     announce(StageStarted("examining the model", "examination"))
     start = clock()
     changes = _changes(spec, model, encoded, placement)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
-    verdict = engine.examine()
-    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start))
+    verdict = engine.examine(kept := kept_verdict(engine, spec.change))
+    keep_verdict(engine, spec.change, verdict)
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start, bool(kept)))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 

@@ -117,12 +117,14 @@ def _scored(
     def begin(tile: int) -> None:
         announce(TileStarted(tile, len(encoded[tile]), work[tile]))
 
-    of = Scoring(encoded, plan.coalitions, begin, announce, in_order)
+    def left() -> Iterator[int]:
+        while True:  # which earlier tiles are damaged is seen while they are read, between new ones
+            yield earlier.damaged[0] if earlier.damaged else rest.popleft()
+
     announce(StageStarted("scoring", "scoring"))
-    if prepared.score_tiles is not None:  # every tile of an earlier call was read: no further one turns out damaged
-        yield from score([*earlier.damaged, *rest], of)
-    while True:
-        yield from score([earlier.damaged[0] if earlier.damaged else rest.popleft()], of)
+    # With workers every tile of an earlier call was read: no further one turns out damaged.
+    tiles = left() if prepared.score_tiles is None else [*earlier.damaged, *rest]
+    return score(tiles, Scoring(encoded, plan.coalitions, begin, announce, in_order))
 
 
 def is_look(before: int, after: int, n_items: int) -> bool:

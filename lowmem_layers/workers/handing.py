@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lowmem_layers.errors import LowmemLayersError, ShortageError, WorkerError
@@ -56,8 +56,9 @@ class Handing:
     clock: Callable[[], float] = time.monotonic
     states: list[str] = field(default_factory=list)
 
-    def score_tiles(self, tiles: Sequence[int], of: Scoring) -> Iterator[ScoredTile]:
+    def score_tiles(self, tiles: Iterable[int], of: Scoring) -> Iterator[ScoredTile]:
         """Score tiles on all workers; give each as it arrives, or in the order that was asked for."""
+        tiles = list(tiles)
         loop = _Loop(self, of, deque(tiles))
         places = {tile: place for place, tile in enumerate(tiles)}
         early: dict[int, ScoredTile] = {}

@@ -48,8 +48,9 @@ class PlainDisplay:
                 line = f"note: {words}"
             case ModelExamined():
                 layout = "rows share their prefixes" if event.takes_tries else "rows are computed one by one"
+                how = " (kept from an earlier start)" if event.kept else ""
                 line = (
-                    f"examined in {event.elapsed_s:.1f} s: the sweep differs from whole passes by "
+                    f"examined in {event.elapsed_s:.1f} s{how}: the sweep differs from whole passes by "
                     f"{event.sweep_gap_nats:.2g} nats; {layout} ({event.reason})"
                 )
             case RunPlanned():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class DecoderModel:
     the layers are driven (`programs`, `anatomy`) is known once `examine` was called.
 
     `shape` is what was known before loading; left out, it is taken from the module, whose weights must then be there.
+    `packed_file` is the file of the cache that holds the packed weights, where one does.
 
     Raises:
         RemovalError: the model cannot be taken apart into attention and feed-forward sublayers.
@@ -51,10 +53,12 @@ class DecoderModel:
         store: LayerStore | None = None,
         description: Mapping[str, Any] | None = None,
         shape: ModelShape | None = None,
+        packed_file: Path | None = None,
     ) -> None:
         self.module: Any = module.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.store: LayerStore = store or ResidentStore()
+        self.packed_file = packed_file
         self._found = dissect(module)
         self._examined: tuple[tuple[LayerProgram, ...], Anatomy] | None = None
         self._description = dict(description or {})

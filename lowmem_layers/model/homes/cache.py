@@ -1,7 +1,8 @@
 """The cache of packed weights: quantise a checkpoint once, start at disk speed from then on.
 
-One file an entry, named by a hash of the checkpoint's fingerprint and the packing; see `packed_file`. Beside them, in
-`texts`, lie the converted configs and tokenizers of GGUF files, a folder each.
+One file an entry, named by a hash of the checkpoint's fingerprint and the packing; see `packed_file`. Beside it lies
+what the model's examination found (`.examined.json`). The converted configs and tokenizers of GGUF files lie in
+`texts`, a folder each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lowmem_layers.errors import CheckpointError, UsageError
 from lowmem_layers.model.homes.packed_file import FORMAT_VERSION, read_table
 
 SUFFIX = ".packed"
+EXAMINED = ".examined.json"
 TEXTS = "texts"
 ABOUT = "lowmem-layers.json"  # in a folder of texts: whose they are
 
@@ -52,6 +54,11 @@ def cache_path(fingerprint: str, packing: str, dtype: str) -> Path:
     """Name the file for one checkpoint in one packing, as this version of the package would write it."""
     parts = json.dumps([fingerprint, packing, dtype, FORMAT_VERSION, __version__])
     return cache_folder() / (hashlib.sha256(parts.encode()).hexdigest()[:32] + SUFFIX)
+
+
+def examined_file(packed: Path) -> Path:
+    """Name the file that keeps what the examination of a file's packed weights found."""
+    return packed.with_suffix(EXAMINED)
 
 
 def fingerprint_files(files: Sequence[Path]) -> str:
@@ -89,7 +96,11 @@ def list_cache() -> list[CacheEntry]:
                 model, state = about.get("model", ""), "ready"
                 packing = " ".join(filter(None, (about.get("packing"), about.get("dtype"))))
         found.append(CacheEntry(model, packing, path.stat().st_size, state, path))
-    # 2) folders of converted configs and tokenizers
+    # 2) what examinations of them found
+    for path in sorted(folder.glob(f"*{EXAMINED}*")):
+        state = "ready" if path.suffix == ".json" else _PARTIAL
+        found.append(CacheEntry("", "what an examination found", path.stat().st_size, state, path))
+    # 3) folders of converted configs and tokenizers
     for path in sorted((folder / TEXTS).glob("*")):
         model, state = "", _PARTIAL if path.suffix == ".partial" else "ready"
         if state == "ready":
