@@ -33,8 +33,9 @@ MIXING = re.compile(
     r"mamba|conv|short_conv|temporal_block|mixer|mlstm_layer|mlstm|kda|recurrent"
 )
 FEED_FORWARD = re.compile(r"mlp|mlps|shared_mlp|block_sparse_moe|feed_forward|ffn|moe|mlp_block|channel_block|fc2")
+BERT = re.compile(r"(?:.*\.)?layer\.(\d+)\.(attention\.)?output\.dense")  # what is added to the residual stream
 TOLERANCE = 1e-5  # nats a scored token, float32
-SECONDS, BYTES = 240, 10 << 30
+SECONDS, BYTES = 900, 10 << 30
 
 
 def branches_by_name(module: Any, players: Any) -> list[list[Any]]:
@@ -44,6 +45,8 @@ def branches_by_name(module: Any, players: Any) -> list[list[Any]]:
     if not any(isinstance(part, torch.nn.ModuleList) for part in decoder.modules()):
         decoder = module
     for path, child in decoder.named_modules():
+        if of_bert := BERT.fullmatch(path):
+            found[int(of_bert[1]), of_bert[2] is not None] = [child]
         parent, _, name = path.rpartition(".")
         found_in = re.search(
             r"(?:layers|h|blocks|block)\.(\d+)(?:\.(?:norm_attn_norm|mamba_decoder|self_attn|mlps))?$", parent

@@ -101,8 +101,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
         "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
     },
+    # several blocks of layers, whose states the layers behind them read
+    **{name: {"n_layers_per_attn_res_block": 2} for name in ("inkling2_text", "inkling2_loop_text")},
     "zaya": {"num_experts_per_tok": 1},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {
+        "text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+    },
     "cohere_compass_text": _COMPASS,
     "cohere_compass": {"text_config": _COMPASS},
     # towers whose widths must fit the text's, or one another's
@@ -116,7 +120,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
     "granite_docling": {"vision_config": {"out_hidden_size": 64}},
-    **{name: {"vision_config": {"text_hidden_size": 64}} for name in ("inkling2", "inkling2_loop")},
+    **{
+        name: {"vision_config": {"text_hidden_size": 64}, "text_config": {"n_layers_per_attn_res_block": 2}}
+        for name in ("inkling2", "inkling2_loop")
+    },
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "muse_spark": {"audio_config": {"out_hidden_size": 64}},
     "nemo_speechlm": {
@@ -129,6 +136,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "perception_lm": {"vision_config": _TOWER},
     # parts of the text's config that have no usable default
     "mllama": {"text_config": {"cross_attention_layers": [1, 3]}},
+    "gemma3n": {"text_config": {"num_kv_shared_layers": 2}},  # as all that are published
+    "idefics": {"cross_layer_interval": 2},
     "chameleon": {"vocabulary_map": {"<image>": 5}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2, "n_group": 1, "topk_group": 1}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
@@ -200,7 +209,7 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
         if isinstance(value, dict) and "mrope_section" in value:  # halves of the heads' widths for time, height, width
             changed[name] = {**value, "mrope_section": [2, 3, 3]}
         if name in subs:
-            kind = value.get("model_type") if isinstance(value, dict) else None
+            kind = (value if isinstance(value, dict) else own if isinstance(own, dict) else {}).get("model_type")
             inner = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else subs[name]
             if hasattr(own, "to_dict"):
                 changed[name] = own
@@ -219,7 +228,7 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
             changed[name] = _sample(value)
     if "kv_lora_rank" in fields:  # latent attention: every head has its own keys, and rotates a part of them
         changed |= {"num_key_value_heads": 4, "head_dim": 8}
-    whole = {name: value for name, value in given.items() if name not in subs}
+    whole = {name: value for name, value in given.items() if name not in subs and name != "model_type"}
     return config_class(**{**changed, **whole})
 
 

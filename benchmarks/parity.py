@@ -123,8 +123,9 @@ def compare(name: str, side: HarnessSide, engine: Any, options: argparse.Namespa
     theirs = harness_task(name, options, scratch)
     docs = [doc for _, doc in zip(task.items, theirs.eval_docs, strict=False)]
     chat = {"apply_chat_template": True, "chat_template": side.harness.apply_chat_template} if template else {}
+    turns = {**chat, "fewshot_as_multiturn": True} if template else {}  # the harness' default
     requests = [
-        theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot, **chat), **chat)
+        theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, options.fewshot, **turns), **chat)
         for doc in docs
     ]
     start = time.perf_counter()

@@ -148,10 +148,11 @@ class _NoOps:
 
 
 def kept_layers(model: DecoderModel, removed: Removed, form: str) -> list[int]:
-    """List the decoder layers that stay.
+    """List the decoder layers that stay, once it is seen that those that go do nothing but add their sublayers.
 
     Raises:
         UsageError: a decoder layer goes in part, or none stays.
+        RemovalError: a layer that goes would still do something without its sublayers, as was measured.
     """
     by_layer: dict[int, set[int]] = {}
     for position, player in enumerate(model.players):
@@ -164,7 +165,13 @@ def kept_layers(model: DecoderModel, removed: Removed, form: str) -> list[int]:
                 f"--form {form} removes whole decoder layers, and of layer {layer} {left} would stay",
                 "use --form zeroed, or --decoder-layers K",
             )
-    kept = [layer for layer, members in by_layer.items() if not members <= gone]
+    kept = [layer for layer in range(model.n_layers) if not by_layer.get(layer, {-1}) <= gone]
     if not kept:
         raise UsageError("no decoder layer would stay", "remove fewer")
+    staying = {program.stays for layer, program in enumerate(model.examine()) if layer not in kept} - {""}
+    if staying:
+        raise RemovalError(
+            f"{type(model.module).__name__}: {'; '.join(sorted(staying))}, and a layer that is cut out does not",
+            "what was measured is the layer without its sublayers: --form zeroed writes that",
+        )
     return kept

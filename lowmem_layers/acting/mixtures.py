@@ -15,6 +15,7 @@ from lowmem_layers.acting.choosing import is_held_out
 from lowmem_layers.acting.proxies import statistics_of
 from lowmem_layers.acting.versions import N_RANDOM, checked_items, held_out_items, measured_columns, values_of
 from lowmem_layers.engine.changes import Changes
+from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.answers.allotment import allot
 from lowmem_layers.game.uncertainty.errors import Influence, influence_of, mean_over_tasks
 from lowmem_layers.game.values.table import FloatArray
@@ -77,7 +78,7 @@ def bits_of(measured: Measured, mixture: Mixture, numbers: Sequence[int]) -> flo
 
 
 def contenders(
-    measured: Measured, chosen: Mixture, numbers: Sequence[int], budget: float, prepared: Prepared, seed: int
+    measured: Measured, chosen: Mixture, numbers: Sequence[int], budget: float, prepared: Prepared, seed: int, say: Say
 ) -> list[Contender]:
     """List the chosen mixture, each uniform format, the chosen bits dealt at random, and a proxy's choice.
 
@@ -102,7 +103,11 @@ def contenders(
     if hasattr(prepared.engine, "model"):  # not with a dictionary in the engine's place
         run = measured.runs[0]
         seen = [item for item in checked_items(run, prepared) if not is_held_out(item.task, item.cluster)]
-        influence = statistics_of(prepared, seen).block_influence.mean(axis=0)  # (players,)
+        try:
+            influence = statistics_of(prepared, seen).block_influence.mean(axis=0)  # (players,)
+        except RemovalError as error:
+            say(f"note: no choice by block influence: {error.message}")
+            return found
         costs = np.outer(influence, measured.loss.mean(axis=0))  # (players, options)
         weights = np.array(numbers)[:, None] * measured.bits
         mixture = allot(costs, weights, budget * float(sum(numbers)))

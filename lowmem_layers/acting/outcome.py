@@ -20,6 +20,7 @@ from lowmem_layers.acting.versions import (
     random_version,
     version_table,
 )
+from lowmem_layers.errors import RemovalError
 from lowmem_layers.findings.run import Run
 from lowmem_layers.model.checkpoint.source import find_source
 from lowmem_layers.study.contracts import Prepare, Prepared
@@ -50,7 +51,10 @@ def measure_choice(
         versions.append(random_version(choice.units, n_units, seed))
         if hasattr(prepared.engine, "model"):  # not with a dictionary in the engine's place
             seen = [item for item in checked_items(run, prepared) if not is_held_out(item.task, item.cluster)]
-            versions.append(block_influence_version(prepared, seen, choice.units, n_units))
+            try:
+                versions.append(block_influence_version(prepared, seen, choice.units, n_units))
+            except RemovalError as error:
+                say(f"note: no choice by block influence: {error.message}")
     say(f"measuring {len(versions)} versions on {len(held_out_items(run, prepared))} items that were held out")
     tables = measure_versions(run, prepared, versions, value, lambda done, n: say(f"tile {done} of {n}"))
     foreseen = [expected_loss(run, version.removals, value) for version in versions]

@@ -15,7 +15,7 @@ from lowmem_layers.errors import ModelError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import text_config
 from lowmem_layers.model.checkpoint.safetensors_files import read_table
-from lowmem_layers.model.checkpoint.skeleton import quiet_transformers, set_tensor
+from lowmem_layers.model.checkpoint.skeleton import Absent, quiet_transformers, set_tensor
 from lowmem_layers.model.checkpoint.source import find_source
 from lowmem_layers.model.devices import dtype_name
 from lowmem_layers.model.formats import unpacked
@@ -73,7 +73,8 @@ def inspect_dense(request: ModelSpec, fingerprint: str | None, dtype: DtypeName 
         )
     dense = replace(request, quant="none", requantize=True, device="cpu", offload="none", max_cpu_memory=None)
     found = inspect_model(replace(dense, dtype=dtype or request.dtype))
-    if text_config(found.module) is not found.module.config:
+    has_towers = any(isinstance(module, Absent) for module in found.module.modules())
+    if has_towers or text_config(found.module) is not found.module.config:
         raise ModelError(
             f"{source.name} is a multimodal model: only its text decoder is read here, so it cannot be written whole",
             "take the checkpoint of its decoder alone",

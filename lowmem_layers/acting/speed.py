@@ -9,8 +9,8 @@ from statistics import median
 import torch
 
 from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.model.accelerators import wait_for
 from lowmem_layers.model.anatomy.decoder import DecoderModel
-from lowmem_layers.model.homes.store import Visit
 from lowmem_layers.tasks.items import EncodedItem
 
 _ROUNDS = 3
@@ -35,29 +35,9 @@ def tokens_a_second(
     for turn in range(_ROUNDS + 1):  # the first round only warms up
         for place, removed in enumerate(removals):
             start = clock()
-            _forward(model, ids, removed)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
+            with model.removed(tuple(removed)), model.streaming(tuple(removed)):
+                model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            wait_for(model.device)
             if turn:
                 times[place].append(clock() - start)
     return [_ROWS * _TOKENS / median(each) for each in times]
-
-
-def _forward(model: DecoderModel, ids: torch.Tensor, removed: Removed) -> None:
-    gone = {(model.players[position].layer, model.players[position].role) for position in removed}
-    layers = model.anatomy.layers
-    visits = model.store.sweep(
-        [
-            Visit(index, frozenset(role for role in layer.roles if (index, role) not in gone))
-            for index, layer in enumerate(layers)
-        ]
-    )
-    handles = [layer.layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers]
-    try:
-        with model.removed(removed):
-            model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for _ in visits:  # lets the store release the last layer
-            pass

@@ -26,6 +26,7 @@ from lowmem_layers.game.players.tree import Removed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
 from lowmem_layers.model.anatomy.removal import refusing
+from lowmem_layers.model.memory import is_shortage
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 Inputs = Callable[[Batch], dict[str, Any]]
@@ -106,6 +107,22 @@ def examine_engine(model: DecoderModel, score: Score, changes: Changes | None = 
     return Verdict(takes and verified > 0, "; ".join((gaps, *meaning)), gap, trie_gap, verified)
 
 
+def refuse_if_not_causal(model: DecoderModel) -> None:
+    """Look for a deeper reason why a model's layers cannot be taken apart, by one pass of its own forward.
+
+    Raises:
+        RemovalError: its predictions see later tokens.
+    """
+    try:
+        with model.streaming():
+            _check_causal(model, list(range(3, 15)))
+    except RemovalError:
+        raise
+    except Exception as error:  # it needs more than text, or runs its layers otherwise than in turn
+        if is_shortage(error):
+            raise
+
+
 def _refused(model: DecoderModel, what: str, compute: Callable[[], Any]) -> Callable[[], Any]:
     """Name what a pass was about where the model's own code fails in it."""
 
@@ -152,10 +169,12 @@ def _refuses_tree_masks(model: DecoderModel, row: Row) -> str:
     if unknown:
         return f"layers of the kind {', '.join(unknown)} take no mask of a tree"
     try:
-        prologue(model.module, model.anatomy.layers, _tree(model)(Batch((row,))))
+        calls = prologue(model.module, model.anatomy.layers, _tree(model)(Batch((row,)))).calls
     except ValueError as refusal:
         return f"ValueError: {refusal}".splitlines()[0]
-    return ""
+    given = [value for call in calls for value in (*call.args, *call.kwargs.values())]
+    deepest = max((v.dim() for v in given if isinstance(v, torch.Tensor)), default=0)  # GPT-1 adds two to any mask
+    return f"its own code makes {deepest} dimensions of a mask's four" if deepest > 4 else ""
 
 
 def windows(config: Any) -> dict[str, int]:

@@ -46,8 +46,13 @@ def reference_pass(model: DecoderModel, choice: EncodedChoice, removed: Removed,
         ids = torch.tensor([choice.tokens[:-1]], device=model.device)  # (1, T)
         logits = model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0]
         wide = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)  # (T, V)
+        steps = wide[-choice.n_scored :].log_softmax(-1)  # (scored, V)
         wanted = torch.tensor(choice.tokens[-choice.n_scored :], device=model.device)
-        return wide[-choice.n_scored :].log_softmax(-1).gather(1, wanted[:, None]).double().sum().item()
+        found = steps.gather(1, wanted[:, None])[:, 0]
+        if choice.is_likeliest:  # a token that is not the first of the largest has less than it, if by one bit
+            more = torch.nextafter(steps.max(1).values, torch.full_like(found, torch.inf))
+            found = torch.where(steps.argmax(1) == wanted, found, more)
+        return found.cpu().double().sum().item()
 
     @contextmanager
     def changed() -> Iterator[None]:

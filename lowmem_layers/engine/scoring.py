@@ -27,30 +27,34 @@ coalition's numbers would depend on how many others are computed with it."""
 class Pairs:
     """What is read off the logits of a batch: K pairs of a scored node and a token, and the choice each belongs to.
 
-    Shapes: `nodes`, `tokens`, `choices` (K,), in ascending order of nodes; `nodes` index the batch's scored nodes,
-    `choices` the list `owners` of (item, choice).
+    Where `likeliest`, the node's likeliest token is read instead of the pair's.
+
+    Shapes: `nodes`, `tokens`, `choices`, `likeliest` (K,), in ascending order of nodes; `nodes` index the batch's
+        scored nodes, `choices` the list `owners` of (item, choice).
     """
 
     nodes: np.ndarray
     tokens: np.ndarray
     choices: np.ndarray
+    likeliest: np.ndarray
     owners: tuple[tuple[int, int], ...]
 
 
 def pairs_of(rows: Sequence[Row], width: int, scored: Sequence[int]) -> Pairs:
     """List the pairs of a batch whose rows are `width` nodes apart."""
     place = {node: position for position, node in enumerate(scored)}
-    nodes, tokens, choices = [], [], []
+    nodes, tokens, choices, likeliest = [], [], [], []
     owners: list[tuple[int, int]] = []
     for r, row in enumerate(rows):
         for target in row.targets:
             nodes += [place[r * width + node] for node in target.nodes]
             tokens += target.tokens
             choices += [len(owners)] * len(target.nodes)
+            likeliest += [target.is_likeliest] * len(target.nodes)
             owners.append((target.item, target.choice))
     order = np.argsort(nodes, kind="stable")
-    sorted_nodes, sorted_tokens, of_choice = (np.array(c, dtype=np.int64)[order] for c in (nodes, tokens, choices))
-    return Pairs(sorted_nodes, sorted_tokens, of_choice, tuple(owners))
+    columns = (np.array(column, dtype=np.int64)[order] for column in (nodes, tokens, choices, likeliest))
+    return Pairs(*columns, tuple(owners))
 
 
 class Head:
@@ -76,14 +80,16 @@ class Head:
         found = []
         for states in parts:
             if at is None:
-                at = torch.from_numpy(np.stack([pairs.nodes, pairs.tokens])).to(states.device)  # (2, K)
+                at = torch.from_numpy(np.stack([pairs.nodes, pairs.tokens, pairs.likeliest])).to(
+                    states.device
+                )  # (3, K)
             found.append(self._logprobs(states, pairs, at))
-        logprobs = torch.cat(found).cpu()  # (C, K); a GPU would add in any order
+        logprobs = torch.cat(found).cpu().double()  # (C, K); a GPU would add in any order, and some have no float64
         sums = torch.zeros(len(logprobs), len(pairs.owners), dtype=torch.float64)
         return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
 
     def _logprobs(self, states: torch.Tensor, pairs: Pairs, at: torch.Tensor) -> torch.Tensor:
-        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (2, K) → (C, K) float64."""
+        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (3, K) → (C, K)."""
         n_states, n_scored, width = states.shape
         flat = states.reshape(-1, width)  # (C·S, D)
         enough = flat.repeat(-(-LEAST_ROWS // len(flat)), 1) if len(flat) < LEAST_ROWS else flat
@@ -91,12 +97,19 @@ class Head:
         # 1) what is read: pairs of a row and a token, state by state, rows ascending
         rows = (np.arange(n_states)[:, None] * n_scored + pairs.nodes).ravel()  # (C·K,), on the host
         first = n_scored * torch.arange(n_states, device=at.device)  # (C,)
-        index = torch.stack([(first[:, None] + at[0]).flatten(), at[1].repeat(n_states)])  # (2, C·K)
+        index = torch.stack([(first[:, None] + at[0]).flatten(), *at[1:].repeat(1, n_states)])  # (3, C·K)
+        asks_likeliest = bool(pairs.likeliest.any())
         # 2) the log-softmax of a block of rows, and what is read off it
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         parts = []
         for low in range(0, len(logits), self._softmax_rows):
             block = logits[low : low + self._softmax_rows].log_softmax(-1, dtype=wide)
             begin, end = np.searchsorted(rows, [low, low + self._softmax_rows])
-            parts.append(block[index[0, begin:end] - low, index[1, begin:end]])
-        return torch.cat(parts).double().view(n_states, -1)
+            row, token, likeliest = index[0, begin:end] - low, index[1, begin:end], index[2, begin:end].bool()
+            found = block[row, token]
+            if asks_likeliest:  # of equals, the first is the likeliest: then any other's has less, if by one bit
+                most, which = (each[row] for each in block.max(dim=-1))
+                more = torch.nextafter(most, torch.full_like(most, torch.inf))
+                found = torch.where(likeliest & (which != token), more, found)
+            parts.append(found)
+        return torch.cat(parts).view(n_states, -1)

@@ -26,12 +26,16 @@ LEAST_SAVED = 8
 
 @dataclass(frozen=True)
 class Target:
-    """Where one choice of one item is scored: at `nodes[j]` stands the token before `tokens[j]`."""
+    """Where one choice of one item is scored: at `nodes[j]` stands the token before `tokens[j]`.
+
+    With `is_likeliest`, the likeliest token there is scored instead of `tokens[j]`.
+    """
 
     item: int
     choice: int
     nodes: tuple[int, ...]
     tokens: tuple[int, ...]
+    is_likeliest: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,16 @@ def lay_out(items: Sequence[EncodedItem], cost: Cost, deepest: int) -> list[Row]
 
 
 def plain_rows(items: Sequence[EncodedItem], chosen: Iterable[int] | None = None) -> list[Row]:
-    """Lay out every choice of the chosen items (all, if none are named) as a sequence of its own."""
-    indices = range(len(items)) if chosen is None else chosen
-    return [_row([(i, c, choice)]) for i in indices for c, choice in enumerate(items[i].choices)]
+    """Lay out every choice of the chosen items (all, if none are named) as a sequence of its own.
+
+    What the likeliest tokens have is read off the sequence of the choice that it belongs to.
+    """
+    rows = []
+    for i in range(len(items)) if chosen is None else chosen:
+        choices = list(enumerate(items[i].choices))
+        likeliest = [(i, c, choice) for c, choice in choices if choice.is_likeliest]
+        rows += [_row([(i, c, choice), *likeliest]) for c, choice in choices if not choice.is_likeliest]
+    return rows
 
 
 def trie_rows(items: Sequence[EncodedItem], cost: Cost, chosen: Iterable[int] | None = None) -> list[Row]:
@@ -134,5 +145,5 @@ def _row(sequences: Iterable[tuple[int, int, EncodedChoice]]) -> Row:
                 parents.append(parent)
             path.append(node)
         scored = choice.n_scored
-        targets.append(Target(item, choice_index, tuple(path[-scored:]), choice.tokens[-scored:]))
+        targets.append(Target(item, choice_index, tuple(path[-scored:]), choice.tokens[-scored:], choice.is_likeliest))
     return Row(tuple(tokens), tuple(parents), tuple(targets))

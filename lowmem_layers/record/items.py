@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.errors import DamagedError
 from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.tasks.metrics import Metric
 
 ITEMS_FILE = "items.parquet"
 ITEMS_SCHEMA = pa.schema(
@@ -30,8 +32,10 @@ ITEMS_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class ItemRow:
+_OF_ITEMS, _OF_CHOICES = ("task", "id", "cluster"), ("chars", "sizes", "n_tokens", "n_cut")  # fields of `ItemRow`
+
+
+class ItemRow(NamedTuple):
     """One item of the record, without its text.
 
     Shapes: `chars`, `sizes` (bytes), `n_tokens` (scored tokens) and `n_cut` (tokens lost on the left, because the model
@@ -49,8 +53,23 @@ class ItemRow:
 
     @property
     def n_choices(self) -> int:
-        """Count the choices."""
+        """Count the choices that have scores: the item's own, and what the likeliest tokens would have had."""
         return len(self.chars)
+
+    @property
+    def n_own(self) -> int:
+        """Count the item's own choices; what the likeliest tokens have is of length 0."""
+        return sum(length > 0 for length in self.chars)
+
+    def allows(self, metric: Metric) -> bool:
+        """Tell whether the item has what a metric compares."""
+        has_likeliest = self.n_own < self.n_choices
+        return (self.n_own > 1 or not metric.needs_choices) and (has_likeliest or not metric.needs_likeliest)
+
+
+def kinds_of(rows: Iterable[ItemRow]) -> list[ItemRow]:
+    """Take one item of each kind: of each task and number of choices."""
+    return list({(row.task, row.n_own, row.n_choices): row for row in rows}.values())
 
 
 @contextmanager
@@ -88,14 +107,14 @@ def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
 
 def items_table(rows: Sequence[ItemRow]) -> pa.Table:
     """Lay the items out as a table with one row for each choice."""
-    flat = [
-        (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens, n_cut)
-        for row in rows
-        for choice, (chars, size, n_tokens, n_cut) in enumerate(
-            zip(row.chars, row.sizes, row.n_tokens, row.n_cut, strict=True)
-        )
-    ]
-    return pa.table([list(column) for column in zip(*flat, strict=True)], schema=ITEMS_SCHEMA)
+    counts = [row.n_choices for row in rows]
+    spread = {name: np.repeat(np.array([getattr(row, name) for row in rows], object), counts) for name in _OF_ITEMS}
+    choice = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    gold = choice == np.repeat(np.array([row.gold for row in rows]), counts)
+    joined = [list(chain.from_iterable(getattr(row, name) for row in rows)) for name in _OF_CHOICES]
+    chars, sizes, n_tokens, n_cut = joined
+    columns = [spread["task"], spread["id"], choice, gold.astype(np.int8), chars, sizes, spread["cluster"]]
+    return pa.table([*columns, n_tokens, n_cut], schema=ITEMS_SCHEMA)
 
 
 @no_collections()

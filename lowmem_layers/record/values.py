@@ -12,7 +12,7 @@ from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.game.players.coalitions import coalition_name
 from lowmem_layers.game.players.groups import grouped_table
 from lowmem_layers.game.values.table import FloatArray, Planned, ValueTable
-from lowmem_layers.record.items import ItemRow
+from lowmem_layers.record.items import ItemRow, kinds_of
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import read_tile, tile_file
 from lowmem_layers.tasks.metrics import item_values, metric_named
@@ -36,10 +36,10 @@ class CollectedValues:
         self._tables: dict[str | None, list[ValueTable]] = {}
         self._totals: dict[str, FloatArray] = {}  # sums over the finished items, kept up to date tile by tile
         self._behind: dict[int, frozenset[_Key]] = {}  # what is still to be computed of a tile
+        self._kinds = kinds_of(rows)
         self._done = np.zeros(len(rows), dtype=bool)  # (items,): their tile is finished
         self._read = np.zeros(len(rows), dtype=bool)  # (items,): nothing of it is still to be computed
-        for tile in self.tiles:
-            self._done[list(manifest.plan.tiles[tile])] = True
+        self._done[[index for tile in self.tiles for index in manifest.plan.tiles[tile]]] = True
         self._items: dict[str, list[int]] = {entry.task: [] for entry in manifest.data}  # which items are a task's
         self._places: list[int] = []  # of each item, its place among the items of its task
         for index, row in enumerate(rows):
@@ -67,8 +67,8 @@ class CollectedValues:
 
     def allows(self, value: str | None) -> bool:
         """Tell whether the items have the choices that a metric compares."""
-        needy = {task for task, name in self._keys(value) if metric_named(name).needs_choices}
-        return all(row.n_choices > 1 for row in self.rows if row.task in needy)
+        metrics = {task: metric_named(name) for task, name in self._keys(value)}
+        return all(row.allows(metrics[row.task]) for row in self._kinds)
 
     @property
     def n_unread(self) -> int:

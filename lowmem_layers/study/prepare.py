@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 
 def prepare_study(
-    spec: Specification,
-    announce: Announce,
-    earlier: EngineRecord | None = None,
-    *,
-    tasks: Sequence[Task] | None = None,
+    spec: Specification, announce: Announce, earlier: EngineRecord | None = None, *,
+    tasks: Sequence[Task] | None = None, free_cpu_memory: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Prepared:
+) -> Prepared:  # fmt: skip
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
     `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
+
+    Units: `free_cpu_memory` in bytes, see `ModelSpec`.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
@@ -55,7 +54,7 @@ def prepare_study(
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model", "headers"))
-    found = _with_room_for_change(spec, inspect_model(model_spec(spec)), announce)
+    found = _with_room_for_change(spec, inspect_model(model_spec(spec, free_cpu_memory)), announce)
     announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
@@ -121,7 +120,7 @@ def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
         device,
         dtype_name(found.dtype),
         limits.cpu,
-        limits.gpu if device == "cuda" else None,
+        limits.gpu if limits.on_gpu else None,
     )
 
 
@@ -172,8 +171,8 @@ def read_tasks(spec: Specification) -> list[Task]:
     )
 
 
-def model_spec(spec: Specification) -> ModelSpec:
-    """Take from a specification what loading a model asks for."""
+def model_spec(spec: Specification, free_cpu_memory: int | None = None) -> ModelSpec:
+    """Take from a specification what loading a model asks for. Units: bytes."""
     return ModelSpec(
         model=spec.model,
         quant=spec.quant,
@@ -186,4 +185,5 @@ def model_spec(spec: Specification) -> ModelSpec:
         trust_remote_code=spec.trust_remote_code,
         requantize=spec.requantize,
         cache=spec.cache,
+        free_cpu_memory=free_cpu_memory,
     )

@@ -1,6 +1,7 @@
 """Chat templates: a context becomes the user's turn, and its choices are scored as the assistant's answer.
 
-Source: lm-evaluation-harness, `apply_chat_template`; transformers, `render_jinja_template`, whose variables and Jinja
+Few-shot examples are turns of their own before it. Source: lm-evaluation-harness, `apply_chat_template` with its
+default `fewshot_as_multiturn`; transformers, `render_jinja_template`, whose variables and Jinja
 settings are used here. Templates come with models, from strangers, so they run in the sandbox. They get no clock: a
 template that writes today's date would give other numbers tomorrow; most have a fixed date for that case.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,7 +56,7 @@ def described_template(chat: ChatTemplate) -> dict[str, str]:
 
 
 def in_chat(task: Task, chat: ChatTemplate, tokenizer: Any) -> Task:
-    """Write every context of a task as a chat: a system turn where the task has one, and the user's turn.
+    """Write every context of a task as a chat: a system turn where the task has one, examples, and the user's turn.
 
     The choices follow where the assistant's answer begins, without the space that separates them from plain text.
 
@@ -65,20 +67,25 @@ def in_chat(task: Task, chat: ChatTemplate, tokenizer: Any) -> Task:
     special = dict(getattr(tokenizer, "special_tokens_map", {}))
     written: dict[tuple[str, str], str] = {}  # choices mostly share their context
 
+    def render(turns: list[dict[str, str]]) -> str:
+        variables = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True}
+        _ENVIRONMENT.reset()  # the meter counts each chat anew
+        return template.render(**variables, **special)
+
     def write(item: Item, context: str) -> str:
         if (item.system, context) in written:
             return written[item.system, context]
-        turns = [{"role": "user", "content": context.removeprefix(item.system)}]
-        if item.system:
-            turns.insert(0, {"role": "system", "content": item.system})
-        variables = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True}
-        _ENVIRONMENT.reset()  # the meter counts each chat anew
+        turns = _turns(item, context)
         try:
-            text = template.render(**variables, **special)
+            text = render(turns)
         except FAILURES as error:
             message = str(error).encode("ascii", "backslashreplace").decode()
+            fails = f"fails ({message})"
+            with suppress(*FAILURES):
+                if item.system and render(turns[1:]):
+                    fails = f"takes no system turn ({message}), which the task's description is"
             raise TaskError(
-                f"{task.name}, item {item.id!r}: {name} fails ({message})",
+                f"{task.name}, item {item.id!r}: {name} {fails}",
                 "use --chat-template FILE with another template, or leave it out",
             ) from error
         written.clear()  # only the choices of one item share a context
@@ -96,6 +103,15 @@ def in_chat(task: Task, chat: ChatTemplate, tokenizer: Any) -> Task:
         ),
         chat=None,
     )
+
+
+def _turns(item: Item, context: str) -> list[dict[str, str]]:
+    """List the turns of a chat that ends with an item's question."""
+    said = [("system", item.system)] if item.system else []
+    for question, answer in item.examples.turns:
+        said += [("user", question), ("assistant", answer)]
+    asked = context.removeprefix(item.system).removeprefix(item.examples.text)
+    return [{"role": role, "content": content} for role, content in (*said, ("user", asked))]
 
 
 def _compiled(chat: ChatTemplate, tokenizer: Any) -> tuple[str, jinja2.Template]:

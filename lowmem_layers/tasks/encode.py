@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 from lowmem_layers.errors import TaskError, UsageError
@@ -130,9 +130,11 @@ class _Encoder:
                 # 3) cut on the left; one int object for each token id, not for each occurrence: 8 bytes, not 36
                 kept = tuple(self.interned.setdefault(one, one) for one in (before + scored)[-(self.max_length + 1) :])
                 choices.append(EncodedChoice(kept, len(scored), len(before) + len(scored) - len(kept)))
-            yield EncodedItem(
-                item.task, item.id, tuple(choices), item.gold, item.cluster, item.choice_chars, item.choice_bytes
-            )
+            chars, n_bytes = item.choice_chars, item.choice_bytes
+            if item.asks_likeliest:
+                choices.append(replace(choices[0], is_likeliest=True))
+                chars, n_bytes = (*chars, 0), (*n_bytes, 0)
+            yield EncodedItem(item.task, item.id, tuple(choices), item.gold, item.cluster, chars, n_bytes)
 
     def encode_documents(self, items: Sequence[Item]) -> Iterator[EncodedItem]:
         """Cut documents into windows of the model's length; each window is an item, and a document's form a cluster.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lowmem_layers.errors import TaskError
-from lowmem_layers.tasks.items import Item
+from lowmem_layers.tasks.items import Examples, Item
 
 _DELIMITER = "\n\n"  # lm-evaluation-harness: `fewshot_delimiter`
 
@@ -30,20 +30,21 @@ def with_examples(items: Sequence[Item], pool: Sequence[Item], count: int) -> tu
     Raises:
         TaskError: the pool has too few examples.
     """
-    usual = example_text(pool, count)
+    usual = written(pool, count)
     contents = {_content(example) for example in pool[:count]}
     prefixed: list[Item] = []
     for item in items:
-        content, text = _content(item), usual
+        content, examples = _content(item), usual
         if content in contents:
-            text = example_text([example for example in pool if _content(example) != content], count)
-        joined = {context: text + context for context in item.contexts}  # one string where choices share a context
-        prefixed.append(replace(item, contexts=tuple(joined[context] for context in item.contexts)))
-    return tuple(prefixed), usual
+            examples = written([example for example in pool if _content(example) != content], count)
+        joined = {context: examples.text + context for context in item.contexts}  # one string where choices share one
+        contexts = tuple(joined[context] for context in item.contexts)
+        prefixed.append(replace(item, contexts=contexts, examples=examples))
+    return tuple(prefixed), usual.text
 
 
-def example_text(pool: Sequence[Item], count: int) -> str:
-    """Write the first `count` examples with their answers.
+def written(pool: Sequence[Item], count: int) -> Examples:
+    """Write the first `count` examples with their answers, as text and as turns.
 
     Source: lm-evaluation-harness, `ConfigurableTask.build_qa_turn`.
 
@@ -52,7 +53,9 @@ def example_text(pool: Sequence[Item], count: int) -> str:
     """
     if len(pool) < count:
         raise TaskError(f"{count} few-shot examples are asked for and there are {len(pool)}", "lower --fewshot")
-    return "".join(shot.contexts[shot.gold] + shot.continuations[shot.gold] + _DELIMITER for shot in pool[:count])
+    pairs = [(shot.contexts[shot.gold], shot.continuations[shot.gold]) for shot in pool[:count]]
+    text = "".join(question + answer + _DELIMITER for question, answer in pairs)
+    return Examples(text, tuple((question, answer.removeprefix(" ")) for question, answer in pairs))
 
 
 def _content(item: Item) -> tuple[object, ...]:

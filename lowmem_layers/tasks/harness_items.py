@@ -9,7 +9,7 @@ from typing import Any
 
 from lowmem_layers.errors import TaskError
 from lowmem_layers.tasks.harness import HARNESS_PREFIX
-from lowmem_layers.tasks.items import Item
+from lowmem_layers.tasks.items import Examples, Item
 from lowmem_layers.tasks.metrics import Value
 from lowmem_layers.tasks.records import reason, shown
 
@@ -69,7 +69,8 @@ def harness_items(name: str, task: Any, *, fewshot: int | None, limit: int | Non
         source |= {"words": words, "bytes": sum(item.choice_bytes[0] for item in items)}
     metrics = {entry["metric"] for entry in task.config.metric_list or []}
     accuracy: Value = "acc_norm" if "acc_norm" in metrics else "acc"
-    others: dict[str, Value] = {"loglikelihood": "loglikelihood", "loglikelihood_rolling": "nll_per_byte"}
+    of_continuations: Value = "greedy" if "acc" in metrics and "perplexity" not in metrics else "loglikelihood"
+    others: dict[str, Value] = {"loglikelihood": of_continuations, "loglikelihood_rolling": "nll_per_byte"}
     delimiter = task.config.target_delimiter if kind == "multiple_choice" else ""
     return HarnessItems(tuple(items), others.get(kind, accuracy), source, delimiter, kind == "loglikelihood_rolling")
 
@@ -110,7 +111,7 @@ def _question(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
     choices = task.doc_to_choice(doc)
     if not all(choices):
         raise TaskError(f"{where}: an empty choice", "such items cannot be scored by length")
-    context = task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
+    context, examples = _context(task, doc, shots)
     requests = task.construct_requests(doc=doc, ctx=context)[: len(choices)]
     pairs = [request.args[:2] for request in requests]
     # 2) the right answer: with several inputs, the harness keeps its index where other tasks have their context
@@ -141,7 +142,29 @@ def _question(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
         gold=gold,
         cluster=item_id,
         system=task.resolve_field(doc, task.config.description) or "",
+        examples=examples,
     )
+
+
+def _context(task: Any, doc: Any, shots: int) -> tuple[Any, Examples]:
+    """Let the harness write an item's context, or one for each choice; listen to which turns it makes examples of."""
+    turns: list[list[Any]] = []
+    own = getattr(task, "build_qa_turn", None)
+
+    def listening(**given: Any) -> Any:
+        turns.append(own(**given))  # pyright: ignore[reportOptionalCall]
+        return turns[-1]
+
+    if own is not None:
+        task.build_qa_turn = listening
+    try:
+        context = task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
+    finally:
+        if own is not None:
+            del task.build_qa_turn
+    pairs = [turn for turn in turns[:shots] if len(turn) == 2]
+    text = "".join(message.to_text() for pair in pairs for message in pair)
+    return context, Examples(text, tuple((question.content, answer.content) for question, answer in pairs))
 
 
 def _cloze(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
@@ -151,11 +174,12 @@ def _cloze(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
         TaskError: the continuation is empty, or its log-likelihood is not what the task is about.
     """
     where = f"{name}, item {item_id!r}"
-    context = task.fewshot_context(doc, shots, gen_prefix=task.doc_to_prefix(doc))
+    context, examples = _context(task, doc, shots)
     context, target = task.construct_requests(doc=doc, ctx=context).args
     if not isinstance(target, str) or not target.strip():
         raise TaskError(f"{where}: the continuation is empty", "such items cannot be scored")
-    if task.process_results(doc, [(-2.0, False)]).get("perplexity", -2.0) != -2.0:
+    results = [task.process_results(doc, [(-2.0, would_write)]) for would_write in (False, True)]
+    if any(r.get("perplexity", -2.0) != -2.0 or r.get("acc", n) != n for n, r in enumerate(results)):
         raise TaskError(f"{where}: judged by a rule of the task's own, not by its log-likelihood", _RULE_HINT)
     return Item(
         task=name,
@@ -167,6 +191,8 @@ def _cloze(task: Any, doc: Any, name: str, item_id: str, shots: int) -> Item:
         gold=0,
         cluster=item_id,
         system=task.resolve_field(doc, task.config.description) or "",
+        asks_likeliest="acc" in results[0],
+        examples=examples,
     )
 
 

@@ -13,6 +13,20 @@ from lowmem_layers.tasks.metrics import Value
 
 
 @dataclass(frozen=True, slots=True)
+class Examples:
+    """Few-shot examples: the text that stands before an item's question, and the same as turns of a chat.
+
+    A turn is what the user asks and what the assistant answers.
+    """
+
+    text: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+NO_EXAMPLES = Examples()
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """One question with its choices, as text.
 
@@ -20,7 +34,9 @@ class Item:
     A continuation begins with the space that separates it from its context. `choice_chars` and `choice_bytes` are the
     lengths of the choice without that space (lm-evaluation-harness: `completion_len`, `byte_length`).
     Items that share material (a passage, a twin sentence) have the same `cluster`. `system` is the part with which the
-    contexts begin that is the system's turn in a chat: the description of the task.
+    contexts begin that is the system's turn in a chat: the description of the task; `examples` are what follows it.
+    `asks_likeliest` says that a single
+    continuation is also judged by whether the model would have written it.
     """
 
     task: str
@@ -32,6 +48,8 @@ class Item:
     gold: int
     cluster: str
     system: str = ""
+    asks_likeliest: bool = False
+    examples: Examples = NO_EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -81,17 +99,23 @@ class Windows:
 class EncodedChoice:
     """Context and continuation as token ids, cut to the longest input of the model; the last `n_scored` are scored.
 
-    The model is fed `tokens[:-1]`, because the last token is only predicted. `n_cut` tokens were lost on the left.
+    The model is fed `tokens[:-1]`, because the last token is only predicted. `n_cut` tokens were lost on the left. Of
+    the choice that `is_likeliest`, the model's likeliest token at each scored place is scored instead of the one there:
+    it stands beside a single choice, which the model would have written if no other token is likelier anywhere.
     """
 
     tokens: tuple[int, ...]
     n_scored: int
     n_cut: int = 0
+    is_likeliest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """An item as tokens, without text; the lengths of its choices are kept because the metrics need them."""
+    """An item as tokens, without text; the lengths of its choices are kept because the metrics need them.
+
+    The length of a choice that is the likeliest is 0: it is none of the item's own.
+    """
 
     task: str
     id: str

@@ -153,6 +153,8 @@ def _harness(name: str, options: _Options) -> list[Task]:
                 f"{full_name} {'has no questions' if found.rolls else begun}: not possible in chats",
                 "leave out --chat-template",
             )
+        if options.chat is not None and any(len(item.examples.turns) < found.source["fewshot"] for item in found.items):
+            raise TaskError(f"{full_name} does not tell its examples apart: no turns of a chat", "use --fewshot 0")
         built = _build(full_name, found.items, found.metric, found.source)
         tasks.append(replace(built, delimiter=found.delimiter, rolls=found.rolls))
     return tasks

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from lowmem_layers.errors import UsageError, did_you_mean
 
 Value = Literal[
-    "acc", "acc_norm", "loglikelihood", "margin", "probability", "kl", "nll_per_byte", "loglikelihood_per_char"
+    "acc", "acc_norm", "loglikelihood", "margin", "probability", "kl", "nll_per_byte", "loglikelihood_per_char",
+    "greedy",
 ]  # fmt: skip
 VALUES: tuple[Value, ...] = get_args(Value)
 Floats = NDArray[np.float64]
@@ -47,7 +48,8 @@ class Metric:
 
     `words` name the metric in a sentence, `short` in the head of a narrow column. Times `scale`, a value is shown in
     `unit` with `decimals`. `usual_effect` is the size of a difference that one usually wants to resolve. `has_chance`
-    tells whether guessing has a known value; `needs_choices` whether an item must have two choices at least.
+    tells whether guessing has a known value; `needs_choices` whether an item must have two choices at least,
+    `needs_likeliest` whether beside its only choice stands what the likeliest tokens would have had.
     """
 
     name: Value
@@ -60,6 +62,7 @@ class Metric:
     has_chance: bool
     needs_choices: bool
     compute: Callable[[Scored], Floats]
+    needs_likeliest: bool = False
 
     @property
     def in_unit_interval(self) -> bool:
@@ -120,6 +123,11 @@ def item_values(
         raise UsageError(
             f"{metric.name} compares choices, and some items have only one",
             "use loglikelihood or nll_per_byte for text",
+        )
+    if metric.needs_likeliest and (exists.shape[1] != 2 or bool((exists.sum(axis=1) != 1).any())):
+        raise UsageError(
+            f"{metric.name} asks whether a single continuation is the likeliest, which was not measured here",
+            "tasks of lm-evaluation-harness with continuations and `acc` measure it; with choices, use acc",
         )
     return metric.compute(Scored(scores, answer, chars, n_bytes, exists, full))
 
@@ -263,6 +271,20 @@ _ROWS = (
         needs_choices=False,
         # what acc_norm compares, of the gold choice: long answers count no more than short ones
         compute=lambda given: given.of_gold(given.scores) / given.of_gold(given.chars[:, None, :]),
+    ),
+    Metric(
+        name="greedy",
+        words="share of continuations that the model would have written",
+        short="greedy",
+        unit="points",
+        scale=100.0,
+        decimals=1,
+        usual_effect=0.01,
+        has_chance=False,
+        needs_choices=False,
+        # lm-evaluation-harness' acc of its loglikelihood tasks: nowhere is another token likelier (NaN compares false)
+        compute=lambda given: (given.scores[:, :, 0] >= given.scores[:, :, 1]).astype(np.float64),
+        needs_likeliest=True,
     ),
 )
 METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}

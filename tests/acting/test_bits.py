@@ -90,7 +90,7 @@ def test_a_mixture_is_measured_on_held_out_items_beside_uniform_and_random_ones(
     known = known_of(studies)
     chosen = known.choose(NUMBERS, 5.6)
     prepared = studies["q4_0"].bench.prepare(known.runs[0].manifest.resolved, lambda _: None)
-    others = contenders(known, chosen, NUMBERS, 5.6, prepared, seed=0)
+    others = contenders(known, chosen, NUMBERS, 5.6, prepared, seed=0, say=lambda _: None)
     assert [each.name for each in others] == ["chosen", "all q4_0", "all q5_0", "all q8_0", "random (5 deals)"]
     assert {bits_of(known, mixture, NUMBERS) for mixture in others[-1].mixtures} == {others[0].bits}
     table = measure_contenders(known, prepared, others, "loglikelihood", lambda _: None).to_pylist()

@@ -84,6 +84,15 @@ def test_a_choice_is_measured_beside_that_by_block_influence(study):
             assert row["value"] == pytest.approx(table.column(removed)[held].mean(), abs=1e-5)
 
 
+def test_a_choice_is_measured_without_a_proxy_that_the_model_has_not(study, monkeypatch):
+    programs = tuple(replace(program, whole="its norms stay") for program in study.engine.model.programs)
+    monkeypatch.setattr(type(study.engine.model), "programs", programs)
+    choice, said = choose(study.run, Request(remove=2), FORMS["zeroed"], "loglikelihood"), []
+    found = measure_choice(study.run, choice, "loglikelihood", 0, said.append, prepare=study.prepare).to_pylist()
+    assert [row["version"] for row in found] == ["full", "chosen", "random (5 choices)"]
+    assert "no choice by block influence: LlamaForCausalLM: what each sublayer adds" in "\n".join(said)
+
+
 def test_groups_of_sublayers_have_no_proxies(tmp_path, bench):
     run = run_study(
         StudySpec(tasks=("one",), max_removed=1, players="decoder-layer"), tmp_path / "r", prepare=bench().prepare

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from benchmarks import families_build
 from lowmem_layers.acting.nemotron import _multiplier, width_of
 from lowmem_layers.acting.prune import FORMS, write_pruned
 from lowmem_layers.acting.reading import inspect_dense
@@ -41,7 +42,7 @@ def families(form):
 
 def saved(folder, family, **changes):
     """Write a tiny model as a user's checkpoint."""
-    model = tiny_model(family, **changes)
+    model = tiny_model(family, **changes) if family in FAMILIES | HYBRIDS else families_build.tiny_model(family)
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
     return inspect_dense(ModelSpec(model=str(folder / "model"), dtype="float32"), None), model
@@ -85,6 +86,20 @@ def test_cut_decoder_layers_are_exact(family, tmp_path):
         removed = tuple(i for i, player in enumerate(found.shape.players) if player.layer == 2)
     write_pruned(found, removed, FORMS["layers"], tmp_path / "out", print)
     assert largest_gap(tmp_path / "out", module, removed) < 1e-4, CHANGED
+
+
+@pytest.mark.parametrize(("family", "changes", "why"), [
+    ("opt", {"do_layer_norm_before": False}, "norm of the residual stream stays when its sublayers are removed"),
+    ("doge", {}, "a layer scales the channels of the residual stream"),
+])  # fmt: skip
+def test_a_layer_that_does_something_without_its_sublayers_is_silenced_and_not_cut_out(family, changes, why, tmp_path):
+    found, module = saved(tmp_path, family, **changes)
+    for form in ("layers", "mergekit"):
+        with pytest.raises(RemovalError, match=why):
+            write_pruned(found, (2, 3), FORMS[form], tmp_path / form, print)
+        assert not (tmp_path / form).exists()
+    write_pruned(found, (0, 2, 3), FORMS["zeroed"], tmp_path / "out", print)
+    assert largest_gap(tmp_path / "out", module, (0, 2, 3)) < 1e-4, CHANGED
 
 
 def test_the_nemotron_form_holds_the_same_weights_and_says_what_is_gone(tmp_path):

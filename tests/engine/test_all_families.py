@@ -29,10 +29,29 @@ def test_layers_with_two_attentions_and_feed_forwards_that_mix_tokens_are_right(
     assert ("mix tokens" if model_type == "inkling_text" else "removed together") in found["reason"]
 
 
+@pytest.mark.parametrize("model_type", [
+    "bert-generation",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("minimax", "openai-gpt", "trocr", "git")),
+])  # fmt: skip
+def test_a_norm_of_the_residual_stream_stays_where_its_sublayer_goes(model_type):
+    found = in_a_fork(model_type)
+    assert found["verdict"] == "right", found
+    assert "norm of the residual stream stays" in found["reason"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["minimax", "openai-gpt", "trocr", "deepseek_v4"])
-def test_a_type_whose_residual_stream_is_more_than_a_sum_is_refused(model_type):
-    assert in_a_fork(model_type)["verdict"] == "refused"
+@pytest.mark.parametrize(("model_type", "why"), [
+    ("deepseek_v4", "it has 4 residual streams"),
+    ("inkling2_text", "decoder layer 3 reads states of earlier layers beside the residual stream"),
+    ("zaya", "each decoder layer hands a second result"),
+    ("cpmant", "another last token changes the logits before it"),
+    ("dory", "one forward pass of text calls its 2 decoder layers 4 times"),
+    ("gemma4_unified_assistant", "all its decoder layers read the keys and values of another model"),
+])  # fmt: skip
+def test_a_type_that_is_refused_hears_the_cause(model_type, why):
+    found = in_a_fork(model_type)
+    assert found["verdict"] == "refused", found
+    assert why in found["reason"]
 
 
 def test_every_window_that_a_config_names_is_known_but_no_number_of_experts():

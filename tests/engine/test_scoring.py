@@ -42,6 +42,26 @@ def test_blocks_of_the_log_softmax_change_no_bit():
     assert torch.equal(one, many)
 
 
+def test_the_likeliest_tokens_have_as_much_only_where_they_are_the_choices_own():
+    model = DecoderModel(families.tiny_model("llama"))
+    model.examine()
+    states = 5 * torch.randn(6, 2, 32, generator=torch.Generator().manual_seed(0))
+    logits = own_logits(model.module, model.anatomy.layers, states.flatten(0, 1)).view(6, 2, -1)
+    best = logits[0].argmax(-1).tolist()  # the first state would write these two
+    row = Row((3, 4, 5), (-1, 0, 1), (Target(0, 0, (1, 2), tuple(best)), Target(0, 1, (1, 2), tuple(best), True)))
+    found = Head(model, 5).loglikelihoods([states], pairs_of([row], len(row), row.scored_nodes))
+    most = logits.double().log_softmax(-1).max(-1).values.sum(1)
+    assert torch.allclose(found[:, 1], most, rtol=0, atol=1e-5)
+    assert (found[:, 0] >= found[:, 1]).tolist() == [(each.argmax(-1).tolist() == best) for each in logits]
+    model.module.lm_head.weight.zero_()  # all tokens have the same logit: only the first is the likeliest
+    first, second = (
+        Row((3, 4), (-1, 0), (Target(0, 0, (1,), (token,)), Target(0, 1, (1,), (token,), True))) for token in (0, 1)
+    )
+    for row, is_first in ((first, True), (second, False)):
+        found = Head(model, 5).loglikelihoods([states[:, :1]], pairs_of([row], len(row), row.scored_nodes))
+        assert (found[:, 0] >= found[:, 1]).tolist() == [is_first] * 6
+
+
 def test_pairs_name_every_scored_token_once_with_its_owner():
     pairs = pairs_of([ROW, ROW], 6, [1, 2, 7, 8])
     assert list(zip(pairs.nodes.tolist(), pairs.tokens.tolist(), pairs.choices.tolist(), strict=True)) == [

@@ -10,7 +10,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from lowmem_layers.acting.speed import tokens_a_second
 from lowmem_layers.engine import ready_engine, reference_loglikelihoods
+from lowmem_layers.engine.trunk import trunk_statistics
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model.checkpoint.skeleton import Absent, build_skeleton
 from lowmem_layers.model.load import load_model
@@ -94,6 +96,9 @@ def test_the_text_decoder_of_a_multimodal_folder_is_scored_without_its_towers(tm
         reference_loglikelihoods(model, items, coalitions), hooked_loglikelihoods(spoken, sublayers, items, coalitions),
     ):  # fmt: skip
         assert max(abs(mine - other).max() for mine, other in zip(scores, expected, strict=True)) < 1e-5
+    # what acts on a run passes by the layers that text passes by
+    assert min(tokens_a_second(model, items, [(), (1,)])) > 0
+    assert (trunk_statistics(model, items, 1 << 30).branch_norm > 0).all()
 
 
 def test_the_part_of_an_omni_folder_that_writes_text_is_taken(tmp_path, monkeypatch):

@@ -45,6 +45,17 @@ def page(finished, tmp_path_factory):
     return write_report(finished, tmp_path_factory.mktemp("report"), every_value=True)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave figures empty, where a test is about the page: drawing them takes most of a report's time."""
+
+    def empty(_figure, folder, name, formats):
+        for form in formats:
+            (folder / f"{name}.{form}").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+
+    monkeypatch.setattr("lowmem_layers.report.write.save", empty)
+
+
 class Tags(HTMLParser):
     """Checks that tags are closed in order, and collects addresses."""
 
@@ -189,7 +200,7 @@ def texts(svg):
     return re.findall("<!-- (.*?) -->", svg)
 
 
-def test_several_tasks_are_shown_with_their_mean(tmp_path, bench):
+def test_several_tasks_are_shown_with_their_mean(tmp_path, bench, undrawn):
     spec = StudySpec(tasks=("one", "three"), max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
     page = write_report(run, formats=("svg",))
@@ -225,7 +236,7 @@ def test_nothing_is_cut_off_at_the_edges(page):
             assert (edge == 255).all(), path.name
 
 
-def test_text_is_escaped(tmp_path, bench):
+def test_text_is_escaped(tmp_path, bench, undrawn):
     made = bench(model={"id": "<script>alert(1)</script>&co", "dtype": "float32"})
     run = run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=made.prepare)
     text = write_report(run, formats=("svg",)).read_text()
@@ -234,7 +245,7 @@ def test_text_is_escaped(tmp_path, bench):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;co" in text
 
 
-def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_drawn_once(tmp_path, bench):
+def test_a_log_likelihood_is_in_nats_has_no_chance_and_is_drawn_once(tmp_path, bench, undrawn):
     made = bench()
 
     def prepare(spec, announce, earlier=None):
@@ -269,13 +280,13 @@ def test_the_template_is_installed_with_the_package():
     assert [path.name for path in others if not any(path.match(pattern) for pattern in patterns)] == []
 
 
-def test_a_report_takes_findings_that_are_there(finished, tmp_path, monkeypatch):
+def test_a_report_takes_findings_that_are_there(finished, tmp_path, monkeypatch, undrawn):
     found = find(finished)
     monkeypatch.setattr("lowmem_layers.report.write.find", None)
     assert write_report(finished, tmp_path, ("svg",), found).is_file()
 
 
-def test_an_unfinished_run_says_so(tmp_path, bench, engine):
+def test_an_unfinished_run_says_so(tmp_path, bench, engine, undrawn):
     made = bench(engine=engine(fail_at=1))
     with pytest.raises(KeyboardInterrupt):
         run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=made.prepare)
@@ -284,7 +295,7 @@ def test_an_unfinished_run_says_so(tmp_path, bench, engine):
     assert "unfinished: 3 of 8 items" in write_report(open_run(tmp_path / "r"), formats=("svg",)).read_text()
 
 
-def test_a_run_of_the_full_model_only_has_a_page(tmp_path, bench):
+def test_a_run_of_the_full_model_only_has_a_page(tmp_path, bench, undrawn):
     run = run_study(StudySpec(tasks=("one",), max_removed=0), tmp_path / "r", prepare=bench().prepare)
     assert "The full model" in write_report(run, formats=("svg",)).read_text()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lowmem_layers.errors import TaskError
 from lowmem_layers.tasks import Task, encode_task, load_tasks
 from lowmem_layers.tasks.chat import in_chat, read_chat_template
-from lowmem_layers.tasks.items import ChatTemplate, Item, make_item
+from lowmem_layers.tasks.items import ChatTemplate, make_item
 from tests.model.conftest import tiny_tokenizer
 
 # Written for this test in the manner of published ones: ChatML, a loop with control words, a fixed date, white space.
@@ -43,10 +45,7 @@ def task_of(*systems: str) -> Task:
     ]
     return Task(
         "t",
-        tuple(
-            Item(*(getattr(item, name) for name in Item.__slots__[:-1]), system)
-            for item, system in zip(items, systems, strict=True)
-        ),
+        tuple(replace(item, system=system) for item, system in zip(items, systems, strict=True)),
         "acc",
         0.5,
     )
@@ -127,6 +126,32 @@ def test_templates_that_cannot_be_used_are_refused(template, said, tokenizer, mo
 
 def test_the_default_of_several_templates_is_taken(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", {"rag": "x", "default": "{{ messages[0].content }}"})
+    assert in_chat(task_of(""), ChatTemplate("tokenizer", None), tokenizer).items[0].contexts[0].startswith("Is it")
+
+
+@pytest.mark.parametrize("name", ["arc_easy", "winogrande"])
+def test_examples_are_turns_of_their_own(name, data_dir, records, jsonl, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", CHATML)
+    shots = {"fewshot": 1, "fewshot_file": jsonl(data_dir / "shots.jsonl", records[name])}
+    (task,) = load_tasks([name], data_dir=data_dir, limit=1, **shots)
+    (plain,) = load_tasks([name], data_dir=data_dir)
+    first, *others = plain.items  # the first is never an example of itself
+    for choice, context in enumerate(in_chat(task, ChatTemplate("tokenizer", None), tokenizer).items[0].contexts):
+        turns = []
+        for other in others[:1]:
+            turns.append({"role": "user", "content": other.contexts[other.gold]})
+            turns.append({"role": "assistant", "content": other.continuations[other.gold].removeprefix(" ")})
+        turns.append({"role": "user", "content": first.contexts[choice]})
+        assert context == tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_template_without_a_system_turn_is_told_from_one_that_fails(tokenizer, monkeypatch):
+    refuses = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", refuses)
+    with pytest.raises(TaskError, match=r"takes no system turn \(no system\), which the task's description is"):
+        in_chat(task_of("Be brief. "), ChatTemplate("tokenizer", None), tokenizer)
     assert in_chat(task_of(""), ChatTemplate("tokenizer", None), tokenizer).items[0].contexts[0].startswith("Is it")
 
 

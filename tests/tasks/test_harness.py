@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 from benchmarks.parity_harness import harness_model
 from lowmem_layers.errors import TaskError
 from lowmem_layers.tasks import BENCHMARKS, encode_task, load, load_tasks
+from lowmem_layers.tasks.chat import in_chat
 from lowmem_layers.tasks.harness import _manager, harness_tasks, refuse_code
 from lowmem_layers.tasks.harness_items import _item_id, harness_items
+from lowmem_layers.tasks.items import ChatTemplate
 from tests.model.conftest import tiny_tokenizer
 from tests.tasks.test_chat import TURNS
 
@@ -64,7 +67,7 @@ def folder(tmp_path_factory):
     write_task(place, "own_many", doc_to_target="{{[0, 1]}}")
     write_task(place, "own_broken", doc_to_text="{{ [q][answer] }}")
     write_task(place, "own_rule", process_results="!function rules.first_two")
-    last = {"doc_to_choice": None, "metric_list": [{"metric": "perplexity"}]}
+    last = {"doc_to_choice": None, "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}]}
     write_task(place, "own_last", output_type="loglikelihood", doc_to_target=" {{q}}", num_fewshot=1, **last)
     rolling = {"doc_to_choice": None, "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}]}
     text = "{{q}} {{options|join(' ')}}"
@@ -222,7 +225,7 @@ def test_data_out_of_reach_are_named(harness):
 
 @pytest.mark.filterwarnings("ignore")
 def test_chats_are_the_harness_own_requests(harness, monkeypatch):
-    """Few-shot examples stand in the user's turn, the description in the system's; tokens are the harness' own."""
+    """Few-shot examples are turns, the description is the system's; tokens are the harness' own."""
     _, tokenizer = bare_model()
     tokenizer.chat_template = TURNS
     members = harness_tasks("own_chat", harness)
@@ -236,7 +239,8 @@ def test_chats_are_the_harness_own_requests(harness, monkeypatch):
     requests = [
         one
         for doc in theirs.eval_docs
-        for one in theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 1, **chat), **chat)
+        for context in [theirs.fewshot_context(doc, 1, fewshot_as_multiturn=True, **chat)]  # its default
+        for one in theirs.construct_requests(doc=doc, ctx=context, **chat)
     ]
     lm.loglikelihood(requests, disable_tqdm=True)
     found = [(list(choice.tokens), choice.n_scored) for item in ours for choice in item.choices]
@@ -282,8 +286,31 @@ def test_a_continuation_is_scored_as_the_harness_does(harness):
     theirs.set_fewshot_seed(1234)
     requests = [theirs.construct_requests(doc=doc, ctx=theirs.fewshot_context(doc, 1)) for doc in theirs.eval_docs]
     lm.loglikelihood(requests, disable_tqdm=True)
-    ours = [item.choices[0] for item in encode_task(task, tokenizer, max_length=2048)]
+    encoded = encode_task(task, tokenizer, max_length=2048)
+    ours = [item.choices[0] for item in encoded]
     assert [(list(c.tokens), c.n_scored) for c in ours] == [(c + s, len(s)) for c, s in lm.recorded]
+    # whether it is what the model would have written is the harness' acc
+    assert [item.choices[1] for item in encoded] == [replace(each, is_likeliest=True) for each in ours]
+    assert all(item.choice_chars[1] == item.choice_bytes[1] == 0 for item in encoded)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["own_mc", "own_last"])
+def test_a_chat_has_the_turns_that_the_harness_makes(harness, name):
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    (task,) = load_tasks([f"lm_eval:{name}"], include_path=harness, fewshot=2)
+    theirs = harness_tasks(name, harness)[name]
+    _, tokenizer = bare_model()
+    tokenizer.chat_template = template
+    theirs.set_fewshot_seed(1234)
+    chatted = in_chat(task, ChatTemplate("tokenizer", None), tokenizer)
+    for item, doc in zip(chatted.items, theirs.eval_docs, strict=True):
+        expected = theirs.fewshot_context(
+            doc, 2, apply_chat_template=True, fewshot_as_multiturn=True, gen_prefix=theirs.doc_to_prefix(doc),
+            chat_template=lambda turns, **_: tokenizer.apply_chat_template(turns, tokenize=False),
+        )  # fmt: skip
+        assert item.contexts == (expected,) * len(item.contexts)
+        assert expected.count("<assistant>") == 3
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ from torch import nn
 from lowmem_layers.errors import EngineError
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
-from lowmem_layers.model.anatomy.layer_examination import BOTH, LayerProgram, examine_layers
+from lowmem_layers.model.anatomy.layer_examination import LayerProgram, examine_layers
 from lowmem_layers.model.anatomy.removal import refusing, without
 from lowmem_layers.model.homes.store import LayerStore, ResidentStore, Visit
 from lowmem_layers.model.shape import ModelShape, shape_of_module
@@ -70,6 +70,11 @@ class DecoderModel:
     def players(self) -> tuple[Player, ...]:
         """List the sublayers in execution order."""
         return self._found.players
+
+    @property
+    def n_layers(self) -> int:
+        """Count the decoder layers, with those that text passes by."""
+        return len(self._found.layers)
 
     @property
     def device(self) -> torch.device:
@@ -139,11 +144,21 @@ class DecoderModel:
             yield
 
     @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Bring each layer's weights in as the model's own forward reaches it, for one pass in a `with` block."""
-        layers = {index: layer.layer for index, layer in enumerate(self._found.layers) if layer.kinds}
-        visits = self.store.sweep([Visit(index, BOTH) for index in layers])
-        handles = [layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers.values()]
+    def streaming(self, removed: tuple[int, ...] = ()) -> Iterator[None]:
+        """Bring each layer's weights in as the model's own forward reaches it, for one pass in a `with` block.
+
+        Those of `removed` sublayers are not brought in.
+        """
+        gone = {(self.players[position].layer, self.players[position].role) for position in removed}
+        layers = {index: layer for index, layer in enumerate(self._found.layers) if layer.kinds}  # that text meets
+        kept = [
+            Visit(index, frozenset(role for role in layer.roles if (index, role) not in gone))
+            for index, layer in layers.items()
+        ]
+        visits = self.store.sweep(kept)
+        handles = [
+            layer.layer.register_forward_pre_hook(lambda _m, _i: next(visits) and None) for layer in layers.values()
+        ]
         try:
             yield
         finally:

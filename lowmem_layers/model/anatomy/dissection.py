@@ -21,15 +21,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.players.player import Kind, Player, Role
 
-_ATTENTION = re.compile(r"self_attn|attn|attention|self_attention|self_att|multi_head_attention")
+_ATTENTION = re.compile(r"self_attn|attn|attention|self_attention|self_att|multi_head_attention|rel_attn")
 _MIXER = re.compile(r"linear_attn|mamba|conv|short_conv|temporal_block|recurrent|mixer|mlstm_layer|mlstm|kda|rwkv|ssm")
-_FEED_FORWARD = re.compile(r"mlp|mlps|shared_mlp|block_sparse_moe|experts|feed_forward|ffn|moe|mlp_block|channel_block")
+_FEED_FORWARD = re.compile(r"mlps?|shared_mlp|block_sparse_moe|experts|feed_forward|ffn?|moe|mlp_block|channel_block")
 _EXPERTS = re.compile(r"experts|.*moe.*|.*sparse.*", re.IGNORECASE)
 _EXPERTS_CLASS = re.compile(r"(MoE|Moe|Experts)$")
 _MIXER_CLASS = re.compile(
     r"Mamba|Delta|Lightning|LinearAttention|Conv|Recurrent|Mixer|SSM|LSTM|Rwkv|KDA|Lru", re.IGNORECASE
 )
 _FEED_FORWARD_CLASS = re.compile(r"mlp|moe|feedforward|ffn", re.IGNORECASE)
+_BERT_ATTENTION, _BERT_FEED_FORWARD = ("attention.self", "attention.output.dense"), ("intermediate", "output.dense")
 _FEEDING = re.compile(r"shared_transf(ormer)?")  # Zamba's shared attention: what it gives is what the mixer is given
 
 
@@ -67,10 +68,10 @@ class Answer:
 class LayerAnatomy:
     """One decoder layer and the names of its children that make up each sublayer's branch.
 
-    A branch may have several modules (OPT's fc1 and fc2, Granite's shared experts beside the routed ones); a layer may
-    have one branch alone (Mamba). In which form each child hands back its output (`answers`) and the layer does
-    (`answer`) is seen when the layer is examined, and so is `scale`, by which a layer multiplies the residual stream
-    besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
+    A branch may have several modules (OPT's fc1 and fc2, BERT's heads and the matrix behind them, Granite's shared
+    experts beside the routed ones); a layer may have one branch alone (Mamba). In which form each child hands back its
+    output (`answers`) and the layer does (`answer`) is seen when the layer is examined, and so is `scale`, by which a
+    layer multiplies the residual stream besides adding to it (Gemma 4's layer scalar, Doge's residual weights).
 
     Shapes: `scale` (D,), or 1.
     """
@@ -114,32 +115,17 @@ def dissect(model: nn.Module) -> Anatomy:
         RemovalError: the decoder layers, or the sublayers of one, cannot be told apart.
     """
     # 1) the list of decoder layers
-    config, decoder = text_config(model), text_decoder(model)
-    skipped = passed_by_text(config)
-    wanted = getattr(config, "num_hidden_layers", None)
+    config = text_config(model)
+    skipped, wanted = passed_by_text(config), getattr(config, "num_hidden_layers", None)
     if shared := getattr(config, "num_kv_shared_layers", 0):
+        whose = f"its last {shared} decoder layers read the keys and values of earlier layers"
+        if shared == wanted:
+            whose = "all its decoder layers read the keys and values of another model, for which it drafts tokens"
         raise RemovalError(
-            f"{type(model).__name__}: its last {shared} decoder layers read the keys and values of earlier layers",
+            f"{type(model).__name__}: {whose}",
             "what they read would change or be missing where an earlier attention is removed: no exact removal",
         )
-    all_lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
-    lists = {name: m for name, m in all_lists.items() if len(m) == wanted}
-    if not lists:  # LongCat's layers hold two attentions each, and count as two
-        lists = {name: m for name, m in all_lists.items() if len(m) == getattr(config, "num_layers", None)}
-    met = {name: [item for i, item in enumerate(m) if i not in skipped] for name, m in lists.items()}
-    found = {
-        name: lists[name]
-        for name, items in met.items()
-        if all(isinstance(item, GradientCheckpointingLayer) for item in items)
-    } or {name: lists[name] for name, items in met.items() if all(_has_sublayers(item) for item in items)}
-    nearest = {name: m for name, m in found.items() if "." not in name}  # not those of a tower inside the decoder
-    found = nearest if len(nearest) == 1 and decoder is not model else found
-    if len(found) != 1:
-        names = ", ".join(found) or "none"
-        raise RemovalError(
-            f"{type(model).__name__}: cannot tell its {wanted} decoder layers (candidates: {names})",
-            "lowmem-layers takes decoder-only models whose layers stand in one list",
-        )
+    listed = _decoder_layers(model, skipped)
     # 2) the attention classes that the model's own code declares, for recording attention weights
     declared: list[type] = []
     for module in model.modules():
@@ -151,10 +137,43 @@ def dissect(model: nn.Module) -> Anatomy:
     # 3) each layer's sublayers
     layers = tuple(
         LayerAnatomy(layer, (), (), ()) if index in skipped else _dissect_layer(layer, tuple(declared))
-        for index, layer in enumerate(next(iter(found.values())))
+        for index, layer in enumerate(listed)
     )
     players = tuple(Player(index, kind) for index, layer in enumerate(layers) for kind in layer.kinds)
     return Anatomy(layers, players)
+
+
+def _decoder_layers(model: nn.Module, skipped: tuple[int, ...]) -> nn.ModuleList:
+    """Find the one list that holds the decoder layers. `skipped` are those that text passes by.
+
+    Raises:
+        RemovalError: no list is it, or several may be.
+    """
+    config, decoder = text_config(model), text_decoder(model)
+    all_lists = {name: m for name, m in decoder.named_modules() if isinstance(m, nn.ModuleList)}
+
+    def of_layers(lists: Mapping[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+        met = {name: [item for i, item in enumerate(m) if i not in skipped] for name, m in lists.items()}
+        own = [name for name, items in met.items() if all(isinstance(i, GradientCheckpointingLayer) for i in items)]
+        return {name: lists[name] for name in own or met if own or all(map(_has_sublayers, met[name]))}
+
+    # 1) by the number of layers (LongCat's hold two attentions each, and count as two)
+    wanted = getattr(config, "num_hidden_layers", None)
+    counts = (wanted, getattr(config, "num_layers", None))
+    sized = next((of for n in counts if (of := {name: m for name, m in all_lists.items() if len(m) == n})), {})
+    found = of_layers(sized)
+    # 2) not those of a tower inside the decoder
+    nearest = {name: m for name, m in found.items() if "." not in name}
+    found = nearest if len(nearest) == 1 and decoder is not model else found
+    if len(found) != 1:
+        others = found or {name: m for name, m in of_layers(all_lists).items() if len(m)}
+        several = ", ".join(f"{name} ({len(m)})" for name, m in others.items())
+        raise RemovalError(
+            f"{type(model).__name__}: cannot tell its {f'{wanted} ' if wanted else ''}decoder layers: "
+            + (f"{len(others)} lists hold layers: {several}" if others else "no list holds layers"),
+            "lowmem-layers takes decoder-only models whose layers stand in one list and run in turn, each once",
+        )
+    return next(iter(found.values()))
 
 
 def text_config(model: nn.Module) -> Any:
@@ -205,6 +224,10 @@ def _dissect_layer(layer: nn.Module, attention_classes: tuple[type, ...]) -> Lay
         elif inner and not (_is_named(name) or _FEEDING.fullmatch(name) or isinstance(child, attention_classes)):
             children.pop(name)  # a wrapper (DBRX's norm_attn_norm): what it wraps is the sublayer
             children |= inner
+    if {"attention", "intermediate", "output"} <= children.keys():  # BERT's parts end in a sum and a norm of their own
+        inner = {path: part for path, part in layer.named_modules() if path in _BERT_ATTENTION + _BERT_FEED_FORWARD}
+        if len(inner) == 4:
+            return LayerAnatomy(layer, _BERT_ATTENTION, _BERT_FEED_FORWARD, ("attn", "ffn"))
     feed_forward = [name for name in children if _FEED_FORWARD.fullmatch(_leaf(name))]
     if not feed_forward and {"fc1", "fc2"} <= children.keys():  # OPT holds the two matrices in the layer itself
         feed_forward = ["fc1", "fc2"]

@@ -68,10 +68,27 @@ def first_call(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[s
     return seen[0]
 
 
-def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> Prologue:
+def handed_beside(module: nn.Module, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]) -> torch.Tensor | None:
+    """Give what the first decoder layer hands to the second one besides the hidden state; None where it is nothing.
+
+    `layers` are those that text goes through; the first one's weights must be there.
+    """
+    answers: list[Any] = []
+    handle = layers[0].layer.register_forward_hook(lambda _m, _i, output: answers.append(output))
+    try:
+        call = first_call(module, layers[1:], inputs)[1]
+    finally:
+        handle.remove()
+    given = [*call.args, *call.kwargs.values()]
+    beside = answers[0][1:] if isinstance(answers[0], tuple | list) else ()
+    return next((each for each in beside if isinstance(each, torch.Tensor) and any(each is one for one in given)), None)
+
+
+def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any], *, shift: float = 0.0) -> Prologue:
     """Run the model's own forward with pass-throughs for layers, and keep what each layer is called with.
 
-    A layer without sublayers is one that text passes by: its call is empty.
+    A layer without sublayers is one that text passes by: its call is empty. `shift` is added to the state by every
+    pass-through: what other arguments change with it are made of layers' states.
 
     Raises:
         RemovalError: layers are called more than once, or not at all.
@@ -82,7 +99,7 @@ def prologue(module: Any, layers: Sequence[LayerAnatomy], inputs: dict[str, Any]
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = split_call(args, kwargs)
             seen.append((hidden, call))
-            return answer.holding(hidden)
+            return answer.holding(hidden + shift if shift else hidden)
 
         return forward
 

@@ -10,10 +10,9 @@ question decides what states take, so it is also answered before any weight is r
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -23,14 +22,13 @@ from torch.func import functional_call
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.branches import BranchForm, branch_output, find_form, run_layer
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy, text_config
-from lowmem_layers.model.anatomy.forward import LayerCall, first_call, prologue
-from lowmem_layers.model.anatomy.removal import layer_without
+from lowmem_layers.model.anatomy.forward import LayerCall, first_call, handed_beside, prologue
+from lowmem_layers.model.anatomy.removal import layer_without, refusing
+from lowmem_layers.model.anatomy.staying import NORM_STAYS, OWN_INPUT_STAYS, scale_of, what_stays
 from lowmem_layers.model.homes.store import LayerStore, Visit
 
 BOTH = frozenset({"attn", "ffn"})
 _ROWS, _TOKENS = 3, 5
-_OWN_INPUT = re.compile(r"per_layer_projection|pre_ln")  # Gemma 4's embeddings for each layer; RWKV's embedding norm
-_OWN_INPUT_STAYS = "what a layer does with embeddings beside its sublayers stays when these are removed"
 _TOGETHER = "a decoder layer holds two attentions and several feed-forwards, which are removed together"
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -49,6 +47,13 @@ class LayerProgram:
     parallel: bool
     ffn_mixes: bool = False
     whole: str = ""
+
+    @property
+    def stays(self) -> str:
+        """Say what the layer does to the residual stream without its sublayers; empty where it hands the stream on."""
+        if self.whole in (OWN_INPUT_STAYS, NORM_STAYS):
+            return self.whole
+        return "" if isinstance(self.anatomy.scale, float) else "a layer scales the channels of the residual stream"
 
 
 def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[LayerProgram, ...]:
@@ -73,24 +78,72 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
             programs.append(LayerProgram(layer, {}, parallel=False))
             continue
         if not calls:
-            # The first layer's weights are needed to see in what form layers answer, and that to reach the others.
-            hidden, call = first_call(module, anatomy.layers, inputs)
-            if hidden.shape != (_ROWS, _TOKENS, width):
-                raise RemovalError(
-                    f"{type(module).__name__}: its layers are given states of shape {tuple(hidden.shape)} for "
-                    f"{_ROWS} rows of {_TOKENS} tokens and a width of {width}",
-                    "it has several residual streams, or puts tokens of its own in front; only a single stream of the "
-                    "text's own tokens can be taken apart",
-                )
-            layer = _with_forms(layer, hidden, call)
-            layers = [replace(each, answer=layer.answer) for each in anatomy.layers]
-            calls = prologue(module, layers, inputs).calls
+            layer, calls = _begin(module, anatomy, inputs, width)
         generator = torch.Generator().manual_seed(visit.layer)
         x = torch.randn(_ROWS, _TOKENS, width, generator=generator)  # (B, T, D) residual states of unit scale
         x = x.to(device=embedding.device, dtype=embedding.dtype)
         layer = _with_forms(layer, x, calls[visit.layer])
         programs.append(_examine_layer(layer, x, calls[visit.layer], programs[-1].forms if programs else {}))
     return tuple(programs)
+
+
+def _begin(
+    module: Any, anatomy: Anatomy, inputs: dict[str, Any], width: int
+) -> tuple[LayerAnatomy, tuple[LayerCall, ...]]:
+    """See in what form the first layer answers, and with what each layer is called besides the residual stream.
+
+    Raises:
+        RemovalError: there is not one residual stream alone that layers hand on.
+    """
+    name, met = type(module).__name__, [layer for layer in anatomy.layers if layer.kinds]
+    # 1) the first layer's weights are needed to see in what form layers answer, and that to reach the others
+    with refusing(module, "given text alone", "lowmem-layers scores text, which this model does not take alone"):
+        hidden, call = first_call(module, met, inputs)
+    shape = tuple(hidden.shape)
+    if shape != (_ROWS, _TOKENS, width):
+        several = prod(shape) // (_ROWS * _TOKENS * width)
+        if several > 1 and prod(shape) == several * _ROWS * _TOKENS * width:
+            why = f"it has {several} residual streams"
+        elif shape[0] == _ROWS and shape[1] > _TOKENS:
+            why = f"it puts {shape[1] - _TOKENS} tokens of its own in front of the text's"
+        else:
+            why = "they are not rows of tokens"
+        raise RemovalError(
+            f"{name}: its layers are given states of shape {shape} for {_ROWS} rows of {_TOKENS} tokens and a width of "
+            f"{width}: {why}",
+            "only a single residual stream of the text's own tokens can be taken apart",
+        )
+    layer = _with_forms(met[0], hidden, call)
+    # 2) nothing but the stream goes from layer to layer
+    if len(met) > 1 and layer.answer.length > 1 and (beside := handed_beside(module, met, inputs)) is not None:
+        raise RemovalError(
+            f"{name}: each decoder layer hands a second result (of shape {tuple(beside.shape)}) to the next one, "
+            "beside the residual stream",
+            "what a removed sublayer would hand on there has no meaning: no exact removal",
+        )
+    layers = [replace(each, answer=layer.answer) for each in anatomy.layers]
+    calls, shifted = (prologue(module, layers, inputs, shift=shift).calls for shift in (0.0, 1.0))
+    reading = [number for number, pair in enumerate(zip(calls, shifted, strict=True)) if not _is_same(*pair)]
+    if reading:
+        raise RemovalError(
+            f"{name}: decoder layer {reading[0]} reads states of earlier layers beside the residual stream",
+            "what it reads would change with every removal before it; only layers that read the residual stream alone "
+            "can be taken apart",
+        )
+    return layer, calls
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether a layer is called with the same twice: tensors are compared number by number."""
+    if isinstance(one, LayerCall):
+        return _is_same((one.args, one.kwargs), (other.args, other.kwargs))
+    if isinstance(one, torch.Tensor):
+        return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[key]) for key, value in one.items())
+    return True
 
 
 def _with_forms(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> LayerAnatomy:
@@ -115,20 +168,18 @@ def _examine_layer(
     layer: LayerAnatomy, x: torch.Tensor, call: LayerCall, hints: Mapping[str, BranchForm | None]
 ) -> LayerProgram:
     """Work out how one layer is driven, or refuse it. Shapes: `x` (B, T, D)."""
-    # 1) with its sublayers removed, a layer leaves its input as it is, or scales its channels
+    # 1) with its sublayers removed, a layer leaves its input as it is or scales its channels, or it is known what stays
     with layer_without(layer, "attn", "ffn"):
         output = run_layer(layer, x.clone(), call)
-        scale = _scale_of(output, x)
-        if scale is None and (own := _own_inputs(layer.layer)):
-            with _silenced(own):
-                if _scale_of(run_layer(layer, x.clone(), call), x) is not None:
-                    return LayerProgram(layer, {}, parallel=False, whole=_OWN_INPUT_STAYS)
+        scale = scale_of(output, x)
+        if scale is None and (stays := what_stays(layer, x, call)):
+            return LayerProgram(layer, {}, parallel=False, whole=stays)
     if scale is None:
         raise RemovalError(
-            f"{type(layer.layer).__name__}: with both sublayers removed a layer still changes its input "
-            f"(by up to {(output - x).abs().max().item():.3g})",
-            "it does more to the residual stream than adding to it, such as x = norm(x + f(x)), where removing f may "
-            "leave the norm or not: no exact removal",
+            f"{type(layer.layer).__name__}: with its sublayers removed a layer still changes its input "
+            f"(by up to {(output - x).abs().max().item():.3g}), and not by a norm alone",
+            "it does more to the residual stream than adding to it and norming it, so that removing a sublayer has no "
+            "single meaning",
         )
     # 2) the form of each branch; most often that of the layer before
     layer = replace(layer, scale=scale)
@@ -151,39 +202,6 @@ def _examine_layer(
         )
     mixing = "ffn" in layer.roles and _mixes_tokens(lambda y: branch_output(layer, "ffn", forms["ffn"], y, call), x)
     return LayerProgram(layer, forms, parallel=bool(gaps[1] < gaps[0]), ffn_mixes=mixing)
-
-
-def _scale_of(output: torch.Tensor, x: torch.Tensor) -> Any:
-    """Tell by which number each channel of `x` was multiplied (1.0 where nothing was done; None: it was not only that).
-
-    Shapes: `output` and `x` (B, T, D), the result (D,).
-    """
-    if torch.equal(output, x):
-        return 1.0
-    scale = (output.double() * x.double()).sum((0, 1)) / (x.double() ** 2).sum((0, 1))  # (D,), least squares
-    scale = scale.to(x.dtype)
-    is_all = torch.allclose(output, x * scale, rtol=16 * torch.finfo(x.dtype).eps, atol=0.0)
-    return scale if is_all and scale.all() else None
-
-
-def _own_inputs(layer: nn.Module) -> dict[nn.Module, bool]:
-    """List the modules by which a layer adds an embedding of its own; and, as True, a norm of the embedding itself."""
-    return {child: name == "pre_ln" for name, child in layer.named_children() if _OWN_INPUT.fullmatch(name)}
-
-
-@contextmanager
-def _silenced(modules: Mapping[nn.Module, bool]) -> Iterator[None]:
-    """Let modules give zeros, or what they are given, for the length of a `with` block."""
-
-    def quiet(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return args[0] if modules[module] else torch.zeros_like(output)
-
-    handles = [module.register_forward_hook(quiet) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _mixes_tokens(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:

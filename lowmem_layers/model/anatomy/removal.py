@@ -20,6 +20,8 @@ from lowmem_layers.errors import LowmemLayersError, RemovalError
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy
 from lowmem_layers.model.memory import is_shortage
 
+_UNDRIVEN = "this family's layers cannot be driven one at a time; it can't be ablated exactly"
+
 
 class Stub(nn.Module):
     """Stands in for a removed sublayer: returns zeros (or the residual) of the right shape, dtype and form."""
@@ -47,7 +49,7 @@ class Stub(nn.Module):
 
 
 @contextmanager
-def refusing(model: nn.Module, when: str) -> Iterator[None]:
+def refusing(model: nn.Module, when: str, hint: str = _UNDRIVEN) -> Iterator[None]:
     """Turn whatever a model's own code raises while it is tested into a refusal of the model.
 
     Raises:
@@ -64,7 +66,7 @@ def refusing(model: nn.Module, when: str) -> Iterator[None]:
         first_line = (str(error).strip() or "no message").splitlines()[0]
         raise RemovalError(
             f"{type(model).__name__}: {when}, its own code raised {type(error).__name__}: {first_line}",
-            "this family's layers cannot be driven one at a time; it can't be ablated exactly",
+            hint,
         ) from error
 
 
@@ -93,8 +95,10 @@ def _swapped(targets: list[tuple[LayerAnatomy, str]]) -> Iterator[None]:
         for layer, kind in targets:
             names = layer.children_of(kind)
             modules: list[Any] = [layer.layer.get_submodule(name) for name in names]
-            usual = Answer(2) if kind == "attn" and "attn" in layer.kinds else Answer()  # where none was seen yet
-            answers = [layer.answers.get(name, usual) for name in names]
+            # where none was seen yet
+            usual = Answer(2) if kind == "attn" and "attn" in layer.kinds else Answer()
+            known = [Answer() if isinstance(module, nn.Linear) else usual for module in modules]
+            answers = [layer.answers.get(name, each) for name, each in zip(names, known, strict=True)]
             if names == ("fc1", "fc2"):
                 # Two matrices in the layer itself: the first only narrows, so that nothing is computed.
                 widths = (1, modules[1].out_features)

@@ -17,6 +17,8 @@ from lowmem_layers.errors import ModelError
 from lowmem_layers.model.anatomy.dissection import passed_by_text, text_config, text_decoder
 from lowmem_layers.model.memory import is_shortage
 
+_BY_TIMM = ("timm_wrapper", "gemma3n_vision")  # towers that need a package of their own (FastVLM, Perception LM)
+
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -55,6 +57,8 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     plain = deepcopy(getattr(config, "thinker_config", None) or config)  # Qwen-Omni's part that reads and writes text
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
+    if getattr(getattr(plain, "vision_config", None), "model_type", None) in _BY_TIMM:
+        vars(plain)["vision_config"] = _another_tower(plain.vision_config)  # past a check of its type
     if getattr(plain, "rescale_every", 0):
         plain.rescale_every = 0  # RWKV halves weights in place and states between layers, only to suit float16
     try:
@@ -82,6 +86,15 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
         for name in [name for name, _ in model.named_parameters() if in_float32.search(name)]:
             set_tensor(model, name, model.get_parameter(name).data.to(torch.float32))
     return model.eval().requires_grad_(False)
+
+
+def _another_tower(tower: Any) -> Any:
+    """Give the config of a tower of the same width that needs no timm, which text meets as little as the own one."""
+    from transformers import SiglipVisionConfig
+
+    own = {name: value for name, value in tower.to_dict().items() if name not in ("model_type", "architectures")}
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28, "patch_size": 14}
+    return SiglipVisionConfig(**{**own, **sizes})
 
 
 class Absent(nn.Module):
@@ -130,9 +143,9 @@ def _text_only(model: Any) -> Any:
 def drop_towers(model: Any) -> None:
     """Take out of a multimodal model what pictures, films and sounds go through.
 
-    A module goes if it stands beside the path from the model to its text decoder and holds no output embedding, or if
-    it is a decoder layer that text alone passes by. Its tensors in a checkpoint count as ones that the model's own
-    code leaves out on loading.
+    A module goes if it stands beside the path from the model to its text decoder and holds no output embedding, if it
+    is a tower with a config of its own inside the decoder, or a decoder layer that text alone passes by. Its tensors in
+    a checkpoint count as ones that the model's own code leaves out on loading.
     """
     decoder, head, config = text_decoder(model), model.get_output_embeddings(), text_config(model)
     path = next(name for name, module in model.named_modules() if module is decoder)
@@ -146,6 +159,11 @@ def drop_towers(model: Any) -> None:
         for name, child in list(parent.named_children()):
             if name != part and head not in set(child.modules()) and any(True for _ in child.parameters()):
                 dropped.append(".".join([*parts[:depth], name]))
+    # 3) towers inside it (GIT)
+    towers = [getattr(model.config, name, None) for name in ("vision_config", "audio_config")]
+    for name, child in decoder.named_children():
+        if any(getattr(child, "config", None) is tower for tower in towers if tower is not None):
+            dropped.append(".".join(part for part in (path, name) if part))
     for name in dropped:
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, Absent(name))
@@ -155,18 +173,20 @@ def drop_towers(model: Any) -> None:
 def _language_model_of(model: Any) -> Any:
     """Take the causal language model that a multimodal one wraps, where the whole takes no text without pictures.
 
-    (BLIP-2, InstructBLIP; Nemotron Omni hides its output embedding.) `checkpoint_prefix` says what stands before its
-    tensors' names in a checkpoint; those of all other parts are left out.
+    (BLIP-2, InstructBLIP, Kosmos-2; Nemotron Omni hides its output embedding.) `checkpoint_prefix` says what stands
+    before its tensors' names in a checkpoint; those of all other parts are left out.
     """
-    inner: Any = getattr(model, "language_model", None)
+    name = next((name for name in ("language_model", "text_model") if hasattr(model, name)), "")
+    inner: Any = getattr(model, name, None)
     parameters = signature(model.forward).parameters.values()
     needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    takes_text = all(p.name == "input_ids" for p in needed) and model.get_output_embeddings() is not None
+    takes_text = all(p.name == "input_ids" for p in needed) and model.main_input_name != "pixel_values"
+    takes_text = takes_text and model.get_output_embeddings() is not None
     if takes_text or not type(inner).__name__.endswith("ForCausalLM"):
         return model
-    others = [name for name, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
-    _leave_out(inner, *(rf"^{re.escape(name)}(\.|$)" for name in others if name != "language_model"))
-    inner.checkpoint_prefix = "language_model."
+    others = [other for other, _ in (*model.named_children(), *model.named_parameters(recurse=False))]
+    _leave_out(inner, *(rf"^{re.escape(other)}(\.|$)" for other in others if other != name))
+    inner.checkpoint_prefix = f"{name}."
     return inner
 
 

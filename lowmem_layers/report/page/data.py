@@ -26,6 +26,7 @@ from lowmem_layers.game.players.player import Player
 from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
 from lowmem_layers.game.uncertainty.intervals import mean_interval
 from lowmem_layers.game.values.table import ValueTable
+from lowmem_layers.record.items import kinds_of
 from lowmem_layers.report.axes import player_places
 from lowmem_layers.report.style import shown
 from lowmem_layers.tasks.metrics import VALUES, metric_named
@@ -93,8 +94,8 @@ def run_data(run: Run, findings: Findings, shown_first: Side, more_values: Seque
 
 def allowed_values(run: Run) -> list[str]:
     """Name the values that all items of a run allow: some compare choices, and items of text have only one."""
-    fewest = min(row.n_choices for row in run.item_rows)
-    return [name for name in VALUES if fewest > 1 or not metric_named(name).needs_choices]
+    kinds = kinds_of(run.item_rows)
+    return [name for name in VALUES if all(row.allows(metric_named(name)) for row in kinds)]
 
 
 def importance_data(found: Importance, scale: float) -> Json:
