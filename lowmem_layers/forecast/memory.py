@@ -94,6 +94,7 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
         on_gpu=on_gpu,
         gpu=limits.gpu,
         cpu=None if limits.cpu is None else limits.cpu // limits.shared_by,
+        streams=machine.streams,
         free_gpu=machine.memory_bytes - GPU_CONTEXT_BYTES if on_gpu else 0,
         free_cpu=(shape.n_bytes.process + available_host_bytes()) // limits.shared_by
         if machine.measured
