@@ -108,7 +108,7 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None, n_w
     coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
     change = parse_change(resolved.change)
     tree = prefix_tree(coalitions, len(subject.shape.players), [change.passes] * len(subject.shape.players))
-    shape = subject.shape if change.format is None else subject.shape.with_rounding()
+    shape = subject.shape if change.format is None else subject.shape.with_rounding(change.format.most_bits)
     # 2) memory, and the tiles that it makes
     request, device = model_spec(resolved), subject.device
     machine = named_card(card) if card else measure_machine(device, subject.dtype)
