@@ -22,6 +22,7 @@ from lowmem_layers.forecast.several import WorkersForecast, forecast_workers
 from lowmem_layers.forecast.speed import measure_speed
 from lowmem_layers.forecast.work import WorkForecast, forecast_work, moved_bytes, rates_of
 from lowmem_layers.game.players.tree import prefix_tree
+from lowmem_layers.model.accelerators import check_offload
 from lowmem_layers.model.anatomy.decoder import longest_input
 from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.checkpoint.hub import hub_asked_once
@@ -107,7 +108,7 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None, n_w
     coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
     change = parse_change(resolved.change)
     tree = prefix_tree(coalitions, len(subject.shape.players), [change.passes] * len(subject.shape.players))
-    shape = subject.shape if change.format is None else subject.shape.with_rounding()
+    shape = subject.shape if change.format is None else subject.shape.with_rounding(change.format.most_bits)
     # 2) memory, and the tiles that it makes
     request, device = model_spec(resolved), subject.device
     machine = named_card(card) if card else measure_machine(device, subject.dtype)
@@ -144,6 +145,7 @@ def look_at(request: ModelSpec) -> Subject:
         own = (found.tokenizer, found.source.name, found.max_length, found.shape.vocabulary)
         return Subject(found.shape, found.config, *own, found.device, found.dtype)
     device = resolve_device(request.device)
+    check_offload(device, request.offload)
     dtype = resolve_dtype(request.dtype, device)
     embedded = replace(request, model=EMBEDDED_MODEL)
     tokenizer, config = read_tokenizer(find_source(embedded), embedded), shipped_config(request.model)

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from lowmem_layers.model.accelerators import device_memory
+
 _PIECE_NUMBERS = 1 << 22
 _SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
@@ -96,11 +98,6 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
-def host_bytes() -> int:
-    """Count the memory of this machine."""
-    return psutil.virtual_memory().total
-
-
 def available_host_bytes() -> int:
     """Count the host memory that can still be taken without swapping."""
     return psutil.virtual_memory().available
@@ -108,6 +105,4 @@ def available_host_bytes() -> int:
 
 def available_device_bytes(device: torch.device) -> int:
     """Count the memory that can still be taken on the computing device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_host_bytes()
+    return device_memory(device)[0]

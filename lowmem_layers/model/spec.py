@@ -10,7 +10,7 @@ from lowmem_layers.errors import ModelError, UsageError
 
 Quant = Literal["none", "4bit", "8bit"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 Offload = Literal["auto", "none", "cpu", "disk"]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"

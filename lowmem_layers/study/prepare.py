@@ -54,7 +54,7 @@ def prepare_study(
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model", "headers"))
-    found = _with_room_for_change(spec, inspect_model(model_spec(spec, free_cpu_memory)))
+    found = _with_room_for_change(spec, inspect_model(model_spec(spec, free_cpu_memory)), announce)
     announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
@@ -67,7 +67,7 @@ def prepare_study(
     model = fill_model(found, placement, lambda line: announce(Noted(line)), lambda *of: announce(LayerRead(*of)))
     announce(StageStarted("examining the model", "examination"))
     start = clock()
-    changes = _changes(spec, model, encoded, placement.states_bytes)
+    changes = _changes(spec, model, encoded, placement)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
     verdict = engine.examine(kept := kept_verdict(engine, spec.change))
     keep_verdict(engine, spec.change, verdict)
@@ -76,7 +76,7 @@ def prepare_study(
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
 
-def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
+def _with_room_for_change(spec: Specification, found: Inspection, announce: Announce) -> Inspection:
     """See that a format can pack the sublayers that play, and count the room that their rounded weights take.
 
     Raises:
@@ -89,20 +89,22 @@ def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
         return found
     design = plan_design(spec, found.shape.players)
     changed = [design.sublayers[position] for position in sorted({p for removed in design.removed for p in removed})]
-    check_rows(found.places, {(player.layer, player.role) for player in changed}, into)
-    return replace(found, shape=found.shape.with_rounding())
+    if said := check_rows(found.places, {(player.layer, player.role) for player in changed}, into):
+        announce(Noted(said))
+    return replace(found, shape=found.shape.with_rounding(into.most_bits))
 
 
-def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], budget_bytes: int) -> Changes:
+def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], placed: Placement) -> Changes:
     """Give what becomes of every sublayer; what stands for a branch's output is measured on the run's own items."""
     from lowmem_layers.engine.changes import Changes
     from lowmem_layers.engine.trunk import branch_means
+    from lowmem_layers.model.homes.rounding import Shelf
 
     change, means = parse_change(spec.change), None
     if change.kind == "mean":
         model.examine()
-        means = branch_means(model, encoded, budget_bytes)
-    return Changes.alike(len(model.players), change, means)
+        means = branch_means(model, encoded, placed.states_bytes)
+    return Changes.alike(len(model.players), change, means, Shelf(placed.shelf_bytes))
 
 
 def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
@@ -118,7 +120,7 @@ def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
         device,
         dtype_name(found.dtype),
         limits.cpu,
-        limits.gpu if device == "cuda" else None,
+        limits.gpu if limits.on_gpu else None,
     )
 
 

@@ -178,7 +178,16 @@ def _reason(error: Exception) -> str:
 
 
 def wants_cards(specification: Specification) -> bool:
-    """Tell whether workers compute on cards: where that is asked for, or left open and Ray has some."""
+    """Tell whether workers compute on cards: where that is asked for, or left open and Ray has some.
+
+    Raises:
+        UsageError: a device was asked for that Ray gives to nobody.
+    """
+    if specification.device in ("mps", "xpu"):
+        raise UsageError(
+            f"--workers with --device {specification.device}: workers compute on CPUs or on CUDA cards",
+            "leave --workers away: one process computes on that device",
+        )
     return specification.device == "cuda" or (
         specification.device == "auto" and library().cluster_resources().get("GPU", 0) >= 1
     )
