@@ -25,12 +25,14 @@ PACKINGS = ("--quant none", "--quant 4bit", "--quant 8bit --requantize", "--quan
 CASES = (*PACKINGS, "--quant 4bit --offload disk", "--quant none --offload disk")
 
 _PLAN = """
-import json, sys
+import dataclasses, json, sys
+from lowmem_layers import StudySpec
 from lowmem_layers.cli.run import run
 from lowmem_layers.cli.options import spec_from
 from lowmem_layers.forecast.forecast import forecast_study
 context = run.make_context("run", sys.argv[1:])
-options = {name: value for name, value in context.params.items() if name not in ("out", "display")}
+names = {field.name for field in dataclasses.fields(StudySpec)} | {"no_cache"}
+options = {name: value for name, value in context.params.items() if name in names}
 found = forecast_study(spec_from(options))
 memory = found.memory
 print(json.dumps({"peak_bytes": memory.peak_host, "loading_bytes": memory.loading, "running_bytes": memory.host,

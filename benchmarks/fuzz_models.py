@@ -66,6 +66,47 @@ def llama_inputs(folder: Path, rng: random.Random, mutated: Callable[..., tuple[
         yield f"{kind}: {name}: {said}", list(RUN if rng.random() < 0.25 else PLAN)
 
 
+def acting_inputs(
+    folder: Path, rng: random.Random, mutated: Callable[..., tuple[str, Any]], words: tuple[str, ...]
+) -> Iterator[Any]:
+    """Change the record of a run of a tiny Llama, or give an option of a command that loads its model a bad value."""
+    from lowmem_layers.cli.entry import run_command_line
+    from tests.model.conftest import save_model
+
+    save_model(folder / "acted-on", "llama")
+    items = [{"q": f"the {n}", "options": [" one", " two"], "answer": n % 2} for n in range(8)]
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (folder / "whole.toml").write_text(TASK.replace("sound.jsonl", "items.jsonl"))
+    usual = ["--model", "acted-on", "--tasks", "whole.toml", "--threads", "1", "--display", "none", "--no-cache"]
+    removed = ["run", *usual, "--max-removed", "2", "--out", "real"]
+    rounded = ["run", *usual, "--max-removed", "1", "--change", "quantise:nf4", "--out", "rounded"]
+    for command in (removed, rounded):
+        if run_command_line(command):
+            raise SystemExit("the run that is to be changed failed")
+    commands = {
+        ("prune", "real", "--remove", "1", "-o", "out"): ("form", "dtype", "value", "seed"),
+        ("prune", "real", "-o", "out"): ("sublayers", "lose-at-most", "decoder-layers", "remove"),
+        ("proxies", "real"): ("value", "estimator", "format"),
+        ("bits", "rounded", "-o", "out"): ("budget",),
+        ("bits", "rounded", "--budget", "6", "-o", "out"): ("value", "seed"),
+    }
+    sound = {path: path.read_text() for path in (folder / "real" / "run.json", folder / "rounded" / "run.json")}
+    while True:
+        command, options = rng.choice(list(commands.items()))
+        path = folder / command[1] / "run.json"
+        if rng.random() < 0.7:
+            said, changed = mutated(json.loads(sound[path]), rng)
+            if isinstance(changed, dict):
+                changed.pop("checksum", None)
+            path.write_text(json.dumps(changed))
+            extra = [] if len(command) > 4 or command[0] == "proxies" else ["--" + options[0], "4"]
+        else:
+            said, extra = "option", [f"--{rng.choice(options)}", rng.choice(words)]
+        yield said, [*command, *extra]
+        path.write_text(sound[path])
+        shutil.rmtree(folder / "out", ignore_errors=True)
+
+
 def pack_as_gptq(folder: Path) -> None:
     """Replace a folder's linear layers by GPTQ's four tensors each: random codes, which is enough for reading."""
     import torch

@@ -38,8 +38,27 @@ class Transfers(TorchDispatchMode):
         return result
 
 
-def to_fake_cuda(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Replace all parameters and buffers by fakes of the same shape on `cuda:0`; shared ones stay shared.
+class NoFloat64(TorchDispatchMode):
+    """Write down every operation that makes a number of 64 bits on a kind of device that has none."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, (tuple, list)) else [result]
+        for each in made:
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float64 and each.device.type == self.device:
+                self.seen.append(func.overloadpacket.__name__)
+        return result
+
+
+def to_fake_cuda(
+    module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype = torch.bfloat16, device: str = "cuda:0"
+) -> None:
+    """Replace all parameters and buffers by fakes of the same shape on a device; shared ones stay shared.
 
     Weights are said to be of `dtype`: torch's grouped products on a GPU take bfloat16 alone.
     """
@@ -50,7 +69,7 @@ def to_fake_cuda(module: nn.Module, mode: FakeTensorMode, dtype: torch.dtype = t
             on_host = mode.from_tensor(tensor.detach())
             with mode:
                 is_weight = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-                made[id(tensor)] = (on_host.to("cuda:0", dtype if is_weight else tensor.dtype), tensor)
+                made[id(tensor)] = (on_host.to(device, dtype if is_weight else tensor.dtype), tensor)
         return made[id(tensor)][0]
 
     for each in module.modules():

@@ -31,7 +31,7 @@ OUTSIDE = {
     "tasks": {"numpy", "datasets", "jinja2", "yaml", "lm_eval", "pyarrow", "huggingface_hub"},
     "model": {
         "numpy", "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub",
-        "psutil", "tokenizers",
+        "psutil", "tokenizers", "filelock",
     },
     "engine": {"numpy", "torch"},
     "record": {"numpy", "pyarrow", "msgspec"},

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from lowmem_layers.game.players.coalitions import Removed
+from lowmem_layers.model.accelerators import wait_for
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.tasks.items import EncodedItem
 
@@ -36,8 +37,7 @@ def tokens_a_second(
             start = clock()
             with model.removed(tuple(removed)), model.streaming(tuple(removed)):
                 model.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
+            wait_for(model.device)
             if turn:
                 times[place].append(clock() - start)
     return [_ROWS * _TOKENS / median(each) for each in times]

@@ -41,7 +41,9 @@ _FORMS = ("zeroed", "layers", "nemotron", "mergekit")
 @click.option("--dtype", metavar="TYPE", help="Number type of what is written. [default: the checkpoint's own]")
 @click.option("--value", metavar="NAME", help=f"Choose by {VALUE_NAMES}. [default: the task's own metric]")
 @click.option("--no-measure", is_flag=True, help="Choose and write, but do not measure the result.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the random choices. [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of the random choices. [default: 0]"
+)
 @click.option("--format", "form", metavar="|".join(FORMATS), help="Format of the data. [default: table]")
 def prune(
     run: str,

@@ -16,7 +16,9 @@ from lowmem_layers.cli.output import FORMATS, chosen_format, note_unfinished, wr
 @click.option("-o", "--output", metavar="FOLDER", help="Write what other programs take here. [default: write nothing]")
 @click.option("--value", metavar="NAME", help=f"Choose by {VALUE_NAMES}. [default: the task's own metric]")
 @click.option("--no-measure", is_flag=True, help="Choose and write, but do not measure the result.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the random choices. [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of the random choices. [default: 0]"
+)
 @click.option("--format", "form", metavar="|".join(FORMATS), help="Format of the data. [default: table]")
 def bits(
     runs: tuple[str, ...], budget: float, output: str | None, value: str | None, no_measure: bool, seed: int,

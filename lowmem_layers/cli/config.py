@@ -1,7 +1,8 @@
 """`--config`: the options of a run from a TOML file, or from the run.json of an earlier run.
 
 A key is an option's name, with dashes or underscores; a list stands for values joined by commas. What the command line
-gives as well wins. Paths are as on the command line: relative to where the command is run.
+gives as well wins. Paths are as on the command line: relative to where the command is run. For `run`, a file may list
+several runs: see `grid`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import Any
 
 import click
 
+from lowmem_layers.cli import grid
+from lowmem_layers.cli.options import OUTPUT, GroupedOption
 from lowmem_layers.errors import UsageError, did_you_mean
 
-_SHOWN_ONLY = ("out", "display", "all_rows")  # options of run that plan lacks: one file serves both
+_RUN_ONLY = ("out", "display", "all_rows", "ray", "mix_devices")  # options that plan lacks: one file serves both
 
 
 def config_option(command: Any) -> Any:
     """Add --config to a command that takes the options of a study."""
-    from lowmem_layers.cli.options import OUTPUT, GroupedOption
-
     words = "Take options from this file (max-removed = 2), or from a run.json. Options given beside it win."
+    if command.__name__ == "run":
+        words += " A file with [grid] or [[runs]] lists several runs, which are made one after another."
     return click.option(
         "--config",
         cls=GroupedOption,
@@ -41,22 +44,29 @@ def _load(ctx: click.Context, param: click.Parameter, value: str | None) -> None
     if value is None or ctx.resilient_parsing:
         return
     known = {each.name: each for each in ctx.command.params if each.name is not None and each.name != "config"}
-    ctx.default_map = {**(ctx.default_map or {}), **read_config(Path(value), known)}
+    path, options = Path(value), _read(Path(value))
+    lists = {name: options.pop(name) for name in grid.LISTS if name in options}
+    ctx.default_map = {**(ctx.default_map or {}), **read_options(path, options, known)}
+    runs = grid.varied(path, lists)
+    if runs is None:
+        return
+    if ctx.command.name != "run":
+        raise UsageError(f"{path} lists several runs", f"{ctx.command.name} takes the options of one run")
+    ctx.meta[grid.__name__] = path, [read_options(path, run, known) for run in runs]
 
 
-def read_config(path: Path, known: Mapping[str, click.Parameter]) -> dict[str, Any]:
-    """Read options from a file, by the names that a command knows them by.
+def read_options(path: Path, options: Mapping[str, Any], known: Mapping[str, click.Parameter]) -> dict[str, Any]:
+    """Check options from a file, by the names that a command knows them by.
 
     Raises:
-        UsageError: the file cannot be read, or holds a key that is no option or a value that no option takes.
+        UsageError: there is a key that is no option or a value that no option takes.
     """
-    options = _read(path)
     found: dict[str, Any] = {}
     for key, value in options.items():
         name = key.replace("-", "_")
         if name == "cache" and isinstance(value, bool):  # run.json's name for what is --no-cache on the command line
             name, value = "no_cache", not value
-        if name in _SHOWN_ONLY and name not in known:
+        if name in _RUN_ONLY and name not in known:
             continue
         if name not in known:
             spelled = [each.replace("_", "-") for each in known]

@@ -15,6 +15,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "plan": (
         "lowmem-layers plan --quant 4bit",
         "lowmem-layers plan --model llama-3-70b --quant 4bit --for rtx-4090",
+        "lowmem-layers plan --model llama-3-70b --for rtx-4090 --workers 64",
         "lowmem-layers plan --tasks piqa --pilot runs/small --size 0.02",
     ),
     "importance": (

@@ -33,7 +33,7 @@ def examine(device: str = "auto", *, measure: bool = False) -> list[Finding]:
     `measure` times each kernel that a run is made of, at a run's own shapes.
 
     Raises:
-        ModelError: `device` is cuda, and torch sees none.
+        ModelError: torch sees no such device.
     """
     import psutil
 
@@ -72,12 +72,15 @@ def _gpu() -> Finding:
         return Finding("gpu", "unknown without torch")
     import torch
 
+    from lowmem_layers.model.accelerators import device_memory, is_seen, name_of, untested_note
     from lowmem_layers.model.spec import format_bytes
 
-    if not torch.cuda.is_available():
+    seen = [torch.device(name) for name in ("cuda", "mps", "xpu") if is_seen(name)]
+    if not seen:
         return Finding("gpu", "none that torch sees: runs use the CPU")
-    properties = torch.cuda.get_device_properties(0)
-    return Finding("gpu", f"{properties.name}, {format_bytes(properties.total_memory)}")
+    note = untested_note(seen[0])
+    words = f"{name_of(seen[0])}, {format_bytes(device_memory(seen[0])[1])}"
+    return Finding("gpu", f"{words}; {note}" if note else words)
 
 
 def _kernels(name: str, *, measure: bool) -> list[Finding]:

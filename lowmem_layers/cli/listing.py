@@ -141,16 +141,16 @@ def show(
 
 
 @click.command()
-@click.option("--device", metavar="DEVICE", help="Run a few kernels on auto, cpu or cuda. [default: auto]")
+@click.option("--device", metavar="DEVICE", help="Run a few kernels on auto, cpu, cuda, mps or xpu. [default: auto]")
 @click.option("--measure", is_flag=True, help="Also time each kernel that a run is made of, at a run's own shapes.")
 def doctor(device: str | None, measure: bool) -> None:
     """Check that this machine can run a study, and computes right.
 
     The exit status is 1 where something is missing or wrong.
     """
-    from lowmem_layers.record.spec import one_of
+    from lowmem_layers.record.spec import DEVICES, one_of
 
-    one_of("--device", device, ("auto", "cpu", "cuda"))
+    one_of("--device", device, DEVICES)
     from lowmem_layers.cli.health import examine
 
     findings = examine(device or "auto", measure=measure)

@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     help="Plan for this card, for example rtx-4090. [default: measure this machine]",
 )
 @click.option(
+    "--workers",
+    cls=GroupedOption,
+    heading=MEMORY,
+    metavar="N",
+    type=int,
+    help="Also say what N workers take, each with such a card or its share of this machine, and what limits them.",
+)
+@click.option(
     "--pilot",
     cls=GroupedOption,
     heading=OUTPUT,
@@ -46,7 +54,13 @@ if TYPE_CHECKING:
 @click.option("--size", cls=GroupedOption, heading=OUTPUT, type=float, metavar="X", help="With --pilot: " + SIZE_WORDS)
 @data_options
 def plan(
-    card: str | None, pilot: str | None, size: float | None, form: str | None, output: str | None, **options: Any
+    card: str | None,
+    workers: int | None,
+    pilot: str | None,
+    size: float | None,
+    form: str | None,
+    output: str | None,
+    **options: Any,
 ) -> None:
     """Say what a run would take; loads no weights.
 
@@ -59,14 +73,19 @@ def plan(
     from lowmem_layers.findings.power import foretell
     from lowmem_layers.findings.run import open_run
     from lowmem_layers.forecast.forecast import forecast_study
+    from lowmem_layers.workers.hiring import check_number
 
     chosen_format(form, output)
+    check_number(workers)
     # 1) the pilot first: what is wrong with it is said before anything is measured
     foretold = [] if pilot is None else foretell(open_run(pilot), options["value"], None, size)
     # 2) the forecast, and what it means for the items that the pilot asks for
-    found = forecast_study(spec_from(options), card)
-    rows = [{"what": what, "value": value} for what, value in [*_rows(found), *_pilot_rows(foretold, found)]]
+    found = forecast_study(spec_from(options), card, workers)
+    said = [*_rows(found), *_worker_rows(found), *_pilot_rows(foretold, found)]
+    rows = [{"what": what, "value": value} for what, value in said]
     write_data(pa.Table.from_pylist(rows), form, output)
+    if workers is not None and not found.machine.is_gpu:
+        click.echo("workers' speed is that of one alone: several share a CPU's caches and memory", err=True)
     if not found.machine.measured:
         from lowmem_layers.forecast.machine import SHEET_SHARES
 
@@ -110,6 +129,30 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
         ("bringing weights in", f"{spell_time(work.streaming_s)}, meanwhile"),
         ("in all, about", f"{spell_time(3600 * work.hours)} ({work.hours:.2f} h)"),
     ]
+
+
+def _worker_rows(found: Forecast) -> list[tuple[str, str]]:
+    """Say what several workers take, how well they are used, and what limits that."""
+    from lowmem_layers.cli.display.progress import spell_time
+    from lowmem_layers.model.spec import format_bytes
+
+    several = found.workers
+    if several is None:
+        return []
+    n, each = several.n_workers, several.n_tiles / several.n_workers
+    read = f"{format_bytes(found.shape.n_bytes.packed + found.shape.n_bytes.resident)} for each, packed before"
+    lost = "; ".join(f"{cause}: {share:.1%}" for cause, share in several.losses).replace("%", " %")
+    return [
+        ("workers", f"{n}, each as above"),
+        ("memory of the host's, if all are on one", format_bytes(n * found.memory.peak_host)),
+        ("starting and loading", f"{spell_time(several.loading_s)}: {read}, all from one cache at "
+         f"{format_bytes(several.read_bytes_s)}/s"),
+        ("tiles for each worker", f"{each:.1f} on average"),
+        ("in all, with these workers, about", f"{spell_time(several.wall_s)} ({several.wall_s / 3600:.2f} h); "
+         f"{several.alone_s / several.wall_s:.1f} times as fast as one that loads, too"),
+        ("efficiency", f"{several.efficiency:.1%}".replace("%", " %") + " of the workers' time is spent scoring"),
+        ("what limits it", lost),
+    ]  # fmt: skip
 
 
 def _pilot_rows(foretold: Sequence[Foretold], found: Forecast) -> list[tuple[str, str]]:

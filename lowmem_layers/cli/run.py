@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from lowmem_layers.cli.config import config_option
 from lowmem_layers.cli.display.choose import DISPLAYS, choose_display
-from lowmem_layers.cli.entry import Interrupted
-from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, spec_from, study_options, worker_options
+from lowmem_layers.cli.entry import Interrupted, complain
+from lowmem_layers.cli.grid import Wanted, wanted_runs
+from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, study_options, worker_options
 from lowmem_layers.cli.output import SUMMARY_ROWS
-from lowmem_layers.record.spec import default_folder
-from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced
+from lowmem_layers.errors import LowmemLayersError
+from lowmem_layers.record.spec import one_of
+from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced, StageStarted
 
 
 @click.command(cls=GroupedCommand)
@@ -29,7 +30,8 @@ from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelEx
     cls=GroupedOption,
     heading=OUTPUT,
     metavar="RUN",
-    help="Run folder. The same command again continues the run in it. [default: runs/…, named after the options]",
+    help="Run folder, or the folder of several runs' folders. The same command again continues what is in it. "
+    "[default: runs/…, named after the options]",
 )
 @click.option(
     "--display",
@@ -57,21 +59,54 @@ def run(
 ) -> None:
     """Measure which sublayers of a language model matter.
 
-    The same command again continues an interrupted run.
+    The same command again continues an interrupted run. With --config, a file may list several runs.
     """
-    # 1) the options are checked before anything heavy is imported
-    spec = spec_from(options).resolved()
-    folder = Path(out) if out else default_folder(spec)
-    shown = choose_display(display, f"{Path(spec.model).name} · {spec.quant} · {','.join(spec.tasks)}")
+    # 1) the options of every run are checked before anything heavy is imported
+    wanted = wanted_runs(click.get_current_context(), options, out)
+    one_of("--display", display, DISPLAYS)
+    rows = None if all_rows else SUMMARY_ROWS
 
-    # 2) the run itself, and what was found: computed once, for the page and for the terminal
+    # 2) one run after another, on the same workers; one that fails does not keep the others from theirs
+    failed: list[str] = []
+    with _preparing(workers, ray, mix_devices) as preparing:
+        for each in wanted:
+            try:
+                _one_run(each, display, preparing, rows)
+            except Exception as error:
+                if each.place is None or isinstance(error, Interrupted | BrokenPipeError):
+                    raise
+                failed.append(str(each.folder))  # not the error, which holds on to the run's model
+                said, hint = (
+                    f"{type(error).__name__}: {error}",
+                    "this run alone with --debug shows where from",
+                )
+                if isinstance(error, LowmemLayersError):
+                    said, hint = error.message, error.hint
+                complain(f"{each.place}, {each.folder}: {said}", hint, 1)
+            if each is not wanted[-1]:
+                _free_the_model()
+    if failed:
+        raise LowmemLayersError(
+            f"{len(failed)} of {len(wanted)} runs failed: {', '.join(failed)}",
+            "the others are complete; the same command tries these again and goes on where they stopped",
+        )
+
+
+def _one_run(wanted: Wanted, display: str, preparing: Mapping[str, Any], n_rows: int | None) -> None:
+    """Make a run, and say what was found: computed once, for the page and for the terminal.
+
+    Raises:
+        Interrupted: by Ctrl-C or a signal; finished tiles are kept.
+    """
     try:
-        with _preparing(workers, ray, mix_devices) as preparing, shown as announce:
+        with choose_display(display, wanted.title) as announce:
             from lowmem_layers import run_study
 
+            if wanted.place is not None:
+                announce(StageStarted(wanted.title))
             alone = "prepare" not in preparing
             heard = _with_ceiling(announce) if alone and display != "none" else announce
-            finished = run_study(spec, folder, announce=heard, **preparing)
+            finished = run_study(wanted.spec, wanted.folder, announce=heard, **preparing)
         from lowmem_layers.findings.findings import find
         from lowmem_layers.report import write_report
 
@@ -79,15 +114,18 @@ def run(
         page = write_report(finished, formats=("svg",), findings=findings)
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["lowmem-layers", *sys.argv[1:]])
-        kept = f"finished tiles are kept in {folder}; to go on: {command}"
-        begun = (folder / "run.json").exists()
-        raise Interrupted(kept if begun else f"nothing was recorded yet; start again with: {command}") from interrupt
+        kept = f"finished tiles are kept in {wanted.folder}; to go on: {command}"
+        if wanted.place is not None:
+            kept = f"in {wanted.place}; complete runs and finished tiles are kept; to go on: {command}"
+        elif not (wanted.folder / "run.json").exists():
+            kept = f"nothing was recorded yet; start again with: {command}"
+        raise Interrupted(kept) from interrupt
     if display in ("json", "none"):
         click.echo(str(finished.folder))
         return
     from lowmem_layers.cli.summary import summarise
 
-    summarise(finished, findings, page, n_rows=None if all_rows else SUMMARY_ROWS)
+    summarise(finished, findings, page, n_rows=n_rows)
 
 
 @contextlib.contextmanager
@@ -103,6 +141,14 @@ def _preparing(workers: int | None, address: str | None, mixed: bool) -> Iterato
 
     with hired(workers, address, mixed=mixed, read=read_tasks) as prepare:
         yield {"prepare": prepare, "read": read_tasks}
+
+
+def _free_the_model() -> None:
+    """Free what the last run's model took, so that the next one sees the memory that it may take."""
+    if "torch" in sys.modules:
+        from lowmem_layers.model.memory import release_model
+
+        release_model()
 
 
 def _with_ceiling(announce: Announce) -> Announce:

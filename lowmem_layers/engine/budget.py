@@ -15,15 +15,17 @@ from lowmem_layers.engine.sweep import Sizes
 from lowmem_layers.engine.trie import Row, lay_out
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.game.players.tree import PrefixTree
+from lowmem_layers.model.accelerators import is_gpu
 from lowmem_layers.model.anatomy.forward import WIDE_ROWS
 from lowmem_layers.model.shape import ModelShape
 from lowmem_layers.tasks.items import EncodedItem
 
-_SIZES = {"cpu": Sizes(1024, 512, 64), "cuda": Sizes(16384, 2048, 2048)}
-_LOGITS_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
-_LEAST_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
+# On a CPU, and on a GPU of any kind:
+_SIZES = (Sizes(1024, 512, 64), Sizes(16384, 2048, 2048))
+_LOGITS_BYTES = (128 << 20, 512 << 20)
+_LEAST_CHUNK_TOKENS = (256, 1024)
 _CHUNK_SHARE = 4  # a chunk takes at most a quarter of the memory given; the rest is for states
-_TILE_WORK = {"cpu": 10**12, "cuda": 5 * 10**15}  # multiply-adds: about half a minute, and the unit of commit
+_TILE_WORK = (10**12, 5 * 10**15)  # multiply-adds: about half a minute, and the unit of commit
 _LEAST_REUSE = 500  # multiply-adds for each number that a tile unpacks: unpacking stays a small part of the time
 
 
@@ -115,8 +117,8 @@ class Widths:
 
 def sizes_for(device: torch.device, vocabulary: int) -> Sizes:
     """Choose chunk sizes: a CPU's caches like about 1,000 tokens at once, a GPU many more; logits are bounded."""
-    sizes = _SIZES[device.type]
-    return replace(sizes, head_rows=max(1, min(sizes.head_rows, _LOGITS_BYTES[device.type] // (4 * vocabulary))))
+    sizes = _SIZES[is_gpu(device)]
+    return replace(sizes, head_rows=max(1, min(sizes.head_rows, _LOGITS_BYTES[is_gpu(device)] // (4 * vocabulary))))
 
 
 def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_bytes: int) -> Sizes:
@@ -128,7 +130,7 @@ def sizes_within(sizes: Sizes, widths: Widths, device: torch.device, budget_byte
 
 def least_sizes(sizes: Sizes, device: torch.device) -> Sizes:
     """Give the smallest chunks that are computed; their logits have as few rows as a product may have."""
-    tokens = min(sizes.chunk_tokens, _LEAST_CHUNK_TOKENS[device.type])
+    tokens = min(sizes.chunk_tokens, _LEAST_CHUNK_TOKENS[is_gpu(device)])
     return replace(sizes, chunk_tokens=tokens, head_rows=min(sizes.head_rows, LEAST_ROWS))
 
 
@@ -196,7 +198,7 @@ def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: Pr
 
 def tile_work_for(device: torch.device, n_streamed: int) -> int:
     """Choose how many multiply-adds make a tile, which brings in and unpacks `n_streamed` numbers of the weights."""
-    return max(_TILE_WORK[device.type], _LEAST_REUSE * n_streamed)
+    return max(_TILE_WORK[is_gpu(device)], _LEAST_REUSE * n_streamed)
 
 
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:

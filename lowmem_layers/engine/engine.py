@@ -28,6 +28,7 @@ from lowmem_layers.engine.sweep import Counter, Sizes, Sweep
 from lowmem_layers.engine.trie import Row, lay_out, plain_rows
 from lowmem_layers.errors import EngineError, RemovalError, ShortageError
 from lowmem_layers.game.players.tree import PrefixTree, Removed, prefix_tree
+from lowmem_layers.model.accelerators import is_gpu, release_cached
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import has_wide_head
 from lowmem_layers.model.change import REMOVE
@@ -65,7 +66,7 @@ class Engine:
     ) -> None:
         self.model = model
         self.changes = changes or Changes.alike(len(model.players))
-        free = available_device_bytes(model.device) if model.device.type == "cuda" else None
+        free = available_device_bytes(model.device) if is_gpu(model.device) else None
         self.budget_bytes = budget_bytes or usual_states_bytes(free)
         # What suits the device, and leaves room for states.
         usual = sizes_for(model.device, model.shape.vocabulary)
@@ -205,10 +206,9 @@ class Engine:
             raise ShortageError(
                 f"{device.type}: out of memory in chunks of {sizes.chunk_tokens} tokens, the smallest that there are",
                 "finished tiles are kept: close other programs and run the same command again; or begin again with a "
-                f"smaller --max-{'gpu' if device.type == 'cuda' else 'cpu'}-memory, which makes smaller tiles",
+                f"smaller --max-{'gpu' if is_gpu(device) else 'cpu'}-memory, which makes smaller tiles",
             )
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached(device)
         self.sizes = sizes
         about = {"task": first.task, "first_item": first.id}
         self.narrowed += ({**about, "chunk_tokens": sizes.chunk_tokens, "head_rows": sizes.head_rows},)

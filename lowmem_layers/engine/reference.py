@@ -52,7 +52,7 @@ def reference_pass(model: DecoderModel, choice: EncodedChoice, removed: Removed,
         if choice.is_likeliest:  # a token that is not the first of the largest has less than it, if by one bit
             more = torch.nextafter(steps.max(1).values, torch.full_like(found, torch.inf))
             found = torch.where(steps.argmax(1) == wanted, found, more)
-        return found.double().sum().item()
+        return found.cpu().double().sum().item()
 
     @contextmanager
     def changed() -> Iterator[None]:

@@ -84,12 +84,12 @@ class Head:
                     states.device
                 )  # (3, K)
             found.append(self._logprobs(states, pairs, at))
-        logprobs = torch.cat(found).cpu()  # (C, K); a GPU would add in any order
+        logprobs = torch.cat(found).cpu().double()  # (C, K); a GPU would add in any order, and some have no float64
         sums = torch.zeros(len(logprobs), len(pairs.owners), dtype=torch.float64)
         return sums.index_add_(1, torch.from_numpy(pairs.choices), logprobs)
 
     def _logprobs(self, states: torch.Tensor, pairs: Pairs, at: torch.Tensor) -> torch.Tensor:
-        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (3, K) → (C, K) float64."""
+        """Read the log-probabilities of the pairs. Shapes: `states` (C, S, D), `at` (3, K) → (C, K)."""
         n_states, n_scored, width = states.shape
         flat = states.reshape(-1, width)  # (C·S, D)
         enough = flat.repeat(-(-LEAST_ROWS // len(flat)), 1) if len(flat) < LEAST_ROWS else flat
@@ -112,4 +112,4 @@ class Head:
                 more = torch.nextafter(most, torch.full_like(most, torch.inf))
                 found = torch.where(likeliest & (which != token), more, found)
             parts.append(found)
-        return torch.cat(parts).double().view(n_states, -1)
+        return torch.cat(parts).view(n_states, -1)

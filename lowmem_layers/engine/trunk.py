@@ -18,6 +18,7 @@ from lowmem_layers.engine.batches import Batch, plain_inputs
 from lowmem_layers.engine.trie import Row
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.players.player import Role
+from lowmem_layers.model.accelerators import to_float64
 from lowmem_layers.model.anatomy.branches import branch_output
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
@@ -72,11 +73,11 @@ def branch_means(model: DecoderModel, items: Sequence[EncodedItem], budget_bytes
     Raises:
         RemovalError: the model's layers are driven as a whole, so that nobody sees what one sublayer adds.
     """
-    sums = torch.zeros(len(model.players), model.shape.hidden, dtype=torch.float64, device=model.device)
+    sums = to_float64(torch.zeros(len(model.players), model.shape.hidden, device=model.device))
     for seen in _driven(model, items, budget_bytes):
-        sums[seen.position] += seen.added.double().sum(dim=(0, 1))
+        sums[seen.position] += to_float64(seen.added).sum(dim=(0, 1))
     n_tokens = sum(len(item.choices[item.gold].tokens) - 1 for item in items)
-    return (sums / n_tokens).to(model.dtype)
+    return (sums / n_tokens).to(model.device, model.dtype)
 
 
 @dataclass(frozen=True, eq=False)

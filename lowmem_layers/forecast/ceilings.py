@@ -14,15 +14,17 @@ from pathlib import Path
 import torch
 
 from lowmem_layers.forecast.machine import rate_of, read_fresh_file
+from lowmem_layers.model.accelerators import is_gpu, kind_of
 from lowmem_layers.model.formats import FOUR_BIT, INT8, Packed, unpack
 
 Shape = tuple[int, int, int]  # rows, inner, columns of a product
 
-_PIECE_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
-_USUAL_PRODUCTS: dict[str, tuple[Shape, ...]] = {
-    "cpu": ((1024, 576, 1536), (1024, 2048, 2048)),
-    "cuda": ((16384, 4096, 4096), (16384, 4096, 14336), (16384, 14336, 4096), (2048, 4096, 128256)),
-}
+# On a CPU, and on a GPU of any kind:
+_PIECE_BYTES = (64 << 20, 256 << 20)
+_USUAL_PRODUCTS: tuple[tuple[Shape, ...], ...] = (
+    ((1024, 576, 1536), (1024, 2048, 2048)),
+    ((16384, 4096, 4096), (16384, 4096, 14336), (16384, 14336, 4096), (2048, 4096, 128256)),
+)
 _LARGEST_NF4_ERROR = 0.15  # of a block's largest number: half of the widest step between two of NF4's levels
 
 
@@ -40,7 +42,7 @@ def measure_ceilings(
 ) -> Iterator[Ceiling]:
     """Time each kernel for about `seconds`. The file that is read lies in `folder`; numbers are random."""
     # 1) products: random numbers, since zeros draw less power and clock higher
-    for rows, inner, columns in products or _USUAL_PRODUCTS[device.type]:
+    for rows, inner, columns in products or _USUAL_PRODUCTS[is_gpu(device)]:
         states = torch.randn(rows, inner, dtype=dtype, device=device)
         weight = torch.randn(columns, inner, dtype=dtype, device=device)
         each = 2 * rows * inner * columns
@@ -48,7 +50,7 @@ def measure_ceilings(
         yield Ceiling(f"product ({rows:,} × {inner:,}) · ({inner:,} × {columns:,})", rate * each / 1e12, "TFLOP/s")
         del states, weight
     # 2) memory: a copy on the device reads and writes; a sum of three states reads twice and writes
-    n_bytes = _PIECE_BYTES[device.type]
+    n_bytes = _PIECE_BYTES[is_gpu(device)]
     here = torch.randint(0, 255, (n_bytes,), dtype=torch.uint8, device=device)
     there = torch.empty_like(here)
     rate = rate_of(lambda: there.copy_(here), device, seconds)
@@ -58,7 +60,7 @@ def measure_ceilings(
     rate = rate_of(lambda: x.add_(y), device, seconds)
     yield Ceiling("adding to states, read and written", 3 * x.numel() * dtype.itemsize * rate / 1e9, "GB/s")
     # 3) the bus
-    if device.type == "cuda":
+    if is_gpu(device) and kind_of(device).streams:
         host = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
         for what, source, target in (("host to device", host, there), ("device to host", there, host)):
             rate = rate_of(lambda a=source, b=target: b.copy_(a, non_blocking=True), device, seconds)
@@ -66,7 +68,7 @@ def measure_ceilings(
     # 4) the disk
     yield Ceiling("reading a file", read_fresh_file(folder) / 1e9, "GB/s")
     # 5) unpacking a weight of the engine's shape
-    shape = (4096, 4096) if device.type == "cuda" else (1024, 1024)
+    shape = (4096, 4096) if is_gpu(device) else (1024, 1024)
     for name, packed in (("NF4", random_nf4(shape, device)), ("int8", random_int8(shape, device))):
         out = torch.empty(shape, dtype=dtype, device=device)
         rate = rate_of(lambda p=packed, o=out: unpack(p, o), device, seconds)

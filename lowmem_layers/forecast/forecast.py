@@ -18,9 +18,11 @@ from lowmem_layers.engine.trie import lay_out
 from lowmem_layers.errors import TaskError
 from lowmem_layers.forecast.machine import CARDS, SHEET_SHARES, Machine, measure_machine, named_card
 from lowmem_layers.forecast.memory import Limits, Memory, Tokens, forecast_memory
+from lowmem_layers.forecast.several import WorkersForecast, forecast_workers
 from lowmem_layers.forecast.speed import measure_speed
 from lowmem_layers.forecast.work import WorkForecast, forecast_work, moved_bytes, rates_of
 from lowmem_layers.game.players.tree import prefix_tree
+from lowmem_layers.model.accelerators import check_offload
 from lowmem_layers.model.anatomy.decoder import longest_input
 from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.checkpoint.hub import hub_asked_once
@@ -37,6 +39,7 @@ from lowmem_layers.study.prepare import model_spec, read_tasks
 from lowmem_layers.tasks import encode_tasks
 from lowmem_layers.tasks.encode import Bos
 from lowmem_layers.tasks.items import Task
+from lowmem_layers.workers.hiring import usual_threads
 
 _TARGETS = {"none": "none", "4bit": "nf4", "8bit": "int8"}
 _LONGEST = 2048
@@ -72,7 +75,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run before it is run. `speed` says what the hours are based on."""
+    """A run before it is run. `speed` says what the hours are based on; with workers, they are those of one."""
 
     model: str
     shape: ModelShape
@@ -81,10 +84,13 @@ class Forecast:
     memory: Memory
     tokens: Tokens
     speed: str
+    workers: WorkersForecast | None = None
 
 
-def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> Forecast:
+def forecast_study(spec: StudySpec | Specification, card: str | None = None, n_workers: int | None = None) -> Forecast:
     """Forecast a run on a graphics card that `card` names, or on this machine, without reading a weight.
+
+    With several workers each has such a card; on this machine they share its memory and, without cards, its threads.
 
     Raises:
         LowmemLayersError: the model, the tasks or the card are unknown, or the model does not fit the memory given.
@@ -93,7 +99,7 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
     resolved = spec.resolved()
     if card is not None:
         resolved = replace(resolved, device="cpu", dtype="bfloat16" if resolved.dtype == "auto" else resolved.dtype)
-    use_threads(resolved.threads)
+    use_threads(resolved.threads or (None if n_workers is None else usual_threads(n_workers)))
     # 1) the tasks first, as in a run: their data are part of the process whose size is measured
     with hub_asked_once():
         tasks = tasks_at_hand(resolved)
@@ -102,11 +108,11 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
     coalitions = tuple(plan_design(resolved, subject.shape.players).removed)
     change = parse_change(resolved.change)
     tree = prefix_tree(coalitions, len(subject.shape.players), [change.passes] * len(subject.shape.players))
-    shape = subject.shape if change.format is None else subject.shape.with_rounding()
+    shape = subject.shape if change.format is None else subject.shape.with_rounding(change.format.most_bits)
     # 2) memory, and the tiles that it makes
     request, device = model_spec(resolved), subject.device
     machine = named_card(card) if card else measure_machine(device, subject.dtype)
-    limits = Limits(request.offload, request.max_gpu_memory, request.max_cpu_memory)
+    limits = Limits(request.offload, request.max_gpu_memory, request.max_cpu_memory, n_workers or 1)
     memory = forecast_memory(shape, limits, machine, tree, tokens)
     # 3) time, by this engine's own speed on one layer of the model where this machine is meant
     target = _TARGETS[request.quant]
@@ -123,7 +129,9 @@ def forecast_study(spec: StudySpec | Specification, card: str | None = None) -> 
     moved = moved_bytes(subject.shape, tree, sum(tokens.trunk), sum(tokens.scored))
     cost = Widths.of(subject.shape).count(sum(tokens.trunk), sum(tokens.scored), 0, tree)
     work = forecast_work(subject.shape, coalitions, tree, cost, memory.n_tiles, rates, moved)
-    return Forecast(request.model, subject.shape, work, machine, memory, tokens, basis)
+    weights = subject.shape.n_bytes.packed + subject.shape.n_bytes.resident
+    workers = None if n_workers is None else forecast_workers(n_workers, work, memory, machine, weights)
+    return Forecast(request.model, subject.shape, work, machine, memory, tokens, basis, workers)
 
 
 def look_at(request: ModelSpec) -> Subject:
@@ -137,6 +145,7 @@ def look_at(request: ModelSpec) -> Subject:
         own = (found.tokenizer, found.source.name, found.max_length, found.shape.vocabulary)
         return Subject(found.shape, found.config, *own, found.device, found.dtype)
     device = resolve_device(request.device)
+    check_offload(device, request.offload)
     dtype = resolve_dtype(request.dtype, device)
     embedded = replace(request, model=EMBEDDED_MODEL)
     tokenizer, config = read_tokenizer(find_source(embedded), embedded), shipped_config(request.model)

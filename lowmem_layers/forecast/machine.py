@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.model.memory import host_bytes
+from lowmem_layers.model.accelerators import device_memory, is_gpu, kind_of, name_of, wait_for
 
 _FILE_BYTES = 64 << 20
 _COPY_BYTES = 64 << 20
@@ -24,7 +24,7 @@ class Machine:
 
     `host_to_device_bytes_s` is what brings packed weights from RAM to the computing device, `disk_bytes_s` from disk to
     RAM, `moved_bytes_s` what the device reads and writes of its own memory. `measured` tells a measurement from a data
-    sheet.
+    sheet, `streams` whether weights may live elsewhere than on the device.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Machine:
     memory_bytes: int
     measured: bool
     is_gpu: bool
+    streams: bool = True
 
 
 _DISK_BYTES_S = 3e9  # an NVMe drive
@@ -104,10 +105,10 @@ def named_card(name: str) -> Machine:
 
 def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> Machine:
     """Time a matrix product, a copy and a read of a fresh file for about `seconds` each."""
-    is_gpu = device.type == "cuda"
+    on_gpu, streams = is_gpu(device), kind_of(device).streams
     # 1) products and copies; a copy brings packed weights from memory to the computing device
     macs_s = measure_products(device, dtype, seconds=seconds)
-    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=is_gpu)
+    source = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=on_gpu and streams)
     target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
     copied_s = rate_of(lambda: target.copy_(source, non_blocking=True), device, seconds / 2) * _COPY_BYTES
     here = target.clone()
@@ -116,9 +117,8 @@ def measure_machine(device: torch.device, dtype: torch.dtype, *, seconds: float 
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:
         disk_s = read_fresh_file(Path(folder))
     # 3) the machine's memory and name
-    memory = torch.cuda.mem_get_info(device)[1] if is_gpu else host_bytes()
-    name = torch.cuda.get_device_name(device) if is_gpu else f"this CPU, {torch.get_num_threads()} threads"
-    return Machine(name, macs_s, copied_s, disk_s, moved_s, memory, True, is_gpu)
+    name = name_of(device) if on_gpu else f"this CPU, {torch.get_num_threads()} threads"
+    return Machine(name, macs_s, copied_s, disk_s, moved_s, device_memory(device)[1], True, on_gpu, streams)
 
 
 def read_fresh_file(folder: Path) -> float:
@@ -143,7 +143,7 @@ def read_fresh_file(folder: Path) -> float:
 
 def measure_products(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
     """Time bare matrix products, large enough for the device, for about `seconds`. Units: multiply-adds a second."""
-    rows, width = (8192, 4096) if device.type == "cuda" else (1024, 2048)
+    rows, width = (8192, 4096) if is_gpu(device) else (1024, 2048)
     a = torch.randn(rows, width, dtype=dtype, device=device)
     b = torch.randn(width, width, dtype=dtype, device=device)
     return rate_of(lambda: torch.mm(a, b), device, seconds) * a.shape[0] * b.shape[0] * b.shape[1]
@@ -163,6 +163,5 @@ def rate_of(step: Callable[[], object], device: torch.device, seconds: float) ->
 
 def wait_and_read_clock(device: torch.device) -> float:
     """Read the clock when the device has done all it was given. Units: seconds."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     return time.perf_counter()

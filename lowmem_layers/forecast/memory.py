@@ -26,11 +26,12 @@ _PLENTY_BYTES = 1 << 50
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user allows. Units: bytes; None sets no limit."""
+    """What the user allows. Units: bytes; None sets no limit. `shared_by` workers share the memory of this host."""
 
     offload: Offload
     gpu: int | None
     cpu: int | None
+    shared_by: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Memory:
 
     Units: bytes; `tile_tokens` of the largest sweep. `gpu` is 0 without a GPU. `slots` and `staging` hold a layer's
     weights; `states` are the largest tile's, `chunk` one chunk's intermediates or its logits; `loading` is the host's
-    while the model is loaded.
+    while the model is loaded. `tile_shares` are the shares of the tiles in the whole work.
     """
 
     home: str
@@ -66,7 +67,12 @@ class Memory:
     chunk: int
     loading: int
     tile_tokens: int
-    n_tiles: int
+    tile_shares: tuple[float, ...]
+
+    @property
+    def n_tiles(self) -> int:
+        """Count the tiles."""
+        return len(self.tile_shares)
 
     @property
     def peak_host(self) -> int:
@@ -87,9 +93,12 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
     allowed = limits_now(
         on_gpu=on_gpu,
         gpu=limits.gpu,
-        cpu=limits.cpu,
+        cpu=None if limits.cpu is None else limits.cpu // limits.shared_by,
+        streams=machine.streams,
         free_gpu=machine.memory_bytes - GPU_CONTEXT_BYTES if on_gpu else 0,
-        free_cpu=shape.n_bytes.process + available_host_bytes() if machine.measured else _PLENTY_BYTES,
+        free_cpu=(shape.n_bytes.process + available_host_bytes()) // limits.shared_by
+        if machine.measured
+        else _PLENTY_BYTES,
     )
     room = needed_room(shape, device, max((cost.n_bytes for cost in costs), default=0))
     placed = place_with_states(shape.n_bytes, limits.offload, allowed, room=room)
@@ -100,6 +109,7 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
     tiles = plan_tiles(costs, range(len(costs)), widths.room_beside(sizes, budget), work)
     # 3) the largest tile, with chunks no larger than what there is to fill them
     states = max((sum(costs[index].n_bytes for index in tile) for tile in tiles), default=0)
+    total = max(1, sum(cost.work for cost in costs))
     tile_tokens = max((sum(tokens.trunk[index] for index in tile) for tile in tiles), default=0)
     filled = replace(
         sizes,
@@ -117,5 +127,5 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
         chunk=chunk,
         loading=placed.loading_bytes,
         tile_tokens=tile_tokens,
-        n_tiles=len(tiles),
+        tile_shares=tuple(sum(costs[index].work for index in tile) / total for tile in tiles),
     )

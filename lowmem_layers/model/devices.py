@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lowmem_layers.errors import ModelError
+from lowmem_layers.model.accelerators import device_memory, is_gpu, is_seen, kind_of, name_of
 from lowmem_layers.model.gpu import device_overhead_bytes, prepare_gpu
 from lowmem_layers.model.spec import DeviceName, DtypeName
 
@@ -12,11 +13,18 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(name: DeviceName) -> torch.device:
-    """Take `auto` as the GPU if torch sees one; refuse `cuda` where it sees none.
+    """Take `auto` as the CUDA GPU if torch sees one, else as the CPU; refuse a device that torch does not see.
 
     Raises:
-        ModelError: `cuda` was asked for and torch sees no GPU.
+        ModelError: torch sees no device of the kind that was asked for.
     """
+    if name in ("mps", "xpu"):
+        if not is_seen(name):
+            raise ModelError(
+                f"--device {name}, but torch {torch.__version__} sees no GPU of {kind_of(torch.device(name)).maker}",
+                "use --device cpu, or install a build of torch for that GPU",
+            )
+        return torch.device(name)
     if name != "cpu":
         prepare_gpu()
     has_gpu = torch.cuda.is_available()
@@ -35,7 +43,7 @@ def resolve_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
         return _DTYPES[name]
     if has_native_bfloat16(device):
         return torch.bfloat16
-    return torch.float16 if device.type == "cuda" else torch.float32
+    return torch.float16 if is_gpu(device) else torch.float32
 
 
 def settle_arithmetic(device: torch.device) -> dict[str, str]:
@@ -56,8 +64,10 @@ def settle_arithmetic(device: torch.device) -> dict[str, str]:
 
 def describe_gpu(device: torch.device) -> dict[str, str]:
     """Name a GPU, its capability and the versions of what runs on it, for the run's record; nothing of a CPU."""
-    if device.type != "cuda":
+    if not is_gpu(device):
         return {}
+    if device.type != "cuda":
+        return {"name": name_of(device), "memory_bytes": str(device_memory(device)[1]), "untested": "true"}
     properties = torch.cuda.get_device_properties(device)
     found = {"name": properties.name, "capability": f"{properties.major}.{properties.minor}"}
     found["memory_bytes"] = str(properties.total_memory)
@@ -71,6 +81,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Ask the GPU, or the CPU's flags (AVX512-BF16 or AMX), whether bfloat16 products run natively."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if is_gpu(device):  # Apple's first chips imitate it, and Intel's cards differ
+        return False
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch we accept
     return any(capabilities.get(flag, False) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
 

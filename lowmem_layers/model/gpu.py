@@ -12,6 +12,7 @@ import sys
 
 import torch
 
+from lowmem_layers.model.accelerators import device_memory, is_gpu
 from lowmem_layers.model.placement import GPU_CONTEXT_BYTES
 
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the name up to torch 2.8
@@ -42,11 +43,13 @@ def prepare_gpu() -> None:
 def device_overhead_bytes(device: torch.device) -> int:
     """Count what this process takes of a GPU besides tensors, once the kernels of a run were loaded; 0 on a CPU.
 
+    It is measured on CUDA. Elsewhere as much is assumed as where the driver cannot be asked.
+
     Where the driver cannot be asked, 512 MiB are assumed. Other programs that start or end in these seconds are
     counted, too; what cannot be true is not taken.
     """
     if device.type != "cuda":
-        return 0
+        return GPU_CONTEXT_BYTES if is_gpu(device) else 0
     if device not in _overheads:
         _run_first_kernels(device)
         name = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
@@ -100,7 +103,8 @@ def cap_allocator(device: torch.device, n_bytes: int | None) -> None:
 
     None sets no limit.
     """
-    if device.type == "cuda":
-        total = torch.cuda.mem_get_info(device)[1]
+    if is_gpu(device):
+        total = device_memory(device)[1]
         left = total if n_bytes is None else max(0, n_bytes - device_overhead_bytes(device))
-        torch.cuda.set_per_process_memory_fraction(min(1.0, left / total), device)
+        which = () if device.type == "mps" else (device,)  # there is one, so it takes none
+        torch.get_device_module(device).set_per_process_memory_fraction(min(1.0, left / total), *which)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lowmem_layers.model.accelerators import check_offload, is_gpu, kind_of, untested_note
 from lowmem_layers.model.anatomy.decoder import DecoderModel, longest_input
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
 from lowmem_layers.model.checkpoint.conversion import Converter
@@ -118,6 +119,7 @@ def inspect_model(request: ModelSpec) -> Inspection:
     with quiet_transformers(), torch.inference_mode(False), torch.no_grad():
         # 1) what is asked for: device, precision, files, packing
         device = resolve_device(request.device)
+        check_offload(device, request.offload)
         dtype = resolve_dtype(request.dtype, device)
         source = find_source(request)
         if source.gguf is not None:
@@ -173,15 +175,17 @@ def choose_place(inspection: Inspection, room_bytes: int = 0) -> Placement:
 
 def memory_limits(inspection: Inspection) -> MemoryLimits:
     """Say what memory the model and its states may take: what was given, or what is free now."""
-    request, on_gpu = inspection.request, inspection.device.type == "cuda"
+    request, on_gpu = inspection.request, is_gpu(inspection.device)
     context = device_overhead_bytes(inspection.device)  # first: what it loads is not free any more
+    free_cpu = inspection.shape.n_bytes.process + available_host_bytes()
     return limits_now(
         on_gpu=on_gpu,
         gpu=request.max_gpu_memory,
         cpu=request.max_cpu_memory,
         free_gpu=available_device_bytes(inspection.device) if on_gpu else 0,
-        free_cpu=inspection.shape.n_bytes.process + available_host_bytes(),
+        free_cpu=free_cpu if request.free_cpu_memory is None else min(free_cpu, request.free_cpu_memory),
         context=context,
+        streams=kind_of(inspection.device).streams,
     )
 
 
@@ -239,7 +243,7 @@ def fill_model(
 
 def _remarks(found: Inspection) -> list[str]:
     """Say what of the model's files will not be used, as far as their names and the config tell."""
-    lines = []
+    lines = [note] if (note := untested_note(found.device)) else []
     if found.request.dtype == "auto" and found.dtype == torch.float16:
         lines.append("this GPU has no bfloat16 of its own: computing in float16")
     if unread := [path.name for path in found.source.unread_files]:

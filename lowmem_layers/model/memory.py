@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from lowmem_layers.model.accelerators import device_memory
+
 _PIECE_NUMBERS = 1 << 22
 _SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
 
@@ -52,6 +54,16 @@ def release_freed_memory() -> None:
         trim(0)
 
 
+def release_model() -> None:
+    """Hand back what a model took that nobody holds any more, on the host and on cards, before another one is placed.
+
+    torch keeps freed memory of a card to itself; what is free is asked of the card.
+    """
+    release_freed_memory()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def only_new_objects_collected() -> Iterator[None]:
     """Keep what exists already out of garbage collection for the length of a `with` block.
@@ -86,11 +98,6 @@ def all_finite(tensor: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
-def host_bytes() -> int:
-    """Count the memory of this machine."""
-    return psutil.virtual_memory().total
-
-
 def available_host_bytes() -> int:
     """Count the host memory that can still be taken without swapping."""
     return psutil.virtual_memory().available
@@ -98,6 +105,4 @@ def available_host_bytes() -> int:
 
 def available_device_bytes(device: torch.device) -> int:
     """Count the memory that can still be taken on the computing device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_host_bytes()
+    return device_memory(device)[0]

@@ -107,7 +107,7 @@ class MemoryLimits:
     """What may be taken. Units: bytes. `on_gpu`: the GPU computes, and not the CPU.
 
     `states` is the most that states take where a single item does not need more (None: all that is left). `context` is
-    what the process takes of the GPU besides tensors.
+    what the process takes of the GPU besides tensors. Without `streams`, weights live on the device or nowhere.
     """
 
     on_gpu: bool
@@ -115,6 +115,7 @@ class MemoryLimits:
     cpu: int
     states: int | None = None
     context: int = GPU_CONTEXT_BYTES
+    streams: bool = True
 
     def left_by(self, placement: Placement, room: int) -> int:
         """Count what a placement leaves on the computing device, for states of which an item needs `room` bytes."""
@@ -165,8 +166,9 @@ def usual_states_bytes(free_gpu: int | None) -> int:
 
 
 def limits_now(
-    *, on_gpu: bool, gpu: int | None, cpu: int | None, free_gpu: int, free_cpu: int, context: int = GPU_CONTEXT_BYTES
-) -> MemoryLimits:
+    *, on_gpu: bool, gpu: int | None, cpu: int | None, free_gpu: int, free_cpu: int, context: int = GPU_CONTEXT_BYTES,
+    streams: bool = True,
+) -> MemoryLimits:  # fmt: skip
     """Turn what the user allows and what is free into limits: never more than there is.
 
     Units: bytes; `gpu` and `cpu` as given by the options (None: not given); `free_gpu` besides this process's CUDA
@@ -177,7 +179,7 @@ def limits_now(
         free = context + free_gpu
         gpu_limit = context + usual_states_bytes(free_gpu) if gpu is None else min(gpu, free)
     usual = _USUAL_STATES_BYTES if not on_gpu and cpu is None else None
-    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual, context)
+    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual, context, streams)
 
 
 def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: Spare = NO_SPARE) -> Placement:
@@ -190,7 +192,9 @@ def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: S
         BudgetError: none of the allowed homes fits; the message has the bytes needed and given.
     """
     on_gpu = limits.on_gpu
-    homes: list[HomeName] = [home for home in _HOMES[offload] if on_gpu or home != "device"]
+    homes: list[HomeName] = [
+        home for home in _HOMES[offload] if (on_gpu or home != "device") and (limits.streams or home == "device")
+    ]
     homes = homes or ["cpu"]  # a CPU's own memory is RAM
     ways = (False, True) if sizes.expert_slots is not None else (False,)
     tried = [
@@ -232,7 +236,7 @@ def _refusal(
         message += f" ({format_bytes(spare.room)} for the states of the longest item, and to compute with)"
     # 2) another home, where it fits; else larger limits, in round numbers, or a model or items that need less
     other = needed(sizes, "disk", on_gpu=limits.on_gpu, one_expert=closest.one_expert, context=limits.context)
-    if offload not in ("auto", "disk") and not limits.broken_by(other, spare):
+    if limits.streams and offload not in ("auto", "disk") and not limits.broken_by(other, spare):
         return BudgetError(message, "use --offload disk (or auto), which fits")
     suffix = ""
     if closest.home == "disk" and broken and sizes.layer_packed * 2 > sizes.slots:

@@ -67,16 +67,14 @@ class ModelShape:
             )
         return max(1, size)
 
-    def with_rounding(self, bits: float | None = None) -> ModelShape:
+    def with_rounding(self, bits: float) -> ModelShape:
         """Count a second slot for each kind of sublayer, for rounded weights beside a visited layer's own, and a shelf.
 
-        The shelf keeps all of them packed (None: there is none). Units: `bits` a weight; half a bit more is left for
-        scales of whole rows.
+        The shelf keeps all of them packed. Units: `bits` a weight; half a bit more is left for scales of whole rows.
         """
         n_bytes, single = self.n_bytes, self.n_bytes.expert_slots
         doubled = replace(n_bytes, slots=2 * n_bytes.slots, expert_slots=None if single is None else 2 * single)
-        shelf = 0 if bits is None else int(self.n_streamed * (bits + 0.5)) // 8
-        return replace(self, n_bytes=replace(doubled, shelf=shelf))
+        return replace(self, n_bytes=replace(doubled, shelf=int(self.n_streamed * (bits + 0.5)) // 8))
 
 
 def shipped_config(name: str) -> Any:

@@ -10,7 +10,7 @@ from lowmem_layers.errors import ModelError, UsageError
 
 Quant = Literal["none", "4bit", "8bit"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 Offload = Literal["auto", "none", "cpu", "disk"]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
@@ -27,7 +27,8 @@ class ModelSpec:
     `quant` names the packed weights' width; a checkpoint that is already packed at that width keeps its own
     packing unless `requantize`.
 
-    Units: `max_gpu_memory` and `max_cpu_memory` in bytes; None sets no limit.
+    Units: `max_gpu_memory` and `max_cpu_memory` in bytes; None sets no limit. `free_cpu_memory` bytes are this
+    process's share of what is free on the host, where others load at the same time (None: all of it).
 
     Raises:
         ModelError: a field has a value outside its choices.
@@ -44,6 +45,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     requantize: bool = False
     cache: bool = True
+    free_cpu_memory: int | None = None
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

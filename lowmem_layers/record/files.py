@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lowmem_layers.errors import RecordError, UsageError
 
 TEMPORARY = ".partial"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -52,7 +54,7 @@ def is_text(text: str) -> bool:
 
     Python makes such halves of bytes that are no UTF-8, in a command line or in a file's name.
     """
-    return not any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in text)
+    return _NO_TEXT.search(text) is None
 
 
 def check_text(what: str, text: Any) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from lowmem_layers.errors import DamagedError
@@ -31,8 +32,10 @@ ITEMS_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class ItemRow:
+_OF_ITEMS, _OF_CHOICES = ("task", "id", "cluster"), ("chars", "sizes", "n_tokens", "n_cut")  # fields of `ItemRow`
+
+
+class ItemRow(NamedTuple):
     """One item of the record, without its text.
 
     Shapes: `chars`, `sizes` (bytes), `n_tokens` (scored tokens) and `n_cut` (tokens lost on the left, because the model
@@ -104,14 +107,14 @@ def rows_of(items: Sequence[EncodedItem]) -> list[ItemRow]:
 
 def items_table(rows: Sequence[ItemRow]) -> pa.Table:
     """Lay the items out as a table with one row for each choice."""
-    flat = [
-        (row.task, row.id, choice, int(choice == row.gold), chars, size, row.cluster, n_tokens, n_cut)
-        for row in rows
-        for choice, (chars, size, n_tokens, n_cut) in enumerate(
-            zip(row.chars, row.sizes, row.n_tokens, row.n_cut, strict=True)
-        )
-    ]
-    return pa.table([list(column) for column in zip(*flat, strict=True)], schema=ITEMS_SCHEMA)
+    counts = [row.n_choices for row in rows]
+    spread = {name: np.repeat(np.array([getattr(row, name) for row in rows], object), counts) for name in _OF_ITEMS}
+    choice = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])
+    gold = choice == np.repeat(np.array([row.gold for row in rows]), counts)
+    joined = [list(chain.from_iterable(getattr(row, name) for row in rows)) for name in _OF_CHOICES]
+    chars, sizes, n_tokens, n_cut = joined
+    columns = [spread["task"], spread["id"], choice, gold.astype(np.int8), chars, sizes, spread["cluster"]]
+    return pa.table([*columns, n_tokens, n_cut], schema=ITEMS_SCHEMA)
 
 
 @no_collections()

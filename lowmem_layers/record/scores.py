@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from lowmem_layers.errors import DamagedError, EngineError, RecordError
 from lowmem_layers.record.files import write_whole
 from lowmem_layers.record.items import ItemRow
+from lowmem_layers.record.pages import unpacked_bytes
 
 SCORES_FOLDER = "scores"
 
@@ -90,8 +91,8 @@ def read_table(path: Path, hint: str = _HINT, most_rows: int = MAX_ROWS) -> pa.T
     """Read a parquet file of the record; the checksums of its pages and the hash of its content are verified.
 
     Parquet's own checksums do not cover the headers of pages and the file's footer, where a flipped bit can change
-    names or numbers. Files of version 0.2 and before have no hash of their content. What a file claims to hold is
-    looked at before it is read, so that a small one cannot fill the memory.
+    names or numbers. Files of version 0.2 and before have no hash of their content. What a file unpacks to is looked at
+    before it is read, so that a small one cannot fill the memory.
 
     Raises:
         DamagedError: the file is missing or damaged.
@@ -99,12 +100,18 @@ def read_table(path: Path, hint: str = _HINT, most_rows: int = MAX_ROWS) -> pa.T
     """
     try:
         with pa.OSFile(str(path)) as file:
-            about = pq.read_metadata(file)
-            size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-            if about.num_rows > most_rows or size > _ROOM_BYTES + _ROW_BYTES * about.num_rows:
-                raise DamagedError(f"{path} is damaged: it claims {about.num_rows:,} rows of {size:,} bytes", hint)
-            listed = [name for name in _LISTED if name in about.schema.names]
-            table = pq.ParquetFile(file, metadata=about, page_checksum_verification=True, read_dictionary=listed).read()
+            if file.size() > _ROOM_BYTES + _ROW_BYTES * most_rows:
+                raise DamagedError(f"{path} is damaged: it has {file.size():,} bytes", hint)
+            content = file.read_buffer()
+        about = pq.read_metadata(pa.BufferReader(content))
+        size = unpacked_bytes(memoryview(content).cast("B"), about, _LISTED)
+        if about.num_rows > most_rows or size > _ROOM_BYTES + _ROW_BYTES * about.num_rows:
+            raise DamagedError(f"{path} is damaged: it holds {about.num_rows:,} rows of {size:,} bytes", hint)
+        listed = [name for name in _LISTED if name in about.schema.names]
+        file = pq.ParquetFile(
+            pa.BufferReader(content), metadata=about, page_checksum_verification=True, read_dictionary=listed
+        )
+        table = file.read(use_threads=False)
         if "loglikelihood" not in table.column_names:
             table = _spelled_out(table)
         table.validate(full=True)  # text that is no UTF-8, places outside a dictionary

@@ -259,8 +259,10 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
         texts = getattr(passed, field.name)
         for text in texts if isinstance(texts, tuple) else (texts,):
             check_text("--" + field.name.replace("_", "-"), text)
+    draws = given.until is not None or coalitions == "permutations"
     for option, value, least in (
         ("--limit", given.limit, 1),
+        ("--seed", given.seed if draws else None, 0),  # numpy's generators take no other
         ("--max-removed", given.max_removed, 0),
         ("--permutations", given.permutations, 2),
         ("--fewshot", given.fewshot, 0),
@@ -272,7 +274,6 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
     ):
         if value is not None and value < least:
             raise UsageError(f"{option} {value} is too small", f"{option} takes a number of at least {least}")
-
     if not tasks or not all(tasks):
         raise UsageError("no task is named", "--tasks takes names joined by commas, for example --tasks quick")
     if len(set(tasks)) < len(tasks):
@@ -280,9 +281,8 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
     if passed.permutations is not None and coalitions != "permutations":
         raise UsageError("--permutations counts removal orders, and none are drawn", "add --coalitions permutations")
     if passed.max_removed not in (None, MAX_REMOVED) and coalitions != "windows":
-        raise UsageError(
-            "--max-removed limits windows, and none are removed", f"leave it out with --coalitions {coalitions}"
-        )
+        hint = f"leave it out with --coalitions {coalitions}"
+        raise UsageError("--max-removed limits windows, and none are removed", hint)
     if passed.until is None:
         return
     from lowmem_layers.game.uncertainty.stopping import parse_statement  # here, since it needs numpy

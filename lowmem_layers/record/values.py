@@ -39,8 +39,7 @@ class CollectedValues:
         self._kinds = kinds_of(rows)
         self._done = np.zeros(len(rows), dtype=bool)  # (items,): their tile is finished
         self._read = np.zeros(len(rows), dtype=bool)  # (items,): nothing of it is still to be computed
-        for tile in self.tiles:
-            self._done[list(manifest.plan.tiles[tile])] = True
+        self._done[[index for tile in self.tiles for index in manifest.plan.tiles[tile]]] = True
         self._items: dict[str, list[int]] = {entry.task: [] for entry in manifest.data}  # which items are a task's
         self._places: list[int] = []  # of each item, its place among the items of its task
         for index, row in enumerate(rows):

@@ -13,7 +13,7 @@ from lowmem_layers.errors import DamagedError
 from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.events import Announce, Noted, StageStarted
 
-FIRST_S = 1.0  # so long tiles are read before the first new one is scored: some hundreds, most often all
+FIRST_S = 0.2  # so long tiles are read before the first new one is scored: a hundred or so, often all
 SHARE = 0.05  # and so much of the time that a new tile takes, after it
 _WORTH_SAYING = 500  # tiles, which take about a second
 

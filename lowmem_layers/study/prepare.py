@@ -26,16 +26,15 @@ if TYPE_CHECKING:
 
 
 def prepare_study(
-    spec: Specification,
-    announce: Announce,
-    earlier: EngineRecord | None = None,
-    *,
-    tasks: Sequence[Task] | None = None,
+    spec: Specification, announce: Announce, earlier: EngineRecord | None = None, *,
+    tasks: Sequence[Task] | None = None, free_cpu_memory: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Prepared:
+) -> Prepared:  # fmt: skip
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
     `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
+
+    Units: `free_cpu_memory` in bytes, see `ModelSpec`.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
@@ -55,7 +54,7 @@ def prepare_study(
     threads = use_threads(spec.threads)
     # 2) look: the model's headers and the items' tokens
     announce(StageStarted("looking at the model", "headers"))
-    found = _with_room_for_change(spec, inspect_model(model_spec(spec)))
+    found = _with_room_for_change(spec, inspect_model(model_spec(spec, free_cpu_memory)), announce)
     announce(StageStarted("encoding the items", "items"))
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
@@ -68,7 +67,7 @@ def prepare_study(
     model = fill_model(found, placement, lambda line: announce(Noted(line)), lambda *of: announce(LayerRead(*of)))
     announce(StageStarted("examining the model", "examination"))
     start = clock()
-    changes = _changes(spec, model, encoded, placement.states_bytes)
+    changes = _changes(spec, model, encoded, placement)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
     verdict = engine.examine(kept := kept_verdict(engine, spec.change))
     keep_verdict(engine, spec.change, verdict)
@@ -77,7 +76,7 @@ def prepare_study(
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
 
-def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
+def _with_room_for_change(spec: Specification, found: Inspection, announce: Announce) -> Inspection:
     """See that a format can pack the sublayers that play, and count the room that their rounded weights take.
 
     Raises:
@@ -90,20 +89,22 @@ def _with_room_for_change(spec: Specification, found: Inspection) -> Inspection:
         return found
     design = plan_design(spec, found.shape.players)
     changed = [design.sublayers[position] for position in sorted({p for removed in design.removed for p in removed})]
-    check_rows(found.places, {(player.layer, player.role) for player in changed}, into)
-    return replace(found, shape=found.shape.with_rounding())
+    if said := check_rows(found.places, {(player.layer, player.role) for player in changed}, into):
+        announce(Noted(said))
+    return replace(found, shape=found.shape.with_rounding(into.most_bits))
 
 
-def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], budget_bytes: int) -> Changes:
+def _changes(spec: Specification, model: DecoderModel, encoded: Sequence[EncodedItem], placed: Placement) -> Changes:
     """Give what becomes of every sublayer; what stands for a branch's output is measured on the run's own items."""
     from lowmem_layers.engine.changes import Changes
     from lowmem_layers.engine.trunk import branch_means
+    from lowmem_layers.model.homes.rounding import Shelf
 
     change, means = parse_change(spec.change), None
     if change.kind == "mean":
         model.examine()
-        means = branch_means(model, encoded, budget_bytes)
-    return Changes.alike(len(model.players), change, means)
+        means = branch_means(model, encoded, placed.states_bytes)
+    return Changes.alike(len(model.players), change, means, Shelf(placed.shelf_bytes))
 
 
 def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
@@ -119,7 +120,7 @@ def _placed(found: Inspection, placement: Placement) -> ModelPlaced:
         device,
         dtype_name(found.dtype),
         limits.cpu,
-        limits.gpu if device == "cuda" else None,
+        limits.gpu if limits.on_gpu else None,
     )
 
 
@@ -170,8 +171,8 @@ def read_tasks(spec: Specification) -> list[Task]:
     )
 
 
-def model_spec(spec: Specification) -> ModelSpec:
-    """Take from a specification what loading a model asks for."""
+def model_spec(spec: Specification, free_cpu_memory: int | None = None) -> ModelSpec:
+    """Take from a specification what loading a model asks for. Units: bytes."""
     return ModelSpec(
         model=spec.model,
         quant=spec.quant,
@@ -184,4 +185,5 @@ def model_spec(spec: Specification) -> ModelSpec:
         trust_remote_code=spec.trust_remote_code,
         requantize=spec.requantize,
         cache=spec.cache,
+        free_cpu_memory=free_cpu_memory,
     )

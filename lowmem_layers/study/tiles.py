@@ -164,6 +164,8 @@ def _planned(values: CollectedValues, prepared: Prepared, work: Sequence[Sequenc
 def work_by_task(prepared: Prepared, manifest: Manifest, items: Sequence[EncodedItem]) -> tuple[int, ...]:
     """Count the work of a tile's items (multiply-adds), task by task."""
     coalitions = manifest.plan.coalitions
+    if len(manifest.data) == 1:
+        return (prepared.engine.work(items, coalitions),)
     parts = [[item for item in items if item.task == entry.task] for entry in manifest.data]
     return tuple(prepared.engine.work(part, coalitions) if part else 0 for part in parts)
 

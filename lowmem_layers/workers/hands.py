@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from lowmem_layers.errors import LowmemLayersError
+from lowmem_layers.errors import LowmemLayersError, WorkerError
 
 Handle = Any
 """A call that was sent; its answer is asked for later. It can be a key of a dict."""
@@ -13,6 +13,10 @@ Handle = Any
 
 class LostError(Exception):
     """The call's worker ended, or does not answer; the message says why. Whether the call was carried out is open."""
+
+
+class EndedError(WorkerError):
+    """A worker ended while it was asked something."""
 
 
 def named(error: LowmemLayersError, who: str) -> LowmemLayersError:
@@ -51,3 +55,21 @@ class Hands(Protocol):
     def restart(self, worker: int) -> None:
         """End a worker that does not answer; it begins anew, without a model."""
         ...
+
+
+def answered(hands: Hands, handle: Handle, who: str) -> Any:
+    """Give a call's answer.
+
+    Raises:
+        LowmemLayersError: what the call raised, with the worker's name.
+    """
+    try:
+        return hands.answer(handle)
+    except LostError as error:
+        raise EndedError(f"{who} ended: {error}", "fewer --workers leave each more memory") from error
+    except LowmemLayersError as error:
+        raise named(error, who) from None
+    except Exception as error:
+        raise WorkerError(
+            f"{who}: {type(error).__name__}: {error}", "without --workers, --debug shows where an error comes from"
+        ) from error

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from lowmem_layers.errors import UsageError
+from lowmem_layers.errors import LowmemLayersError, UsageError, WorkerError
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepare
 from lowmem_layers.workers.hands import Handle, LostError
@@ -23,7 +23,8 @@ from lowmem_layers.workers.worker import Worker
 
 _STORE_BYTES = 256 << 20  # tiles' scores pass through; Ray would take a third of the memory
 _CONNECT = "see that ray start --head runs there and that its port can be reached; ADDRESS is HOST:6379 or auto"
-_PATIENT = {"load", "versions"}  # calls that wait for a worker that begins anew
+_PATIENT = {"load", "arrive"}  # calls that wait for a worker that begins anew
+_MOST_RETRIES = 60  # of these: Ray tries once a second while an actor restarts; not for ever, if memory runs out
 
 
 def library() -> Any:
@@ -45,6 +46,7 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
 
     Raises:
         UsageError: Ray is missing, the address cannot be reached, or the versions differ.
+        WorkerError: Ray does not start on this machine.
     """
     ray = library()
     if ray.is_initialized():
@@ -53,37 +55,48 @@ def ray_open(address: str | None, n_cpus: int) -> Iterator[None]:
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        if address is None:
-            own = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-            ray.init(address="local", log_to_driver=False, logging_level="error", **own)
-        else:
-            _knock(address)
-            ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        words = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "ersion mismatch" in str(error):
-            raise UsageError(f"Ray at {address}: {words}", "use the same Ray and Python on every host") from error
-        raise UsageError(f"Ray cannot be reached at {address or 'this machine'}: {words}", _CONNECT) from error
-    # Ray would write its own remarks about workers that ended on stdout, where data go; the run says what happened.
-    setattr(import_module("ray._private.worker"), "_worker_logs_enabled", False)  # noqa: B010 (types know no such name)
-    try:
-        for number, handler in before.items():  # Ray puts its own in the place of ours
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, handler)
+        try:
+            if address is None:
+                own = {"num_cpus": n_cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+                ray.init(address="local", log_to_driver=False, logging_level="error", **own)
+            else:
+                check_reachable(address)
+                ray.init(address=address, log_to_driver=False, logging_level="error")
+        except LowmemLayersError:
+            raise
+        except Exception as error:  # Ray raises many, among them a bare Exception where it took too long to start
+            words = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "ersion mismatch" in str(error):
+                raise UsageError(f"Ray at {address}: {words}", "use the same Ray and Python on every host") from error
+            if address is None:
+                raise WorkerError(f"Ray did not start: {words}", "try again when the machine is less busy") from error
+            raise UsageError(f"Ray cannot be reached at {address}: {words}", _CONNECT) from error
+        except SystemExit as stop:  # Ray's own answer to SIGTERM, while it starts
+            raise KeyboardInterrupt from stop
+        finally:
+            for number, handler in before.items():  # Ray puts its own in the place of ours
+                with contextlib.suppress(ValueError):  # not in the main thread
+                    signal.signal(number, handler)
+        # Ray would write its own remarks about workers that ended on stdout, where data go; the run says what happened.
+        setattr(import_module("ray._private.worker"), "_worker_logs_enabled", False)  # noqa: B010 (unknown to types)
         yield
     finally:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """See that something listens at HOST:PORT: Ray itself would wait there for minutes, and write its own lines.
 
     Raises:
-        OSError: nothing does within five seconds.
+        UsageError: nothing does within five seconds.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            words = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"Ray cannot be reached at {address}: {words}", _CONNECT) from error
 
 
 class RayHands:
@@ -100,7 +113,7 @@ class RayHands:
         """Send a call; news are told beside another call."""
         options: dict[str, Any] = {"concurrency_group": "news"} if method == "news" else {}
         if method in _PATIENT:
-            options["max_task_retries"] = -1
+            options["max_task_retries"] = _MOST_RETRIES
         return getattr(self._actors[worker], method).options(**options).remote(*arguments)
 
     def share(self, value: Any) -> Any:
@@ -165,7 +178,16 @@ def _reason(error: Exception) -> str:
 
 
 def wants_cards(specification: Specification) -> bool:
-    """Tell whether workers compute on cards: where that is asked for, or left open and Ray has some."""
+    """Tell whether workers compute on cards: where that is asked for, or left open and Ray has some.
+
+    Raises:
+        UsageError: a device was asked for that Ray gives to nobody.
+    """
+    if specification.device in ("mps", "xpu"):
+        raise UsageError(
+            f"--workers with --device {specification.device}: workers compute on CPUs or on CUDA cards",
+            "leave --workers away: one process computes on that device",
+        )
     return specification.device == "cuda" or (
         specification.device == "auto" and library().cluster_resources().get("GPU", 0) >= 1
     )

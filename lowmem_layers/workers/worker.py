@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from lowmem_layers._version import __version__
-from lowmem_layers.errors import WorkerError
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.record.identity import code_digest, fingerprint
@@ -22,8 +21,21 @@ from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Engine, Prepare, Prepared, TaskLike
 from lowmem_layers.study.events import Event
 from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.workers.hands import LostError
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "numpy")  # whose versions decide numbers
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is, and which versions are there.
+
+    Units: bytes of the host's memory that are free; None where that does not matter.
+    """
+
+    host: str
+    versions: Mapping[str, str]
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +87,32 @@ class Worker:
         self._threads: int | None = None
         self._news = News()
 
-    def versions(self) -> dict[str, str]:
-        """Name the versions of this package and of the libraries that decide numbers."""
-        return versions_here()
+    def arrive(self) -> Place:
+        """Free what an earlier run held; say where this worker is, and which versions and free memory are there."""
+        self._prepared = None
+        if self._given is not None:
+            return Place(socket.gethostname(), versions_here())
+        from lowmem_layers.model.memory import available_host_bytes, release_model
+
+        release_model()
+        return Place(socket.gethostname(), versions_here(), available_host_bytes())
 
     def load(
-        self, specification: Specification, tasks: Sequence[Any] | None, earlier: EngineRecord | None, shared_by: int
+        self,
+        specification: Specification,
+        tasks: Sequence[Any] | None,
+        earlier: EngineRecord | None,
+        shared_by: int,
+        free_bytes: int | None = None,
     ) -> Loaded:
-        """Load the model and examine it. `shared_by` workers of this host share the memory that was given."""
-        self._prepared = None  # what an earlier run held is freed first
+        """Load the model and examine it.
+
+        `shared_by` workers of this host share the memory that was given, or that was free before any of them loaded:
+        at the same time each would take all of it for its own.
+
+        Units: `free_bytes` of the host.
+        """
+        self._prepared = None
         if specification.max_cpu_memory is not None:
             specification = replace(specification, max_cpu_memory=specification.max_cpu_memory // shared_by)
         prepare = self._given
@@ -92,7 +121,8 @@ class Worker:
 
             from lowmem_layers.study.prepare import prepare_study
 
-            prepare = partial(prepare_study, tasks=tasks)
+            share = None if free_bytes is None else free_bytes // shared_by
+            prepare = partial(prepare_study, tasks=tasks, free_cpu_memory=share)
         self._prepared = prepare(specification, self._news.events.append, earlier)
         self._threads = self._prepared.machine.get("threads")
         return self._loaded()
@@ -150,7 +180,7 @@ class Worker:
     @property
     def _ready(self) -> Prepared:
         if self._prepared is None:
-            raise WorkerError("a worker was given work before it had loaded the model")
+            raise LostError("it began anew, without a model")  # it was killed while it had nothing to do
         return self._prepared
 
     @property

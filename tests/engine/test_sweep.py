@@ -11,6 +11,7 @@ import transformers
 from transformers.models.gemma2 import modeling_gemma2
 
 from lowmem_layers.engine import Engine, Sizes, batches, ready_engine, reference_loglikelihoods
+from lowmem_layers.engine.trie import plain_rows
 from lowmem_layers.errors import EngineError, RemovalError
 from lowmem_layers.game.players.tree import prefix_tree, windows_formula
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -77,6 +78,19 @@ def test_plain_rows_give_the_same_numbers_as_tries(family):
     model = DecoderModel(families.tiny_model(family))
     tries, rows = (ready_engine(model, layout=layout).score(items, WINDOWS) for layout in ("trie", "rows"))
     assert largest_gap(tries, rows) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_what_the_likeliest_tokens_have_is_read_off_the_same_rows(family):
+    plain = [replace(item, choices=item.choices[:1]) for item in routes.random_items(3, seed=5)]
+    items = [replace(each, choices=(each.choices[0], replace(each.choices[0], is_likeliest=True))) for each in plain]
+    assert sum(map(len, plain_rows(items))) == sum(map(len, plain_rows(plain)))
+    model = DecoderModel(families.tiny_model(family))
+    found, expected = ready_engine(model).score(items, WINDOWS), reference_loglikelihoods(model, items, WINDOWS)
+    assert largest_gap(found, expected) < 1e-5
+    for ours, theirs in zip(found, expected, strict=True):  # where it would have written the tokens, both are equal
+        assert (ours[:, 1] >= ours[:, 0]).all()
+        assert np.array_equal(ours[:, 1] == ours[:, 0], theirs[:, 1] == theirs[:, 0])
 
 
 def test_a_wrong_value_would_be_seen():

@@ -76,7 +76,7 @@ def test_one_task_against_another_is_never_paired(tmp_path, bench):
 
 def test_items_that_only_share_their_names_are_not_paired(tmp_path, bench, monkeypatch):
     one, two = (make(tmp_path, bench, name, tasks=("one",)) for name in "ab")
-    changed = tuple(dataclasses.replace(row, gold=(row.gold + 1) % row.n_choices) for row in two.item_rows)
+    changed = tuple(row._replace(gold=(row.gold + 1) % row.n_choices) for row in two.item_rows)
     monkeypatch.setattr(
         type(two), "item_rows", property(lambda run: changed if run.folder == two.folder else one.values.rows)
     )
@@ -184,7 +184,7 @@ def test_the_study_tables_need_windows_of_sublayers(tmp_path, bench):
 def test_data_that_was_edited_is_refused_by_name(tmp_path, bench, monkeypatch):
     one, two = (make(tmp_path, bench, name, tasks=("one",)) for name in "ab")
     first, *rest = two.item_rows
-    edited = (dataclasses.replace(first, chars=tuple(n + 1 for n in first.chars)), *rest)
+    edited = (first._replace(chars=tuple(n + 1 for n in first.chars)), *rest)
     monkeypatch.setattr(
         type(two), "item_rows", property(lambda run: edited if run.folder == two.folder else one.values.rows)
     )

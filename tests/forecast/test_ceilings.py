@@ -45,7 +45,7 @@ def test_random_codes_make_rows_with_a_length_of_about_one(make: Any) -> None:
 
 
 def test_every_kernel_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "_PIECE_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr(ceilings, "_PIECE_BYTES", (1 << 20, 0))
     monkeypatch.setattr(ceilings, "read_fresh_file", lambda folder: 2e9 if folder == tmp_path else 0.0)
     found = list(measure_ceilings(CPU, torch.float32, tmp_path, seconds=0.001, products=[(8, 16, 32)]))
     assert [each.unit for each in found] == ["TFLOP/s", *["GB/s"] * 3, *["10⁹ numbers/s"] * 2]

@@ -69,3 +69,19 @@ def test_what_is_unknown_has_no_correlation():
     ):  # fmt: skip
         found = corrected(a, b, rows, rows, dof, level=0.95)
         assert np.isnan([found.pearson, found.spearman, found.pearson_ci.low, found.spearman_ci.high]).all()
+
+
+def test_the_coin_flip_item_widens_intervals_but_is_no_noise_of_accuracies():
+    rng = np.random.default_rng(2)
+    names, lost = tuple(f"p{i}" for i in range(12)), np.linspace(0.0, 0.4, 12)
+    coalitions, items = ((), *((i,) for i in range(12))), tuple(map(str, range(90)))
+    runs = [
+        ValueTable(
+            names, coalitions, np.hstack([np.ones((90, 1)), rng.random((90, 12)) >= lost]), items=items, task="t"
+        )
+        for _ in range(2)
+    ]
+    a, b = (influence_of(run.values[:, :1] - run.values[:, 1:], np.arange(90)) for run in runs)
+    plain = corrected(a.value, b.value, a.pieces, b.pieces, np.full(12, 89.0), level=0.95)
+    found = compare(*runs, "ablation").corrected
+    assert (found.pearson, found.spearman) == pytest.approx((plain.pearson, plain.spearman))

@@ -246,3 +246,18 @@ def test_what_fuzzing_found(folder: Path, name: str, place: tuple[str, ...], wro
     text = json.dumps(stored).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :] if binary else text)
     check_refused(folder, ModelError if not binary else CheckpointError, message)
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"), [(AttributeError("no such thing"), True), (ValueError("no model"), False)], ids=str
+)
+def test_a_fault_of_this_package_is_not_blamed_on_the_files_alone(
+    folder: Path, error: Exception, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lowmem_layers.model.load.dissect", broken)
+    refusal = check_refused(folder, ModelError, "its config makes no model that can be taken apart")
+    assert refusal.__cause__ is error  # which --debug shows, with the place
+    assert ("the fault is lowmem-layers' own: --debug shows where" in refusal.hint) == ours

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from lowmem_layers.model import ModelSpec, load_model
 from lowmem_layers.model.checkpoint.source import Source
 from lowmem_layers.model.checkpoint.texts import keep_texts
-from lowmem_layers.model.homes import packed_file
+from lowmem_layers.model.homes import filling, packed_file
 from lowmem_layers.model.homes.cache import cache_folder, clear_cache, fingerprint_files, list_cache
 from lowmem_layers.model.homes.packed_file import DiskFullError, OtherVersionError, PackedFileWriter
 from tests.model.conftest import tiny_model, tiny_tokenizer
@@ -55,6 +57,41 @@ def test_what_a_killed_process_left_is_deleted_once_it_is_old(llama_folder: Path
     assert not partial["old"].exists()
     assert partial["fresh"].exists()  # another machine's, perhaps
     assert path.exists()
+
+
+def test_weights_that_another_process_packs_are_waited_for_and_not_packed_again(
+    llama_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = logits_of(load_model(spec(llama_folder)))
+    path = list_cache()[0].path
+    aside = path.rename(path.with_name("aside"))  # as if it were still being written
+    lock = FileLock(f"{path}.lock", thread_local=False)
+    holder = threading.Thread(target=lock.acquire)  # another thread stands for another process
+    holder.start()
+    holder.join()
+
+    def finish(line: str) -> None:
+        lines.append(line)
+        if "another process packs these weights" in line:
+            aside.rename(path)
+            threading.Timer(0.1, lock.release).start()
+
+    lines: list[str] = []
+    monkeypatch.setattr(filling, "_read_all", lambda *_: pytest.fail("packed twice"))
+    assert torch.equal(logits_of(load_model(spec(llama_folder), finish)), expected)
+    assert "from the cache" in lines[-1]
+    assert [entry.state for entry in list_cache()] == ["ready"]
+
+
+def test_where_there_are_no_locks_weights_are_packed_all_the_same(
+    llama_folder: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(self: FileLock, timeout: float | None = None) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", unsupported)
+    load_model(spec(llama_folder))
+    assert list_cache()[0].state == "ready"
 
 
 def test_no_cache_writes_nothing(llama_folder: Path, folder: Path) -> None:

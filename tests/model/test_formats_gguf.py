@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 import torch
 
+from lowmem_layers.errors import CheckpointError
+from lowmem_layers.model.checkpoint.gguf_file import GgufHeader, GgufTensor
+from lowmem_layers.model.checkpoint.gguf_reader import own_gguf_packing
 from lowmem_layers.model.formats import GGUF, unpack
 from lowmem_layers.model.formats.gguf_blocks import BLOCKS
 
@@ -64,6 +69,15 @@ def test_rounds_once_into_bfloat16(name: str) -> None:
 def test_block_sizes_are_the_file_formats(name: str) -> None:
     numbers, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
     assert (BLOCKS[name].numbers, BLOCKS[name].n_bytes) == (numbers, n_bytes)
+
+
+@pytest.mark.parametrize("name", ["Q8_1", "Q8_K", "Q1_0", "F64", "I32"])
+def test_blocks_that_are_not_read_are_refused_by_name(name: str) -> None:
+    tensor = GgufTensor("blk.0.attn_q.weight", (2, 256), name, 0, 0, Path("x.gguf"))
+    with pytest.raises(CheckpointError, match=f"attn_q.weight is in blocks of type {name}") as caught:
+        own_gguf_packing(GgufHeader(Path("x.gguf"), {}, {tensor.name: tensor}))
+    assert ("," in caught.value.message) == name.startswith("Q")  # with the reason
+    assert "Q4_0" in caught.value.hint
 
 
 def test_the_comparison_notices_a_changed_byte() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 
@@ -13,6 +14,7 @@ import pytest
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import RecordError
 from lowmem_layers.model.memory import peak_bytes
+from lowmem_layers.record.pages import _Header
 from lowmem_layers.report import write_report
 from tests.dictionary import Bench
 
@@ -73,6 +75,55 @@ def test_parquet_that_unpacks_to_much_more(run, name, kind):
     with pytest.raises(RecordError, match="is damaged"):
         open_run(run.folder).scores()
     assert peak_bytes() - before < 100 * MIB
+
+
+def varint(number, length=0):
+    """Spell a number as Thrift does, padded to a length."""
+    number, found = number << 1, bytearray()
+    while number >= 128 or len(found) < length - 1:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "scores/tile-00000.parquet"])
+def test_parquet_whose_footer_lies(run, name):
+    """The footer says that a page of 72 MiB has a hundred bytes; the page's own header has to say what it takes."""
+    path = run.folder / name
+    text = "x" * (72 * MIB) + np.random.default_rng(0).bytes(4000).hex()  # more than the 4 KiB that are not looked into
+    pq.write_table(pa.table({"task": [text], "choice": [1]}), path, compression="zstd", use_dictionary=False)
+    del text
+    content, about = bytearray(path.read_bytes()), pq.read_metadata(path)
+    assert len(content) < MIB
+    for true in (about.row_group(0).column(0).total_uncompressed_size, about.row_group(0).total_byte_size):
+        footer = content.index(varint(true), len(content) - 2000)
+        content[footer : footer + len(varint(true))] = varint(100, len(varint(true)))
+    path.write_bytes(content)
+    assert pq.read_metadata(path).row_group(0).total_byte_size == 100
+    before = peak_bytes()
+    with pytest.raises(RecordError, match=r"is damaged: it holds 1 rows of 75,\d\d\d,\d\d\d bytes"):
+        open_run(run.folder).scores()
+    assert peak_bytes() - before < 16 * MIB
+
+
+@pytest.mark.parametrize("text", ["x" * MIB, b"x" * MIB])
+def test_a_column_that_no_record_has_is_not_read(run, text):
+    """A text of 1 MiB in 500,000 rows, named once in the file: 500 GB when it is spelled out."""
+    rows = 500_000
+    task = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int32)), pa.array([text]))
+    pq.write_table(pa.table({"chars": task}), run.folder / "items.parquet", compression="zstd")
+    with pytest.raises(RecordError, match="is damaged: column 'chars' holds BYTE_ARRAY"):
+        open_run(run.folder).scores()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_headers_of_pages_that_make_no_sense_end(seed):
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 256, 400, dtype=np.uint8)
+    data[: seed % 5] = 0x19  # a list
+    data[1:9] = 0xFF if seed % 2 else data[1:9]
+    with contextlib.suppress(ValueError):
+        _Header(memoryview(data.tobytes()), 0).fields()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right that users of Windows seldom have")

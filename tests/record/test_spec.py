@@ -40,6 +40,8 @@ def test_the_papers_preset_and_what_overrides_it():
         ({"value": "accuracy"}, "--value", "acc"),
         ({"limit": 0}, "--limit 0 is too small", "at least 1"),
         ({"max_removed": -1}, "--max-removed -1", "at least 0"),
+        ({"seed": -1, "until": "top3"}, "--seed -1 is too small", "at least 0"),
+        ({"seed": -1, "coalitions": "permutations"}, "--seed -1 is too small", "at least 0"),
         ({"tasks": ()}, "no task", "--tasks"),
         ({"tasks": ("quick", "quick")}, "named twice", "once"),
         ({"revision": "\ud800"}, r"--revision is no text: '\\ud800'", "UTF-8"),

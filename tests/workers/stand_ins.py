@@ -23,6 +23,7 @@ class ListHands:
     calls: list[tuple[int, str]] = field(default_factory=list)
     restarted: list[int] = field(default_factory=list)
     hangs: set[int] = field(default_factory=set)
+    hanging: str = "score"  # the calls of these workers that are not answered
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -39,7 +40,7 @@ class ListHands:
 
     def wait(self, handles: Sequence[int], timeout_s: float) -> list[int]:
         answering = [
-            each for each in handles if not (self._sent[each][1] == "score" and self._sent[each][0] in self.hangs)
+            each for each in handles if not (self._sent[each][1] == self.hanging and self._sent[each][0] in self.hangs)
         ]
         return self._rng.sample(answering, min(len(answering), 2))
 

@@ -14,6 +14,7 @@ from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import EngineError, LowmemLayersError, ShortageError, UsageError, WorkerError
 from lowmem_layers.study.events import Noted, StatementJudged, TileCommitted, TileStarted, WorkDone
 from lowmem_layers.workers.crew import Crew
+from lowmem_layers.workers.worker import Place, Worker, versions_here
 from tests.workers.stand_ins import ListHands
 
 UNTIL = StudySpec(tasks=("one",), max_removed=1, until="ci=3")
@@ -107,6 +108,36 @@ def test_a_worker_that_hangs_is_ended_and_its_tile_goes_to_another(tmp_path, ben
     assert digests(run.folder) == digests(whole.folder)
 
 
+def test_a_worker_that_was_killed_while_it_was_idle_loads_again(tmp_path, bench, spec, whole):
+    """Ray has started it anew, unseen: it answers the next call, but has no model."""
+    hands, crew = crew_of(bench().prepare)
+    noted: list[object] = []
+
+    def hear(event: object) -> None:
+        noted.append(event)
+        if isinstance(event, TileCommitted) and event.tiles_done == 1:
+            hands._workers[1] = Worker(hands.prepare)
+
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare, announce=hear)
+    assert digests(run.folder) == digests(whole.folder)
+    assert any("began anew, without a model" in event.words for event in noted if isinstance(event, Noted))
+
+
+def test_a_worker_whose_host_is_gone_does_not_keep_the_run_waiting(tmp_path, bench, spec):
+    """The only worker ends, and Ray finds no host for it: the run ends with a line, and goes on with another call."""
+    hands = ListHands(bench().prepare, n_workers=1, dies=lambda worker, method: method == "score", hanging="load")
+    noted: list[object] = []
+
+    def hear(event: object) -> None:
+        noted.append(event)
+        if isinstance(event, TileStarted):
+            hands.hangs.add(0)
+
+    with pytest.raises(WorkerError, match="no worker is left: worker 0 lost"):
+        run_study(spec, tmp_path / "r", prepare=Crew(hands, patience_s=0.3).prepare, announce=hear)
+    assert any("was not loaded again within" in event.words for event in noted if isinstance(event, Noted))
+
+
 def test_memory_that_runs_out_sends_the_tile_to_another_worker(tmp_path, bench, engine, spec, whole):
     made = bench(engine=engine(fail_at=1, error=ShortageError))
     sound = bench()
@@ -186,10 +217,9 @@ def test_another_model_is_refused_though_devices_may_be_mixed(tmp_path, bench, s
 
 
 def test_versions_that_differ_are_refused_by_name(tmp_path, bench, spec, monkeypatch):
-    hands, crew = crew_of(bench().prepare)
-    monkeypatch.setattr(
-        "lowmem_layers.workers.crew.versions_here", lambda: {**hands.answer(hands.call(0, "versions")), "torch": "1.0"}
-    )
+    _, crew = crew_of(bench().prepare)
+    here = {**versions_here(), "torch": "1.0"}
+    monkeypatch.setattr("lowmem_layers.workers.crew.versions_here", lambda: here)
     with pytest.raises(UsageError, match=r"worker \d has other versions: torch 2\S* there, 1.0 here"):
         run_study(spec, tmp_path / "r", prepare=crew.prepare)
 
@@ -213,6 +243,71 @@ def test_memory_that_was_given_is_shared_by_the_workers_of_a_host(tmp_path, benc
 
     run_study(replace(spec, max_cpu_memory=900), tmp_path / "r", prepare=crew_of(prepare)[1].prepare)
     assert given == [300, 300, 300]
+
+
+def test_workers_of_one_host_share_what_is_free_there(tmp_path, bench, spec, monkeypatch):
+    """Two on a host of 900 bytes, one alone on another: nobody counts on what the other one takes."""
+    shares: list[int | None] = []
+
+    def prepare(specification, announce, earlier, *, tasks, free_cpu_memory):
+        shares.append(free_cpu_memory)
+        return bench().prepare(specification, announce, earlier)
+
+    monkeypatch.setattr("lowmem_layers.study.prepare.prepare_study", prepare)
+    where = [("desktop", 800), ("desktop", 900), ("laptop", 700)]
+    places = iter([Place(host, versions_here(), free) for host, free in where])
+    monkeypatch.setattr(Worker, "arrive", lambda self: next(places))
+    hands = ListHands(None, n_workers=3)
+    run_study(spec, tmp_path / "r", prepare=Crew(hands).prepare)
+    assert sorted(shares) == [450, 450, 700]
+
+
+def test_several_runs_share_one_crew_and_one_that_fails_leaves_nothing_behind(tmp_path, bench, engine, spec, whole):
+    made = [bench(engine=engine(fail_at=1, error=EngineError)), bench()]
+    now = iter([made[0]] * 3 + [made[1]] * 6)
+    hands, crew = crew_of(lambda *given: next(now).prepare(*given))
+    with pytest.raises(EngineError):
+        run_study(spec, tmp_path / "failed", prepare=crew.prepare)
+    assert not hands.restarted
+    run = run_study(spec, tmp_path / "r", prepare=crew.prepare)
+    assert set(hands.restarted) < {0, 1, 2}, "workers that still scored for the run that failed"
+    assert hands.restarted
+    assert digests(run.folder) == digests(whole.folder)
+
+
+@pytest.mark.parametrize("gone_at", ["arrive", "load", "score"])
+def test_a_worker_that_ended_for_good_is_left_out_of_the_next_runs(tmp_path, bench, spec, whole, gone_at):
+    """Whether that is seen when the second run begins, while it loads, or in its tiles."""
+    hands, crew = crew_of(bench().prepare)
+    noted: list[object] = []
+    ended: list[str] = []
+
+    def dies(worker: int, method: str) -> bool:
+        if worker == 2 and (method == gone_at or ended):
+            ended.append(method)
+        return worker == 2 and bool(ended)
+
+    for number in range(4):
+        n_calls = len(hands.calls)
+        run = run_study(spec, tmp_path / f"{number}", prepare=crew.prepare, announce=noted.append)
+        assert digests(run.folder) == digests(whole.folder)
+        hands.dies = dies
+    assert ended[0] == gone_at
+    assert not [each for each in hands.calls[n_calls:] if each[0] == 2], "asked for once more"
+    assert any(getattr(event, "words", "").startswith("worker 2") for event in noted)
+
+
+def test_a_worker_gets_its_next_tile_before_the_last_one_is_recorded(bench, spec):
+    """Between two tiles no worker waits until scores are written."""
+    from lowmem_layers.study.contracts import Scoring
+    from lowmem_layers.study.events import ignore
+
+    _, crew = crew_of(bench().prepare, n_workers=2)
+    prepared = crew.prepare(spec.resolved(), ignore)
+    begun: list[int] = []
+    of = Scoring([prepared.encoded[:1]] * 8, [()], begun.append, ignore)
+    for given, _ in enumerate(prepared.score_tiles(range(8), of), start=1):
+        assert len(begun) >= min(8, given + 2)
 
 
 def test_scores_keep_every_bit(tmp_path, bench, engine, spec):

@@ -136,7 +136,7 @@ def compare(
         correction=correction,
         level=level,
         agreement=agreement(*ranked, level=level, top_k=top_k, seed=seed),
-        corrected=corrected(*ranked, level=level, seed=seed),
+        corrected=corrected(first.value, second.value, *whole.noise, whole.dof, level=level, seed=seed),
         apart=difference,
     )
 
@@ -151,6 +151,14 @@ class _Sides:
     n_items: tuple[int, int]
     n_given: tuple[int, int]
     paired: bool
+
+    @property
+    def noise(self) -> tuple[FloatArray, FloatArray]:
+        """Take both estimates' pieces of error, without the coin-flip items that widen intervals of accuracies."""
+        one, two = self.first.answers, self.second.answers
+        if one is None or two is None:
+            return self.first.pieces, self.second.pieces
+        return one.pieces, two.pieces
 
     @property
     def difference(self) -> Influence:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowmem_layers.model.accelerators import to_float64
 from lowmem_layers.model.anatomy.branches import run_layer
 from lowmem_layers.model.anatomy.dissection import LayerAnatomy
 from lowmem_layers.model.anatomy.forward import LayerCall
@@ -46,8 +47,9 @@ def scale_of(output: torch.Tensor, x: torch.Tensor) -> Any:
     """
     if torch.equal(output, x):
         return 1.0
-    scale = (output.double() * x.double()).sum((0, 1)) / (x.double() ** 2).sum((0, 1))  # (D,), least squares
-    scale = scale.to(x.dtype)
+    wide, whole = to_float64(x), to_float64(output)
+    scale = (whole * wide).sum((0, 1)) / (wide**2).sum((0, 1))  # (D,), least squares
+    scale = scale.to(x)
     is_all = torch.allclose(output, x * scale, rtol=16 * torch.finfo(x.dtype).eps, atol=0.0)
     return scale if is_all and scale.all() else None
 

@@ -148,7 +148,10 @@ def _placed(file: Path, size: int, name: str, shape: tuple[int, ...], type_numbe
     try:
         quant_type = GGMLQuantizationType(type_number)
     except ValueError as error:
-        raise CheckpointError(f"{file.name}: {name} has the unknown type {type_number}", AGAIN) from error
+        raise CheckpointError(
+            f"{file.name}: {name} has the unknown type {type_number}",
+            "it is newer than the gguf package here (pip install --upgrade gguf), or damaged (download it again)",
+        ) from error
     numbers, block_bytes = GGML_QUANT_SIZES[quant_type]
     n_bytes = prod(shape) // numbers * block_bytes
     if start + n_bytes > size:

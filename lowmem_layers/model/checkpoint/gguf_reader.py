@@ -32,6 +32,11 @@ from lowmem_layers.model.homes.store import Place
 # What a file may lack. llama.cpp adds no bias where there is none (transformers has one switch for the four of
 # attention), and multiplies by no scale.
 _OPTIONAL = {"self_attn.o_proj.bias": 0.0, "layer_scalar": 1.0, "router.per_expert_scale": 1.0}
+_NOT_READ = {
+    "Q8_1": ", which llama.cpp rounds activations to, not weights",
+    "Q8_K": ", which llama.cpp rounds activations to, not weights",
+    "Q1_0": ", for which the gguf package has no unpacking that ours could be checked against",
+}
 _PLAIN_NORM = "linear_attn.norm.weight"  # the one norm of Qwen's hybrids that is no "1 + weight"
 
 
@@ -43,8 +48,9 @@ def own_gguf_packing(header: GgufHeader) -> OwnPacking | None:
     """
     unknown = [t for t in header.tensors.values() if t.quant_type not in BLOCKS | PLAIN]
     if unknown:
+        kind = unknown[0].quant_type
         raise CheckpointError(
-            f"{header.file.name}: {unknown[0].name} is in blocks of type {unknown[0].quant_type}",
+            f"{header.file.name}: {unknown[0].name} is in blocks of type {kind}{_NOT_READ.get(kind, '')}",
             f"these block formats are read: {', '.join(BLOCKS)}",
         )
     numbers: Counter[str] = Counter()

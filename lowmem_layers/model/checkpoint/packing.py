@@ -17,6 +17,10 @@ from lowmem_layers.model.spec import Quant
 
 # where writers put their settings before config.json had a place for them, and what method they mean
 _SETTINGS_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+# Methods whose files could be opened, and why they are not read.
+_NOT_READ = {
+    "torchao": "its tensors are torchao's own classes, in layouts of its version and of the kernel they were packed for"
+}
 _WIDTH: Mapping[Quant, int] = {"4bit": 4, "8bit": 8}
 _TARGET: Mapping[Quant, str] = {"none": "none", "4bit": "nf4", "8bit": "int8"}
 
@@ -78,6 +82,7 @@ def own_packing(
         if (own := each.from_config(about)) is not None:
             return own
     by = f"quantised by {method!r}" if method else "quantised, by a method that has no name"
+    by += f": {_NOT_READ[method]}" if method in _NOT_READ else ""
     known = ", ".join(each.title for each in formats)
     raise CheckpointError(f"config.json: the checkpoint is {by}", f"plain, {known} and GGUF checkpoints are read")
 

@@ -22,6 +22,14 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # pattern's star stands for slashes too.)
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 _HUB_LEFT_OUT = ("*/*", "consolidated*")
+_NETWORK_LIBRARIES = (
+    "requests",
+    "urllib3",
+    "httpx",
+    "httpcore",
+    "httpx2",
+    "httpcore2",
+)  # of huggingface_hub, by version
 
 
 @dataclass(frozen=True)
@@ -213,3 +221,10 @@ def _hub_errors(name: str, revision: str | None) -> Iterator[None]:
                 "free some space, or point HF_HOME to a folder of yours on another disk",
             ) from error
         raise ModelError(f"{name} is not on this machine and the model hub cannot be reached", local_hint) from error
+    except Exception as error:  # while a file comes, the network library's own, which are no OSErrors
+        if type(error).__module__.partition(".")[0] not in _NETWORK_LIBRARIES:
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        raise ModelError(
+            f"the download of {name} broke off: {reason}", "run the same command again: what was fetched is kept"
+        ) from error

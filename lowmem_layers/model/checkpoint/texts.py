@@ -68,8 +68,9 @@ def read_tokenizer(source: Source, spec: ModelSpec) -> Any:
 def unreadable(what: str, hint: str) -> Iterator[None]:
     """Turn whatever is raised about files that are not as they should be into one error that says what it was.
 
-    Libraries check little of what they read: a number where a list should be ends anywhere in them, with anything. What
-    says more is passed on: our own errors, a permission that is missing, memory that ran out.
+    Libraries check little of what they read: a number where a list should be ends anywhere in them, with anything. An
+    error that says nothing of files (a missing attribute, a wrong type) may be a fault of this package, too: the hint
+    says so. What says more is passed on: our own errors, a permission that is missing, memory that ran out.
 
     Raises:
         ModelError: something else was raised.
@@ -81,8 +82,10 @@ def unreadable(what: str, hint: str) -> Iterator[None]:
     except Exception as error:
         if is_shortage(error):
             raise
-        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise ModelError(f"{what}: {kind}{_first_line(error)}", hint) from error
+        if isinstance(error, (OSError, ValueError)):
+            raise ModelError(f"{what}: {_first_line(error)}", hint) from error
+        both = f"{hint}; if other programs read this model, the fault is lowmem-layers' own: --debug shows where it is"
+        raise ModelError(f"{what}: {type(error).__name__}: {_first_line(error)}", both) from error
 
 
 def keep_texts(source: Source, config: Any, tokenizer: Any, announce: Callable[[str], None]) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from lowmem_layers.model.accelerators import to_float64
+
 NUMBERS = 1 << 15  # at once; what is computed from them stays in a CPU's cache
 _TINY = 1e-15  # groups without a larger number are zeros
 
@@ -221,7 +223,9 @@ def _with_minima(blocks: torch.Tensor, top: int, first: float, n_steps: int) -> 
     Shapes: (blocks, 256) → the first 16 bytes of a block (`half d; half dmin; uint8 scales[12]`), codes (blocks, 256).
     """
     x = _groups(blocks, 32)
-    spread = (_total(x * x) / 32).double().sqrt().float()  # torch's own root of float32 is off in the last bit
+    spread = (
+        to_float64(_total(x * x) / 32).sqrt().float().to(x.device)
+    )  # torch's own root of float32 is off in the last bit
     weights = spread + x.abs()
     scales, minima, fit = _affine_fit(x, weights, top, first, n_steps, absolute=False)
     d, steps = _shared(scales.view(-1, 8), 63)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model.checkpoint.safetensors_reader import RESIDENT, LayerReader
@@ -62,30 +64,84 @@ def fill_home(
         DiskFullError: the disk is full, for the cache or for a home on disk.
         UnwritableError: the home is on disk, in a folder that cannot be written to.
     """
+    # from the cache, if the weights are there: now, or when another process has packed them that was waited for
+    if (home := _kept(filling, announce)) is not None:
+        return home
+    with _alone(filling.path, announce):
+        return _kept(filling, announce) or _made(filling, open_reader(), announce, on_layer)
+
+
+def _kept(filling: Filling, announce: Announce) -> Home | None:
+    """Take the weights from the cache; None where they are not there, or are damaged.
+
+    Raises:
+        OtherVersionError: the cache's file was kept by another version of this package.
+    """
     path = filling.path
-    # 1) from the cache, if the weights are there already
-    if path is not None and path.is_file():
+    if path is None or not path.is_file():
+        return None
+    try:
+        home = _from_cache(filling, path)
+    except OtherVersionError:
+        raise
+    except CheckpointError as error:
+        announce(f"{error.message}; it is made again")
+        path.unlink(missing_ok=True)
+        return None
+    announce(f"packed weights from the cache: {path}")
+    return home
+
+
+@contextmanager
+def _alone(path: Path | None, announce: Announce) -> Iterator[None]:
+    """Let one process at a time pack the weights of a file of the cache; others wait for it.
+
+    Where the file system has no locks, or nothing can be written, each packs for itself.
+    """
+    if path is None:
+        yield
+        return
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            home = _from_cache(filling, path)
-        except OtherVersionError:
-            raise
-        except CheckpointError as error:
-            announce(f"{error.message}; it is made again")
-            path.unlink(missing_ok=True)
-        else:
-            announce(f"packed weights from the cache: {path}")
-            return home
-    # 2) onto the disk: into the cache, or else into a file that goes with this process
-    reader = open_reader()
+            lock.acquire(timeout=0)
+        except Timeout:
+            announce("another process packs these weights: waiting for it")
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not let an open file be deleted
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _made(filling: Filling, reader: LayerReader, announce: Announce, on_layer: OnLayer) -> Home:
+    """Read the weights from the checkpoint and pack them, into the cache too where that can be written to.
+
+    Raises:
+        DiskFullError: the disk is full, for the cache or for a home on disk.
+        UnwritableError: the home is on disk, in a folder that cannot be written to.
+    """
+    path = filling.path
+    # 1) onto the disk: into the cache, or else into a file that goes with the home
     if filling.home_device is None:
+        folder = None
         if path is None:
             folder = Path(tempfile.mkdtemp(prefix="lowmem-layers-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             path = folder / "weights.packed"
         with write_packed_file(path, filling.about) as writer:
             _read_all(filling, reader, None, writer, announce, on_layer)
-        return DiskHome(PackedFile(path))
-    # 3) into memory, and into the cache where that can be written to
+        home = DiskHome(PackedFile(path))
+        if folder is not None:  # several runs of one process would fill the disk
+            weakref.finalize(home, shutil.rmtree, folder, ignore_errors=True)
+        return home
+    # 2) into memory, and into the cache where that can be written to
     memory = MemoryHome(filling.home_device)
     with ExitStack() as stack:
         writer = None

@@ -7,7 +7,7 @@ synchronisation of the host with the compute stream. The pattern is that of vLLM
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -140,5 +140,13 @@ class StagedFeed:
 
 
 def lane_to(device: torch.device, n_bytes: int) -> Lane:
-    """Build the lane to a device, for groups of at most `n_bytes` bytes a visit."""
-    return CudaLane(n_bytes, device) if device.type == "cuda" else HostLane(n_bytes)
+    """Build the lane to a device, for groups of at most `n_bytes` bytes a visit.
+
+    Raises:
+        KeyError: there is none to this kind of device.
+    """
+    lanes: dict[str, Callable[[], Lane]] = {
+        "cpu": lambda: HostLane(n_bytes),
+        "cuda": lambda: CudaLane(n_bytes, device),
+    }
+    return lanes[device.type]()
