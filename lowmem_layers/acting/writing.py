@@ -53,7 +53,7 @@ class ShardWriter:
             if self._file is None:
                 self._open()
             assert self._file is not None
-            self._file.write(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+            self._file.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
             end = self._written + flat.numel() * flat.element_size()
             self._shards[-1][name] = {**entry, "data_offsets": [self._written, end]}
             self.n_bytes += end - self._written

@@ -54,7 +54,7 @@ def pairs_of(rows: Sequence[Row], width: int, scored: Sequence[int]) -> Pairs:
             owners.append((target.item, target.choice))
     order = np.argsort(nodes, kind="stable")
     columns = (np.array(column, dtype=np.int64)[order] for column in (nodes, tokens, choices, likeliest))
-    return Pairs(*columns, tuple(owners))
+    return Pairs(*columns, owners=tuple(owners))
 
 
 class Head:
