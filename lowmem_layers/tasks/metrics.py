@@ -122,7 +122,7 @@ def item_values(
     if metric.needs_choices and bool((exists.sum(axis=1) < 2).any()):
         raise UsageError(
             f"{metric.name} compares choices, and some items have only one",
-            "use loglikelihood or nll_per_byte for text",
+            "use loglikelihood or nll_per_byte for text, greedy for continuations",
         )
     if metric.needs_likeliest and (exists.shape[1] != 2 or bool((exists.sum(axis=1) != 1).any())):
         raise UsageError(
