@@ -20,10 +20,11 @@ _LABELS = {"removed": "sublayers removed", "mixed": "bits a weight"}
 def draw(models: list[dict[str, Any]], folder: Path) -> None:
     """Draw a column for each model: removals above, mixtures below; write `acted.svg` and `acted.png`."""
     with paper_style():
-        figure = new_figure(4.6)
-        axes = figure.subplots(2, len(models), squeeze=False)
+        figure = new_figure(4.6, 3.45 * max(1, len(models)))
+        kinds = [kind for kind in _LABELS if any(each["kind"] == kind for model in models for each in model["rows"])]
+        axes = figure.subplots(len(kinds), len(models), squeeze=False)
         for column, model in enumerate(models):
-            for row, kind in enumerate(_LABELS):
+            for row, kind in enumerate(kinds):
                 _panel(axes[row, column], [each for each in model["rows"] if each["kind"] == kind], kind)
             n_items = model["rows"][0]["n_items"]
             axes[0, column].set_title(f"{model['model']}, {n_items} held-out items", fontsize=8)
