@@ -7,7 +7,7 @@
 `measure` makes a run without sublayers (windows of up to two) and one for each format (single sublayers), chooses on
 one half of the items and measures on the other, beside the same number or the same bits at random and by block
 influence. Everything is in OUT: the runs, and `acted.json`. The runs are those of `lowmem-layers run` with the same
-options; a second call goes on with them. `draw` makes benchmarks/figures/acted.svg and .png of one or more models.
+options; a second call goes on with them. `draw` makes benchmarks/figures/acted.png of one or more models.
 """
 
 from __future__ import annotations
