@@ -143,8 +143,8 @@ _OPTIONS: tuple[Callable[..., Any], ...] = (
     _option(
         REMOVED,
         "--change",
-        "What is done to sublayers instead of removing them: quantise their weights (nf4, fp4, int8, q8_0, q5_1, q5_0, "
-        "q4_1, q4_0, mxfp4, …), put their mean output in their place, or run them twice.",
+        "What is done to sublayers instead of removing them: quantise their weights (nf4, int8, q8_0, q6_k, q5_k, "
+        "q4_k, q4_0, mxfp4, q3_k, q2_k, …), put their mean output in their place, or run them twice.",
         "|".join(CHANGES),
     ),
     _option(

@@ -115,6 +115,7 @@ def _rows(found: Forecast) -> list[tuple[str, str]]:
         ("weights at home", f"{format_bytes(shape.n_bytes.packed)} ({memory.home})"),
         ("weights in the slot", format_bytes(memory.slots)),
         ("staging", format_bytes(memory.staging)),
+        *([("quantised weights kept", format_bytes(memory.shelf))] if memory.shelf else []),
         ("embedding, norms, head", format_bytes(shape.n_bytes.resident)),
         ("states", states),
         ("intermediates or logits", format_bytes(memory.chunk)),

@@ -55,7 +55,8 @@ class Memory:
 
     Units: bytes; `tile_tokens` of the largest sweep. `gpu` is 0 without a GPU. `slots` and `staging` hold a layer's
     weights; `states` are the largest tile's, `chunk` one chunk's intermediates or its logits; `loading` is the host's
-    while the model is loaded. `tile_shares` are the shares of the tiles in the whole work.
+    while the model is loaded; `shelf` holds quantised weights that are kept from tile to tile. `tile_shares` are the
+    shares of the tiles in the whole work.
     """
 
     home: str
@@ -68,6 +69,7 @@ class Memory:
     loading: int
     tile_tokens: int
     tile_shares: tuple[float, ...]
+    shelf: int = 0
 
     @property
     def n_tiles(self) -> int:
@@ -121,6 +123,7 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
         home=placed.home,
         slots=placed.slot_bytes,
         staging=placed.staging_bytes,
+        shelf=placed.shelf_bytes,
         gpu=placed.gpu_bytes + states + chunk if on_gpu else 0,
         host=placed.cpu_bytes + (0 if on_gpu else states + chunk),
         states=states,
