@@ -7,7 +7,7 @@
 `measure` makes a run without sublayers (windows of up to two) and one for each format (single sublayers), chooses on
 one half of the items and measures on the other, beside the same number or the same bits at random and by block
 influence. Everything is in OUT: the runs, and `acted.json`. The runs are those of `lowmem-layers run` with the same
-options; a second call goes on with them. `draw` makes benchmarks/figures/acted.svg and .png of one or more models.
+options; a second call goes on with them. `draw` makes benchmarks/figures/acted.png of one or more models.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ def measure(asked: argparse.Namespace) -> None:
     runs = [made(name, f"quantise:{name}", 1) for name in asked.formats]
     rows = pruned(removals, model.prepare(removals.manifest.resolved, print), asked.remove)
     rows += mixed(runs, model, asked.budget)
-    about = {"model": removals.manifest.model.name, "task": asked.task, "items": asked.items, "rows": rows}
+    name = Path(removals.manifest.resolved.model).stem
+    about = {"model": name, "task": asked.task, "items": asked.items, "rows": rows}
     (out / "acted.json").write_text(json.dumps(about, indent=1))
-    print(f"{about['model']}, {asked.items} items of {asked.task}, loss in nats on {rows[0]['n_items']} held-out items")
+    print(f"{name}, {asked.items} items of {asked.task}, loss in nats on {rows[0]['n_items']} held-out items")
     for row in rows:
         ci = f"[{row['loss_ci_low']:.2f}, {row['loss_ci_high']:.2f}]"
         print(f"| {row['what']} | {row['way']} | {row['foreseen']:.2f} | {row['loss']:.2f} {ci} |".replace("-", "−"))

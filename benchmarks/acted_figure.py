@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lowmem_layers.report.style import FEED_FORWARD, QUIET, new_figure, paper_style, save
 
@@ -18,17 +19,18 @@ _LABELS = {"removed": "sublayers removed", "mixed": "bits a weight"}
 
 
 def draw(models: list[dict[str, Any]], folder: Path) -> None:
-    """Draw a column for each model: removals above, mixtures below; write `acted.svg` and `acted.png`."""
+    """Draw a column for each model: removals above, mixtures below; write `acted.png`."""
     with paper_style():
-        figure = new_figure(4.6)
-        axes = figure.subplots(2, len(models), squeeze=False)
+        kinds = [kind for kind in _LABELS if any(each["kind"] == kind for model in models for each in model["rows"])]
+        figure = new_figure(2.6 * len(kinds) + 0.4, max(4.4, 3.45 * len(models)))
+        axes = figure.subplots(len(kinds), len(models), squeeze=False)
         for column, model in enumerate(models):
-            for row, kind in enumerate(_LABELS):
+            for row, kind in enumerate(kinds):
                 _panel(axes[row, column], [each for each in model["rows"] if each["kind"] == kind], kind)
             n_items = model["rows"][0]["n_items"]
             axes[0, column].set_title(f"{model['model']}, {n_items} held-out items", fontsize=8)
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        save(figure, folder, "acted", ("svg", "png"))
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(models))
+        save(figure, folder, "acted", ("png",))
 
 
 def _panel(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
@@ -51,5 +53,8 @@ def _panel(axes: Axes, rows: list[dict[str, Any]], kind: str) -> None:
                           textcoords="offset points")  # fmt: skip
     axes.axhline(0, color=QUIET, linewidth=0.6)
     axes.set_yscale("symlog", linthresh=0.5)
+    axes.yaxis.set_major_locator(FixedLocator([-10, -3, -1, -0.3, 0, 0.3, 1, 3, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}".replace("-", "\u2212")))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(_LABELS[kind])
     axes.set_ylabel("loss (nats)")

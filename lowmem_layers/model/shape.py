@@ -129,7 +129,9 @@ def shape_from(model: Any, anatomy: Anatomy, places: Sequence[Place], n_bytes: M
         macs.append(int(met))
     # 2) everything else; eager attention keeps scores, masked ones and weights, and its softmax is float32
     embedding, tied = model.get_input_embeddings().weight, set(getattr(model, "all_tied_weights_keys", None) or {})
-    is_eager, heads = getattr(text, "_attn_implementation", None) == "eager", getattr(text, "num_attention_heads", 0)
+    is_eager = getattr(text, "_attn_implementation", None) == "eager"
+    each = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]  # Dots3's layers differ
+    heads = max(getattr(layer, "num_attention_heads", 0) for layer in each)
     return ModelShape(
         players=anatomy.players,
         macs=tuple(macs),

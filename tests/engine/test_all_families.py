@@ -15,7 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [
     "qwen3_next", "qwen3_5_moe_text", "falcon_h1", "nemotron_h", "recurrent_gemma", "mamba2", "llama4_text", "gpt_neo",
-    "gemma4_text", "deepseek_v32", "qwen2_5_vl", "internvl", "mistral3", "llava", "kimi_k25", "zamba2", "rwkv",
+    "gemma4_text", "mistral_large4", "deepseek_v32", "qwen2_5_vl", "internvl", "mistral3", "llava", "kimi_k25",
+    "zamba2", "rwkv", "dots3_note_text",
 ])  # fmt: skip
 def test_coalitions_of_a_type_equal_whole_passes(model_type):
     found = in_a_fork(model_type)

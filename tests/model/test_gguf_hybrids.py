@@ -137,7 +137,7 @@ def test_gpt_2s_blocks_stay_as_they_are(tmp_path: Path) -> None:
         assert torch.equal(read[name], expected), name
 
 
-@pytest.mark.parametrize("case", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize("case", ["qwen3_5", pytest.param("qwen3_5_moe", marks=pytest.mark.slow)])
 def test_blocks_of_qwen_are_read_as_transformers_reads_them(case: str, tmp_path: Path) -> None:
     """Its own loader undoes the same conversion in another way: on whole tensors, dequantised."""
     draft = {f"blk.4.{name}.weight": np.ones(64, np.float32) for name in ("attn_norm", "nextn.enorm")}

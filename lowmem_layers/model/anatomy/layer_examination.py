@@ -83,7 +83,12 @@ def examine_layers(module: Any, anatomy: Anatomy, store: LayerStore) -> tuple[La
         x = torch.randn(_ROWS, _TOKENS, width, generator=generator)  # (B, T, D) residual states of unit scale
         x = x.to(device=embedding.device, dtype=embedding.dtype)
         layer = _with_forms(layer, x, calls[visit.layer])
-        programs.append(_examine_layer(layer, x, calls[visit.layer], programs[-1].forms if programs else {}))
+        try:
+            programs.append(_examine_layer(layer, x, calls[visit.layer], programs[-1].forms if programs else {}))
+        except RemovalError:
+            if not programs:
+                _refuse_second_result(module, anatomy, inputs)
+            raise
     return tuple(programs)
 
 
@@ -114,13 +119,7 @@ def _begin(
             "only a single residual stream of the text's own tokens can be taken apart",
         )
     layer = _with_forms(met[0], hidden, call)
-    # 2) nothing but the stream goes from layer to layer
-    if len(met) > 1 and layer.answer.length > 1 and (beside := handed_beside(module, met, inputs)) is not None:
-        raise RemovalError(
-            f"{name}: each decoder layer hands a second result (of shape {tuple(beside.shape)}) to the next one, "
-            "beside the residual stream",
-            "what a removed sublayer would hand on there has no meaning: no exact removal",
-        )
+    # 2) nothing that earlier layers made but the stream goes into a layer
     layers = [replace(each, answer=layer.answer) for each in anatomy.layers]
     calls, shifted = (prologue(module, layers, inputs, shift=shift).calls for shift in (0.0, 1.0))
     reading = [number for number, pair in enumerate(zip(calls, shifted, strict=True)) if not _is_same(*pair)]
@@ -131,6 +130,21 @@ def _begin(
             "can be taken apart",
         )
     return layer, calls
+
+
+def _refuse_second_result(module: Any, anatomy: Anatomy, inputs: dict[str, Any]) -> None:
+    """Look for a deeper reason why a layer is no sum: a second result that layers hand on (Zaya's routers read it).
+
+    Raises:
+        RemovalError: there is one.
+    """
+    met = [layer for layer in anatomy.layers if layer.kinds]
+    if len(met) > 1 and (beside := handed_beside(module, met, inputs)) is not None:
+        raise RemovalError(
+            f"{type(module).__name__}: each decoder layer hands a second result (of shape {tuple(beside.shape)}) on to "
+            "the next one, beside the residual stream",
+            "what a removed sublayer would hand on there has no meaning: no exact removal",
+        )
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -63,7 +63,11 @@ def _norms_of(layer: LayerAnatomy, x: torch.Tensor, call: LayerCall) -> list[nn.
     given: dict[nn.Module, torch.Tensor] = {}
 
     def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and isinstance(output, torch.Tensor) and output.shape == x.shape == getattr(args[0], "shape", None):
+        if (
+            len(args) == 1
+            and isinstance(output, torch.Tensor)
+            and output.shape == x.shape == getattr(args[0], "shape", None)
+        ):
             given[module] = args[0]
 
     parts = [part for part in layer.layer.modules() if next(part.children(), None) is None]
