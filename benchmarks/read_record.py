@@ -1,4 +1,4 @@
-"""Read a run without this package, as docs/record.md describes it: Python, pyarrow and nothing else.
+"""Read a run without this package, as benchmarks/record.md describes it: Python, pyarrow and nothing else.
 
     python benchmarks/read_record.py RUN
 

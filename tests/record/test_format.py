@@ -1,4 +1,4 @@
-"""The record's format is what docs/record.md says: a script that never imports the package follows it and agrees."""
+"""The record's format is what benchmarks/record.md says: a script that never imports the package follows it and agrees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.dictionary import Bench
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "read_record.py"
-DOCUMENT = (ROOT / "docs" / "record.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "benchmarks" / "record.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
