@@ -1,4 +1,4 @@
-"""The record's format is what benchmarks/record.md says: a script that never imports the package follows it and agrees."""
+"""A script that never imports the package reads a record as benchmarks/record.md describes it, and agrees with it."""
 
 from __future__ import annotations
 
