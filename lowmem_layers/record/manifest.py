@@ -22,6 +22,7 @@ else:
 Status = Literal["running", "done", "interrupted", "failed"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # the upper bound keeps infinity out
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)] | Annotated[float, msgspec.Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Described = TypeVar("Described")
 
@@ -91,7 +92,7 @@ class EngineRecord:
     """
 
     layout: str | None = None
-    sizes: Mapping[str, int | float] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     self_test: Mapping[str, Json] = field(default_factory=dict)
     narrowed: tuple[Mapping[str, Json], ...] = ()
     more: Mapping[str, Json] = field(default_factory=dict)

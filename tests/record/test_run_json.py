@@ -144,6 +144,8 @@ def test_every_node_is_checked_or_ignored(folders):
         (("elapsed_s",), "delete", "Object missing required field `elapsed_s`"),
         (("created",), "\ud800", "created is no text"),
         (("work",), -1, "work"),
+        (("engine", "sizes", "head_rows"), 1e308, r"engine\.sizes"),
+        (("engine", "sizes", "chunk_tokens"), 0, r"engine\.sizes"),
         (("data", 0, "items"), -1, r"data\[0\]\.items"),
         (("data", 0, "items"), True, r"data\[0\]\.items"),
         (("data", 0, "metric"), "accuracy", r"data\[0\]\.metric"),
