@@ -27,7 +27,7 @@ from lowmem_layers.record.spec import (
 MODEL, TASK, REMOVED = "Model", "Task", "What is removed and estimated"
 MEMORY, OUTPUT = "Memory and device", "Output"
 # Listed here too because the modules that own these names need numpy, which `--help` does not wait for; tests compare.
-VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability, kl, nll_per_byte or loglikelihood_per_char"
+VALUE_NAMES = "acc, acc_norm, loglikelihood, margin, probability, kl, nll_per_byte, loglikelihood_per_char or greedy"
 ESTIMATOR_NAMES = "neighbourhood, stratified, ablation, shapley or permutation"
 SIZE_WORDS = (
     "Effect to resolve, in the unit of the value: 0.01 is one point of accuracy; a negative one is a gain. "

@@ -120,7 +120,9 @@ def test_recipes():
 
 
 def test_half_a_decoder_layer_is_no_decoder_layer(study):
-    model = SimpleNamespace(players=study.bench.prepare(study.run.manifest.resolved, print).players)
+    players = study.bench.prepare(study.run.manifest.resolved, print).players
+    programs = [SimpleNamespace(stays="")] * 3
+    model = SimpleNamespace(players=players, n_layers=3, examine=lambda: programs)
     with pytest.raises(UsageError, match=r"of layer 1 ffn\.1 would stay"):
         kept_layers(model, (2,), "layers")
     assert kept_layers(model, (2, 3), "layers") == [0, 2]
