@@ -58,11 +58,12 @@ def main() -> None:
     rows = []
     for tenth in range(1, 10):
         told = [each for each in oracle.told if tenth / 10 <= each[1] < (tenth + 1) / 10]
-        errors = [left / (oracle.ended - now) - 1 for now, _, left in told if oracle.ended > now]
-        if errors:
-            worst = max(errors, key=abs)
-            rows.append({"tenth": tenth, "estimates": len(errors), "worst_error": round(worst, 3)})
-            print(f"from {tenth}0 % on: {len(errors):3} estimates, the worst off by {worst:+.0%}")
+        truth = [(left, oracle.ended - now) for now, _, left in told if oracle.ended > now]  # seconds
+        if truth:
+            left, true = max(truth, key=lambda each: abs(each[0] / each[1] - 1))
+            error = round(left / true - 1, 3)
+            rows.append({"tenth": tenth, "estimates": len(truth), "worst_error": error, "of_s": round(true, 2)})
+            print(f"from {tenth}0 % on: {len(truth):3} estimates, the worst off by {error:+.0%} of {true:.1f} s")
     print(
         json.dumps({"tasks": options.tasks, "limit": options.limit, "max_removed": options.max_removed, "rows": rows})
     )
