@@ -121,7 +121,7 @@ def _traceback_shown() -> Iterator[None]:
 def _is_shortage(error: Exception) -> bool:
     """Tell whether memory ran out, without importing torch where nothing has."""
     if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
+        return isinstance(error, MemoryError) or "can't start new thread" in str(error)
     from lowmem_layers.model.memory import is_shortage
 
     return is_shortage(error)

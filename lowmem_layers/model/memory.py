@@ -16,7 +16,13 @@ import torch
 from lowmem_layers.model.accelerators import device_memory
 
 _PIECE_NUMBERS = 1 << 22
-_SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+_SHORTAGES = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "STATUS_ALLOC_FAILED",
+    "can't start new thread",
+)
 
 
 def resident_bytes() -> int:
