@@ -107,7 +107,7 @@ def mixed(runs: list[Run], model: OneModel, budgets: list[float]) -> list[dict[s
     of, about = [], []
     for place, budget in enumerate(budgets):
         chosen = known.choose(numbers, budget)
-        for each in contenders(known, chosen, numbers, budget, prepared, seed=0):
+        for each in contenders(known, chosen, numbers, budget, prepared, seed=0, say=print):
             if each.name.startswith("all ") and place:
                 continue
             way = "record" if each.name == "chosen" else each.name.partition(" (")[0]
