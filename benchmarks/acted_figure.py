@@ -26,7 +26,10 @@ def draw(models: list[dict[str, Any]], folder: Path) -> None:
         axes = figure.subplots(len(kinds), len(models), squeeze=False)
         for column, model in enumerate(models):
             for row, kind in enumerate(kinds):
-                _panel(axes[row, column], [each for each in model["rows"] if each["kind"] == kind], kind)
+                if of := [each for each in model["rows"] if each["kind"] == kind]:
+                    _panel(axes[row, column], of, kind)
+                else:
+                    axes[row, column].set_axis_off()
             n_items = model["rows"][0]["n_items"]
             axes[0, column].set_title(f"{model['model']}, {n_items} held-out items", fontsize=8)
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(models))
