@@ -49,7 +49,7 @@ def unpack(packed: Packed, out: torch.Tensor) -> None:
 def unpacked(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
     """Unpack a weight in host memory into a dense one of its own."""
     out = torch.empty(packed.shape, dtype=dtype)
-    unpack(packed, out)
+    packed.format.unpack(packed, out)
     return out
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from lowmem_layers.model.formats import Packed, unpack
+from lowmem_layers.model.formats import Packed
 from lowmem_layers.model.homes.experts import OneByOne, slot_numbers, split
 from lowmem_layers.model.homes.places import Place
 
@@ -105,8 +105,20 @@ class StreamingStore:
         with closing(self._feed.stream(requests)) as feed:
             for visit, groups, packed in zip(visits, requests, feed, strict=True):
                 try:
+                    # each sublayer into its slot, one weight behind the other; divided experts are only made ready
                     for group in groups:
-                        self._enter(self._places[group], packed)
+                        places = self._places[group]
+                        plain, stacks = split(places) if self._one_expert else (places, {})
+                        cursor = 0
+                        for place in plain:
+                            size, weight = prod(place.shape), packed[place.key]
+                            dense = self._slots[place.kind][cursor : cursor + size].view(place.shape)
+                            weight.format.unpack(weight, dense)
+                            _parameter(place).data = dense
+                            cursor += size
+                        for module, experts in stacks.items():
+                            slot = self._slots[experts[0].kind][cursor:]
+                            self._visiting.append(OneByOne(module, experts, packed, slot))
                     yield visit
                 finally:
                     while self._visiting:
@@ -120,19 +132,6 @@ class StreamingStore:
         if any(place.n_experts for group in self._places.values() for place in group):
             about["experts_in_slot"] = "one at a time" if self._one_expert else "all at once"
         return about
-
-    def _enter(self, places: Sequence[Place], packed: Mapping[str, Packed]) -> None:
-        """Unpack one sublayer into its slot, one weight behind the other; of divided experts, only make them ready."""
-        plain, stacks = split(places) if self._one_expert else (places, {})
-        cursor = 0
-        for place in plain:
-            size = prod(place.shape)
-            dense = self._slots[place.kind][cursor : cursor + size].view(place.shape)
-            unpack(packed[place.key], dense)
-            _parameter(place).data = dense
-            cursor += size
-        for module, group in stacks.items():
-            self._visiting.append(OneByOne(module, group, packed, self._slots[group[0].kind][cursor:]))
 
 
 def _parameter(place: Place) -> nn.Parameter:
