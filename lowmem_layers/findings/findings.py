@@ -88,11 +88,12 @@ class TaskLevel:
 class Findings:
     """Everything that a run found, for whoever shows it.
 
-    `sides` are importance by the task's own metric and by the gold answer's log-likelihood: one where these are the
-    same, none where nothing was removed. `cornerstones` has the verdict on each task whose metric has a chance level.
-    `paper` holds the paper's tables 1 to 4, where the run is one of their kind. `lines` say what matters most,
-    `cautions` what must be known before any number is read, `verdict` what a statement to stop at has proven, `cut`
-    which items were too long for the model, `perplexities` those of the harness' tasks that have one.
+    `sides` are importance by the task's own metric and by the value that the run asks for, else by the gold answer's
+    log-likelihood: one where these are the same, none where nothing was removed. `cornerstones` has the verdict on each
+    task whose metric has a chance level. `paper` holds the paper's tables 1 to 4, where the run is one of their kind.
+    `lines` say what matters most, `cautions` what must be known before any number is read, `verdict` what a statement
+    to stop at has proven, `cut` which items were too long for the model, `perplexities` those of the harness' tasks
+    that have one.
     """
 
     sides: tuple[Side, ...]
@@ -120,14 +121,18 @@ def compute_findings(run: Run) -> Findings:
     """Compute what a run found, reading every tile once."""
     # 1) every value that is needed below, in one pass over the tiles
     manifest = run.manifest
-    run.values.collect(None, "loglikelihood", *([manifest.resolved.value] if manifest.resolved.until else []))
+    asked = manifest.resolved.value
+    if asked is None or not run.values.allows(asked):  # 0.1 let a run ask for what its items lack
+        asked = "loglikelihood"
+    run.values.collect(None, "loglikelihood", asked)
 
     # 2) importance by either value: by one where they are the same, by none where nothing was removed
     metrics = [metric_named(run.metric(task)) for task in run.tasks]
+    names = {metric.name for metric in metrics}
     sides: tuple[Side, ...] = ()
     if len(manifest.plan.coalitions) > 1:
-        gold = side(run, "loglikelihood")
-        sides = (gold,) if {metric.name for metric in metrics} == {"loglikelihood"} else (side(run, None), gold)
+        other = "loglikelihood" if names == {asked} else asked
+        sides = (side(run, None),) if names == {other} else (side(run, None), side(run, other))
 
     # 3) the full model on every task
     own = run.value_tables()

@@ -60,6 +60,7 @@ _ROWS = (
     QuantFormat("tq1_0", 1.6875, "llama.cpp", 256, "q4_0"),
 )
 QUANT_FORMATS: Mapping[str, QuantFormat] = {row.name: row for row in _ROWS}
+_FORMATS = f"formats: {', '.join(QUANT_FORMATS)}"
 # What llama.cpp quantises, most of it only with an importance matrix, and what is only read here.
 NO_QUANTISER = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs")
 CHANGES = ("remove", "mean", "repeat", "quantise:FORMAT")
@@ -112,6 +113,8 @@ def parse_change(text: str) -> Change:
     kind, colon, name = text.partition(":")
     if kind == "quantise" and colon:
         return Change("quantise", quant_format(name))
+    if kind == "quantise":
+        raise UsageError("--change quantise names no format", f"write quantise:FORMAT; {_FORMATS}")
     for each in (REMOVE, Change("mean"), Change("repeat")):
         if each.name == text:
             return each
@@ -128,7 +131,6 @@ def quant_format(name: str) -> QuantFormat:
     known = name.lower()
     if known in QUANT_FORMATS:
         return QUANT_FORMATS[known]
-    formats = f"formats: {', '.join(QUANT_FORMATS)}"
     if known in NO_QUANTISER:
-        raise UsageError(f"{known} is read here, but there is no quantiser for it", formats)
-    raise UsageError(f"there is no format {name!r} to quantise to", f"{did_you_mean(known, QUANT_FORMATS)}{formats}")
+        raise UsageError(f"{known} is read here, but there is no quantiser for it", _FORMATS)
+    raise UsageError(f"there is no format {name!r} to quantise to", f"{did_you_mean(known, QUANT_FORMATS)}{_FORMATS}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lowmem_layers.findings.findings import Side, find
+from lowmem_layers.findings.findings import side as side_by
 from lowmem_layers.findings.run import Run
 from lowmem_layers.record.files import make_folder
 from lowmem_layers.report.axes import MOST_TICKS, kind_legend, kind_samples
@@ -30,6 +31,11 @@ _NARROW_LAYERS = 40  # decoder layers that fit into one column's panel
 _PIES = 3  # beside each other
 
 
+def _by(run: Run, value: str) -> Side:
+    """Give importance by a value: as it was found, or computed now where a run was asked for another one."""
+    return next((each for each in find(run).sides if each.value == value), None) or side_by(run, value)
+
+
 def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Figure]:
     """Draw every figure that these runs allow: names and matplotlib figures, drawn but not yet saved.
 
@@ -44,7 +50,7 @@ def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Fi
         found["figure-2-shares"] = share_grid(own)
         for place, (title, run, side) in enumerate(own):
             found[f"figure-{3 + place}-ablation"] = ablation_panels(title, run, side)
-        chosen = own if value is None else [(title, run, find(run).sides[-1]) for title, run in measured]
+        chosen = own if value is None else [(title, run, _by(run, value)) for title, run in measured]
         found["figure-6-values" if len(own) <= 3 else f"figure-{3 + len(own)}-values"] = value_bars(chosen)
         for place, (title, run, side) in enumerate(chosen):
             number = f"-{place + 1}" if len(chosen) > 1 else ""

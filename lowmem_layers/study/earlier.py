@@ -30,7 +30,7 @@ class EarlierTiles:
         self.values, self.announce, self.clock = values, announce, clock
         self.damaged: list[int] = []
         resolved = values.manifest.resolved
-        wanted = (None, "loglikelihood", *([resolved.value] if resolved.until is not None else []))
+        wanted = (None, "loglikelihood", *([resolved.value] if resolved.value is not None else []))
         self._wanted = [name for name in wanted if values.allows(name)]
 
     def read(self, at_most_s: float = FIRST_S) -> None:

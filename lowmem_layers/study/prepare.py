@@ -19,6 +19,7 @@ from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
     from lowmem_layers.engine.changes import Changes
+    from lowmem_layers.engine.engine import Engine
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.anatomy.decoder import DecoderModel
     from lowmem_layers.model.load import Inspection
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
 
 def prepare_study(
-    spec: Specification, announce: Announce, earlier: EngineRecord | None = None, *,
-    tasks: Sequence[Task] | None = None, free_cpu_memory: int | None = None,
+    spec: Specification,
+    announce: Announce,
+    earlier: EngineRecord | None = None,
+    *,
+    tasks: Sequence[Task] | None = None,
+    free_cpu_memory: int | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
     `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
@@ -48,7 +53,6 @@ def prepare_study(
     from lowmem_layers.engine.sweep import Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
-    from lowmem_layers.study.kept_verdict import keep_verdict, kept_verdict
     from lowmem_layers.tasks import encode_tasks
 
     threads = use_threads(spec.threads)
@@ -69,11 +73,24 @@ def prepare_study(
     start = clock()
     changes = _changes(spec, model, encoded, placement)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
-    verdict = engine.examine(kept := kept_verdict(engine, spec.change))
-    keep_verdict(engine, spec.change, verdict)
-    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, clock() - start, bool(kept)))
+    _examine(engine, spec.change, announce, lambda: clock() - start)
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
+
+
+def _examine(engine: Engine, change: str, announce: Announce, elapsed_s: Callable[[], float]) -> None:
+    """Examine the engine's model, or believe what an earlier start found of the same weights and code.
+
+    Raises:
+        RemovalError: the model cannot be taken apart exactly.
+    """
+    from lowmem_layers.study.kept_verdict import keep_verdict, kept_verdict
+
+    kept = kept_verdict(engine, change)
+    verdict = engine.examine(kept)
+    if kept is None:
+        keep_verdict(engine, change, verdict)
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, elapsed_s(), kept=kept is not None))
 
 
 def _with_room_for_change(spec: Specification, found: Inspection, announce: Announce) -> Inspection:
@@ -154,10 +171,12 @@ def read_tasks(spec: Specification) -> list[Task]:
 
     Raises:
         TaskError: a task or its data is unusable.
+        UsageError: the value that importance is measured by needs what their items lack.
     """
     from lowmem_layers.tasks import load_tasks
+    from lowmem_layers.tasks.metrics import check_allowed, metric_named
 
-    return load_tasks(
+    tasks = load_tasks(
         spec.tasks,
         data_dir=Path(spec.data_dir) if spec.data_dir else None,
         limit=spec.limit,
@@ -169,6 +188,11 @@ def read_tasks(spec: Specification) -> list[Task]:
         include_path=Path(spec.include_path) if spec.include_path else None,
         trust_task_code=spec.trust_task_code,
     )
+    if spec.value is not None:
+        items = [item for task in tasks for item in task.items]
+        has_choices = all(len(item.continuations) > 1 for item in items)
+        check_allowed(metric_named(spec.value), has_choices, all(item.asks_likeliest for item in items))
+    return tasks
 
 
 def model_spec(spec: Specification, free_cpu_memory: int | None = None) -> ModelSpec:

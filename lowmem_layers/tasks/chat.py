@@ -106,12 +106,22 @@ def in_chat(task: Task, chat: ChatTemplate, tokenizer: Any) -> Task:
 
 
 def _turns(item: Item, context: str) -> list[dict[str, str]]:
-    """List the turns of a chat that ends with an item's question."""
+    """List the turns of a chat that ends with an item's question.
+
+    Raises:
+        TaskError: the item's context does not begin with its examples, which would stand there twice.
+    """
     said = [("system", item.system)] if item.system else []
     for question, answer in item.examples.turns:
         said += [("user", question), ("assistant", answer)]
-    asked = context.removeprefix(item.system).removeprefix(item.examples.text)
-    return [{"role": role, "content": content} for role, content in (*said, ("user", asked))]
+    asked = context.removeprefix(item.system)
+    if not asked.startswith(item.examples.text):
+        raise TaskError(
+            f"{item.task}, item {item.id!r}: its context does not begin with its few-shot examples",
+            "leave out --chat-template or --fewshot",
+        )
+    said.append(("user", asked.removeprefix(item.examples.text)))
+    return [{"role": role, "content": content} for role, content in said]
 
 
 def _compiled(chat: ChatTemplate, tokenizer: Any) -> tuple[str, jinja2.Template]:

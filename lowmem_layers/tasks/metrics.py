@@ -86,6 +86,24 @@ def metric_named(name: str) -> Metric:
     raise UsageError(f"there is no value {name!r}", f"{did_you_mean(name, VALUES)}values: {', '.join(VALUES)}")
 
 
+def check_allowed(metric: Metric, has_choices: bool, has_likeliest: bool) -> None:
+    """See that items have what a metric compares: several choices, or what the likeliest tokens would have had.
+
+    Raises:
+        UsageError: they lack it.
+    """
+    if metric.needs_choices and not has_choices:
+        raise UsageError(
+            f"{metric.name} compares choices, and some items have only one",
+            "use loglikelihood or nll_per_byte for text, greedy for continuations",
+        )
+    if metric.needs_likeliest and not has_likeliest:
+        raise UsageError(
+            f"{metric.name} asks whether a single continuation is the likeliest, which is not measured here",
+            "tasks of lm-evaluation-harness with continuations and `acc` measure it; with choices, use acc",
+        )
+
+
 def item_values(
     loglikelihoods: ArrayLike,
     gold: ArrayLike,
@@ -119,16 +137,8 @@ def item_values(
     named = answer.shape == scores.shape[:1] and bool(((answer >= 0) & (answer < exists.shape[1])).all())
     if not named or not exists[np.arange(len(answer)), answer].all():
         raise ValueError(f"gold {answer.shape} must name one existing choice of each of {scores.shape[0]} items")
-    if metric.needs_choices and bool((exists.sum(axis=1) < 2).any()):
-        raise UsageError(
-            f"{metric.name} compares choices, and some items have only one",
-            "use loglikelihood or nll_per_byte for text, greedy for continuations",
-        )
-    if metric.needs_likeliest and (exists.shape[1] != 2 or bool((exists.sum(axis=1) != 1).any())):
-        raise UsageError(
-            f"{metric.name} asks whether a single continuation is the likeliest, which was not measured here",
-            "tasks of lm-evaluation-harness with continuations and `acc` measure it; with choices, use acc",
-        )
+    n_own = exists.sum(axis=1)  # (items,)
+    check_allowed(metric, bool((n_own > 1).all()), exists.shape[1] == 2 and bool((n_own == 1).all()))
     return metric.compute(Scored(scores, answer, chars, n_bytes, exists, full))
 
 

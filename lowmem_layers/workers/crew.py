@@ -138,12 +138,9 @@ class Crew:
                 break
             for handle in done:
                 worker = asked.pop(handle)
-                try:
-                    found[worker] = answered(hands, handle, f"worker {worker}")
-                except EndedError as error:
-                    self._go_on_without(worker, error)
+                if (place := self._answer_or_go_on(worker, handle)) is None:
                     continue
-                there = found[worker].versions
+                found[worker], there = place, place.versions
                 names = [name for name in here if there.get(name) != here[name]]
                 differ = [f"{name} {there.get(name)} there, {here[name]} here" for name in names]
                 if differ:
@@ -152,6 +149,14 @@ class Crew:
                         "install the same lowmem-layers and libraries on every host",
                     )
         return dict(sorted(found.items()))
+
+    def _answer_or_go_on(self, worker: int, handle: Handle) -> Any | None:
+        """Give a worker's answer, or None where it ended and the others go on without it."""
+        try:
+            return answered(self.hands, handle, f"worker {worker}")
+        except EndedError as error:
+            self._go_on_without(worker, error)
+            return None
 
     def _go_on_without(self, worker: int, error: WorkerError) -> None:
         """Leave a worker out that was there for an earlier run and ended: a host may have gone.
@@ -175,10 +180,8 @@ class Crew:
             for handle in hands.wait([*asked, look], _LOOK_S):
                 if handle in asked:
                     worker = asked.pop(handle)
-                    try:
-                        found[worker] = answered(hands, handle, f"worker {worker}")
-                    except EndedError as error:
-                        self._go_on_without(worker, error)
+                    if (loaded := self._answer_or_go_on(worker, handle)) is not None:
+                        found[worker] = loaded
                 elif handle == look:
                     self._pass_on(hands, look, announce)
                     look = None

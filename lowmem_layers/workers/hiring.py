@@ -13,7 +13,7 @@ from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks
 from lowmem_layers.study.events import Announce, StageStarted
 from lowmem_layers.workers.crew import Crew
-from lowmem_layers.workers.on_ray import RayHands, check_reachable, library, ray_open, wants_cards
+from lowmem_layers.workers.on_ray import RayHands, check_device, check_reachable, library, ray_open, wants_cards
 
 
 @contextlib.contextmanager
@@ -47,6 +47,7 @@ def hired(
         def prepare_on_workers(
             specification: Specification, announce: Announce, earlier: EngineRecord | None
         ) -> Prepared:
+            check_device(specification)
             threads = specification.threads or usual_threads(n_workers or 1)
             kind = specification.device, threads
             if kind not in kept:

@@ -177,17 +177,21 @@ def _reason(error: Exception) -> str:
     return "it ended"
 
 
-def wants_cards(specification: Specification) -> bool:
-    """Tell whether workers compute on cards: where that is asked for, or left open and Ray has some.
+def check_device(specification: Specification) -> None:
+    """See that Ray can give workers the device that was asked for.
 
     Raises:
-        UsageError: a device was asked for that Ray gives to nobody.
+        UsageError: it gives such devices to nobody.
     """
     if specification.device in ("mps", "xpu"):
         raise UsageError(
             f"--workers with --device {specification.device}: workers compute on CPUs or on CUDA cards",
             "leave --workers away: one process computes on that device",
         )
+
+
+def wants_cards(specification: Specification) -> bool:
+    """Tell whether workers compute on cards: where that is asked for, or left open and Ray has some."""
     return specification.device == "cuda" or (
         specification.device == "auto" and library().cluster_resources().get("GPU", 0) >= 1
     )

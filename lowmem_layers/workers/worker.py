@@ -7,7 +7,6 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from lowmem_layers.record.identity import code_digest, fingerprint
 from lowmem_layers.record.manifest import EngineRecord, ModelRecord, described
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Engine, Prepare, Prepared, TaskLike
+from lowmem_layers.study.description import library_versions
 from lowmem_layers.study.events import Event
 from lowmem_layers.tasks.items import EncodedItem
 from lowmem_layers.workers.hands import LostError
@@ -136,7 +136,7 @@ class Worker:
         if isinstance(engine, Real):
             given = Sizes.of(EngineRecord(sizes=dict(sizes)).sizes)
             again = Real(engine.model, budget_bytes=engine.budget_bytes, sizes=given, changes=engine.changes)
-            again.examine()
+            again.examine(engine.verdict)
             self._prepared = replace(prepared, engine=again)
         return self._loaded()
 
@@ -217,13 +217,9 @@ def deciding_sizes(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions_here() -> dict[str, str]:
     """Name the versions of this package and of the libraries that decide numbers, on this host."""
-    found = {"lowmem-layers": __version__, "its code": code_digest(), "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+    own = {"lowmem-layers": __version__, "its code": code_digest(), "python": platform.python_version()}
+    installed = library_versions()
+    return own | {name: installed.get(name, "none") for name in LIBRARIES}
 
 
 def device_name(model: ModelRecord) -> str:

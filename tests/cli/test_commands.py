@@ -157,6 +157,8 @@ def test_version(capfd):
         (["scores", "x" * 300], "File name too long", "run"),
         (["run", "--display", "fancy"], "--display 'fancy'", "auto, rich"),
         (["run", "--tasks", "quik"], "no task 'quik'", "quick"),
+        (["run", "--value", "greedy"], "greedy asks whether a single continuation is the likeliest", "use acc"),
+        (["run", "--change", "quantise"], "--change quantise names no format", "quantise:FORMAT; formats: nf4"),
         (["scores", "/nowhere"], "/nowhere is not a run folder", "run"),
         (["importance", "/nowhere", "--format", "cvs"], "--format 'cvs'", "did you mean csv?"),
         (["compare", "/nowhere"], "RUN_B", "--help"),

@@ -20,6 +20,7 @@ from lowmem_layers.game.answers.cornerstone import cornerstones
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.report.page.render import page
+from lowmem_layers.report.paper import paper_figures
 
 
 def measure(tmp_path, bench, tasks=("one", "three"), metrics=None, **options):
@@ -64,6 +65,24 @@ def test_findings_are_computed_once(tmp_path, bench, monkeypatch):
     assert len(calls) == 2, "one for each side"
     repr(run)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "sides"),
+    [
+        (None, ["acc", "loglikelihood"]),
+        ("margin", ["acc", "margin"]),
+        ("acc", ["acc", "loglikelihood"]),
+        ("loglikelihood", ["acc", "loglikelihood"]),
+        ("greedy", ["acc", "loglikelihood"]),  # as records of 0.1 may have it: their items lack what it needs
+    ],
+)
+def test_the_value_that_is_asked_for_stands_beside_the_tasks_own(tmp_path, bench, asked, sides):
+    run = measure(tmp_path, bench, ("one",), value=asked)
+    assert [side.value for side in find(run).sides] == sides
+    np.testing.assert_array_equal(find(run).sides[-1].tables[0].values, run.value_tables(sides[-1])[0].values)
+    (title,) = [axes.get_ylabel() for axes in paper_figures([run], "loglikelihood")["figure-6-values"].axes][:1]
+    assert "(nats" in title
 
 
 def test_a_task_judged_by_log_likelihood_has_one_side(tmp_path, bench):

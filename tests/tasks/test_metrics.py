@@ -198,5 +198,5 @@ def test_a_continuation_is_greedy_where_no_other_token_is_likelier():
     for value, chars in (("greedy", [[4, 5], [5, 1]]), ("acc", [[4, 0], [5, 0]])):  # one has choices, one has none
         with pytest.raises(UsageError):
             item_values(scores, [0, 0], chars, chars, value)
-    with pytest.raises(UsageError, match="was not measured here"):
+    with pytest.raises(UsageError, match="is not measured here"):
         item_values(scores[:, :, :1], [0, 0], [[4], [5]], [[4], [5]], "greedy")

@@ -12,8 +12,9 @@ import pytest
 
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import EngineError, LowmemLayersError, ShortageError, UsageError, WorkerError
-from lowmem_layers.study.events import Noted, StatementJudged, TileCommitted, TileStarted, WorkDone
+from lowmem_layers.study.events import Noted, StatementJudged, TileCommitted, TileStarted, WorkDone, ignore
 from lowmem_layers.workers.crew import Crew
+from lowmem_layers.workers.hiring import hired
 from lowmem_layers.workers.worker import Place, Worker, versions_here
 from tests.workers.stand_ins import ListHands
 
@@ -322,3 +323,10 @@ def test_scores_keep_every_bit(tmp_path, bench, engine, spec):
     first, second = (np.array(run.scores()["loglikelihood"]) for run in folders)
     assert np.isneginf(first).any()
     assert first.tobytes() == second.tobytes()
+
+
+def test_devices_that_ray_gives_to_nobody_are_refused_before_it_starts(monkeypatch):
+    monkeypatch.setattr("lowmem_layers.workers.hiring.library", lambda: None)
+    monkeypatch.setattr("lowmem_layers.workers.hiring.ray_open", lambda *_: pytest.fail("Ray is started"))
+    with hired(2) as prepare, pytest.raises(UsageError, match="--workers with --device mps"):
+        prepare(StudySpec(device="mps").resolved(), ignore, None)
