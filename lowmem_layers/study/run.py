@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.statement import check_statement
@@ -131,6 +133,8 @@ def _measured(
     status: Status = "failed"
     stopped = ""
     try:
+        # OpenBLAS takes its workspace at the first product that is not tiny, and ends the process if it gets none.
+        np.ones((128, 128)) @ np.ones((128, 128))
         tidy(folder)
         with no_collections():
             rows = rows_of(prepared.encoded)
