@@ -15,8 +15,9 @@
 
 All in one process (torch is imported for the last three only). An input fails that ends in a traceback, with another
 status than 0, 1 (shortage of memory) or 2, with several lines of error or none, after more than 10 seconds, with 1 GiB
-more of memory, or that wrote outside its folder. Failures are printed, and of each kind the slowest inputs, with their
-seconds by the clock and of the CPU; the last line is one JSON document.
+more of memory, or that wrote outside its folder; so does a kind of which no input ends with a result, since what lies
+behind the door was not tried then. Failures are printed, and of each kind the slowest inputs, with their seconds by
+the clock and of the CPU; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -308,8 +309,12 @@ def main() -> None:
         strays = sorted(path.name for path in Path(outside).iterdir() if path.name != "inside")
     for line in judge.slowest_inputs():
         print(line)
-    print(json.dumps({"tried": tried, "failed": sum(faults.values()), "outside": strays,
-                      "slowest_s": judge.longest_s(), "seconds": round(time.monotonic() - start)}))  # fmt: skip
+    for kind in kinds:  # where every input is refused at the door, what lies behind it was not tried
+        if not judge.ended[kind][0]:
+            faults[f"{kind}: no input ended with a result"] += 1
+            print(f"{kind}: no input ended with a result")
+    found = {"tried": tried, "failed": sum(faults.values()), "outside": strays, "exit status": judge.ended}
+    print(json.dumps({**found, "slowest_s": judge.longest_s(), "seconds": round(time.monotonic() - start)}))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.record.files import make_folder
 from lowmem_layers.record.folder import finished_tiles, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
-from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_of
+from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, no_collections, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
@@ -105,7 +105,7 @@ def _settled(
         design = design.cut(known.design.cuts)
     elif design.orders:
         design = settle_cuts(prepared, design, specification.seed, announce)
-    manifest = describe_run(specification, prepared, design)
+    manifest = describe_run(specification, prepared, design, known.plan.tiles if known is not None else None)
     # 2) the folder is made, where nothing was known of it; meanwhile another process may have begun this run
     if known is None:
         make_folder(folder / SCORES_FOLDER)
@@ -132,12 +132,13 @@ def _measured(
     stopped = ""
     try:
         tidy(folder)
-        rows = rows_of(prepared.encoded)
-        _keep_items(folder, rows, announce)
-        write_manifest(folder, manifest)
-        values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
-        earlier = EarlierTiles(values, announce, clock)
-        earlier.read()
+        with no_collections():
+            rows = rows_of(prepared.encoded)
+            _keep_items(folder, rows, announce)
+            write_manifest(folder, manifest)
+            values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
+            earlier = EarlierTiles(values, announce, clock)
+            earlier.read()
         stopped = score_tiles(earlier, prepared, announce, clock)
         status = "done"
     except KeyboardInterrupt:
