@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from lowmem_layers.cli.output import SUMMARY_ROWS
 from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.record.spec import one_of
 from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced, StageStarted
+
+if TYPE_CHECKING:
+    from lowmem_layers.findings.run import Run
 
 
 @click.command(cls=GroupedCommand)
@@ -66,23 +69,20 @@ def run(
     one_of("--display", display, DISPLAYS)
     rows = None if all_rows else SUMMARY_ROWS
 
-    # 2) one run after another, on the same workers; one that fails does not keep the others from theirs
+    # 2) one run after another, on the same workers
     failed: list[str] = []
+    alone = workers is None and ray is None
     with _preparing(workers, ray, mix_devices) as preparing:
         for each in wanted:
-            try:
-                _one_run(each, display, preparing, rows)
-            except Exception as error:
-                if each.place is None or isinstance(error, Interrupted | BrokenPipeError):
-                    raise
-                failed.append(str(each.folder))  # not the error, which holds on to the run's model
-                said, hint = (
-                    f"{type(error).__name__}: {error}",
-                    "this run alone with --debug shows where from",
-                )
-                if isinstance(error, LowmemLayersError):
-                    said, hint = error.message, error.hint
-                complain(f"{each.place}, {each.folder}: {said}", hint, 1)
+            with _others_go_on(each, failed), _saying_how_to_go_on(each):
+                with choose_display(display, each.title) as announce:
+                    from lowmem_layers import run_study
+
+                    if each.place is not None:
+                        announce(StageStarted(each.title))
+                    heard = _with_ceiling(announce) if alone and display != "none" else announce
+                    finished = run_study(each.spec, each.folder, announce=heard, **preparing)
+                _say(finished, display, rows)
             if each is not wanted[-1]:
                 _free_the_model()
     if failed:
@@ -92,26 +92,45 @@ def run(
         )
 
 
-def _one_run(wanted: Wanted, display: str, preparing: Mapping[str, Any], n_rows: int | None) -> None:
-    """Make a run, and say what was found: computed once, for the page and for the terminal.
+def _say(finished: Run, display: str, n_rows: int | None) -> None:
+    """Write the result page and say what was found: computed once, for the page and for the terminal."""
+    from lowmem_layers.findings.findings import find
+    from lowmem_layers.report import write_report
+
+    findings = find(finished)
+    page = write_report(finished, formats=("svg",), findings=findings)
+    if display in ("json", "none"):
+        click.echo(str(finished.folder))
+        return
+    from lowmem_layers.cli.summary import summarise
+
+    summarise(finished, findings, page, n_rows=n_rows)
+
+
+@contextlib.contextmanager
+def _others_go_on(wanted: Wanted, failed: list[str]) -> Iterator[None]:
+    """Where several runs are made, say why one failed and note its folder: the others are made all the same."""
+    try:
+        yield
+    except Exception as error:
+        if wanted.place is None or isinstance(error, Interrupted | BrokenPipeError):
+            raise
+        failed.append(str(wanted.folder))  # not the error, which holds on to the run's model
+        said, hint = f"{type(error).__name__}: {error}", "this run alone with --debug shows where from"
+        if isinstance(error, LowmemLayersError):
+            said, hint = error.message, error.hint
+        complain(f"{wanted.place}, {wanted.folder}: {said}", hint, 1)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(wanted: Wanted) -> Iterator[None]:
+    """Where a run is interrupted, say what is kept of it, and by which command it goes on.
 
     Raises:
         Interrupted: by Ctrl-C or a signal; finished tiles are kept.
     """
     try:
-        with choose_display(display, wanted.title) as announce:
-            from lowmem_layers import run_study
-
-            if wanted.place is not None:
-                announce(StageStarted(wanted.title))
-            alone = "prepare" not in preparing
-            heard = _with_ceiling(announce) if alone and display != "none" else announce
-            finished = run_study(wanted.spec, wanted.folder, announce=heard, **preparing)
-        from lowmem_layers.findings.findings import find
-        from lowmem_layers.report import write_report
-
-        findings = find(finished)
-        page = write_report(finished, formats=("svg",), findings=findings)
+        yield
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["lowmem-layers", *sys.argv[1:]])
         kept = f"finished tiles are kept in {wanted.folder}; to go on: {command}"
@@ -120,12 +139,6 @@ def _one_run(wanted: Wanted, display: str, preparing: Mapping[str, Any], n_rows:
         elif not (wanted.folder / "run.json").exists():
             kept = f"nothing was recorded yet; start again with: {command}"
         raise Interrupted(kept) from interrupt
-    if display in ("json", "none"):
-        click.echo(str(finished.folder))
-        return
-    from lowmem_layers.cli.summary import summarise
-
-    summarise(finished, findings, page, n_rows=n_rows)
 
 
 @contextlib.contextmanager
