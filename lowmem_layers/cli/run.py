@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,9 +19,11 @@ from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, stu
 from lowmem_layers.cli.output import SUMMARY_ROWS
 from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.record.spec import one_of
-from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced, StageStarted
+from lowmem_layers.study.events import StageStarted, undisturbed
 
 if TYPE_CHECKING:
+    import torch
+
     from lowmem_layers.findings.run import Run
 
 
@@ -71,17 +74,16 @@ def run(
 
     # 2) one run after another, on the same workers
     failed: list[str] = []
-    alone = workers is None and ray is None
-    with _preparing(workers, ray, mix_devices) as preparing:
+    with _preparing(workers, ray, mix_devices) as by_workers:
         for each in wanted:
             with _others_go_on(each, failed), _saying_how_to_go_on(each):
                 with choose_display(display, each.title) as announce:
+                    if each.place is not None:
+                        undisturbed(announce)(StageStarted(each.title))
                     from lowmem_layers import run_study
 
-                    if each.place is not None:
-                        announce(StageStarted(each.title))
-                    heard = _with_ceiling(announce) if alone and display != "none" else announce
-                    finished = run_study(each.spec, each.folder, announce=heard, **preparing)
+                    preparing = by_workers or _preparing_here(is_shown=display != "none")
+                    finished = run_study(each.spec, each.folder, announce=announce, **preparing)
                 _say(finished, display, rows)
             if each is not wanted[-1]:
                 _free_the_model()
@@ -94,17 +96,15 @@ def run(
 
 def _say(finished: Run, display: str, n_rows: int | None) -> None:
     """Write the result page and say what was found: computed once, for the page and for the terminal."""
-    from lowmem_layers.findings.findings import find
     from lowmem_layers.report import write_report
 
-    findings = find(finished)
-    page = write_report(finished, formats=("svg",), findings=findings)
+    page = write_report(finished, formats=("svg",))
     if display in ("json", "none"):
         click.echo(str(finished.folder))
         return
     from lowmem_layers.cli.summary import summarise
 
-    summarise(finished, findings, page, n_rows=n_rows)
+    summarise(finished, finished.findings, page, n_rows=n_rows)
 
 
 @contextlib.contextmanager
@@ -156,6 +156,13 @@ def _preparing(workers: int | None, address: str | None, mixed: bool) -> Iterato
         yield {"prepare": prepare, "read": read_tasks}
 
 
+def _preparing_here(*, is_shown: bool) -> dict[str, Any]:
+    """Give what a run in this process needs to be told: the display wants to know what the machine can do."""
+    from lowmem_layers.study.prepare import prepare_study, read_tasks
+
+    return {"prepare": partial(prepare_study, measure=_measured if is_shown else None), "read": read_tasks}
+
+
 def _free_the_model() -> None:
     """Free what the last run's model took, so that the next one sees the memory that it may take."""
     if "torch" in sys.modules:
@@ -164,20 +171,8 @@ def _free_the_model() -> None:
         release_model()
 
 
-def _with_ceiling(announce: Announce) -> Announce:
-    """Time bare matrix products once, before scoring, for the display to say which share of them the run reaches."""
-    placed: list[ModelPlaced] = []
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """Time bare matrix products, for the display to say which share of them the run reaches."""
+    from lowmem_layers.forecast.machine import measure_products
 
-    def announced(event: Event) -> None:
-        announce(event)
-        if isinstance(event, ModelPlaced):
-            placed.append(event)
-        elif isinstance(event, ModelExamined) and placed:
-            import torch
-
-            from lowmem_layers.forecast.machine import measure_products
-
-            device, dtype = torch.device(placed[-1].device), getattr(torch, placed[-1].dtype)
-            announce(MachineMeasured(measure_products(device, dtype, seconds=0.3)))
-
-    return announced
+    return measure_products(device, dtype, seconds=0.3)
