@@ -98,13 +98,14 @@ def _say(finished: Run, display: str, n_rows: int | None) -> None:
     """Write the result page and say what was found: computed once, for the page and for the terminal."""
     from lowmem_layers.report import write_report
 
+    findings = finished.findings
     page = write_report(finished, formats=("svg",))
     if display in ("json", "none"):
         click.echo(str(finished.folder))
         return
     from lowmem_layers.cli.summary import summarise
 
-    summarise(finished, finished.findings, page, n_rows=n_rows)
+    summarise(finished, findings, page, n_rows=n_rows)
 
 
 @contextlib.contextmanager

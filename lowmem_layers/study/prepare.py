@@ -50,9 +50,7 @@ def prepare_study(
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
     `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read. What
-    `measure` finds of bare matrix products on the model's device is announced.
-
-    Units: `free_cpu_memory` in bytes, see `ModelSpec`.
+    `measure` finds of bare matrix products on the model's device is announced. `ModelSpec` tells of `free_cpu_memory`.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.

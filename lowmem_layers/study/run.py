@@ -74,8 +74,7 @@ def run_study(
         manifest = _settled(specification, prepared, folder, known, stack, announce)
         with _Ending(folder, manifest, prepared.engine, announce, clock) as ending:
             tidy(folder)
-            rows = rows_of(prepared.encoded)
-            _keep_items(folder, rows, announce)
+            rows = _kept_items(folder, prepared, announce)
             write_manifest(folder, manifest)
             values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
             earlier = EarlierTiles(values, announce, clock)
@@ -164,14 +163,16 @@ class _Ending:
         self.announce(RunFinished(str(self.folder), status, elapsed_s))
 
 
-def _keep_items(folder: Path, rows: list[ItemRow], announce: Announce) -> None:
-    """See that the folder holds the list of items; a damaged one is said so and written anew."""
+def _kept_items(folder: Path, prepared: Prepared, announce: Announce) -> list[ItemRow]:
+    """See that the folder holds the list of items, and give it; a damaged one is said so and written anew."""
+    rows = rows_of(prepared.encoded)
     path, table = folder / ITEMS_FILE, items_table(rows)
     if path.exists():
         try:
             if read_table(path).equals(table):
-                return
+                return rows
             announce(Noted(f"{path} did not hold this run's items; it is written anew"))
         except DamagedError as error:
             announce(Noted(f"{error.message}; it is written anew"))
     write_table(path, table)
+    return rows
