@@ -15,36 +15,31 @@
 
 All in one process (torch is imported for the last three only). An input fails that ends in a traceback, with another
 status than 0, 1 (shortage of memory) or 2, with several lines of error or none, after more than 10 seconds, with 1 GiB
-more of memory, or with a file outside its folder. Failures are printed; the last line is one JSON document.
+more of memory, or that wrote outside its folder; so does a kind of which no input ends with a result, since what lies
+behind the door was not tried then. Failures are printed, and of each kind the slowest inputs, with their seconds by
+the clock and of the CPU; the last line is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import io
 import json
 import math
 import os
 import random
 import shutil
-import signal
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.fuzz_judge import Judge
 from benchmarks.stand_in import StandIn
 from lowmem_layers import StudySpec, run_study
-from lowmem_layers.cli.entry import run_command_line
 
-LONGEST_S, MOST_BYTES = 10, 1 << 30  # of the CPU; by the clock six times as long, for a machine that others share
 WRONG: tuple[Any, ...] = (
     None, True, -1, 0, 7, 10**30, 2**63, 1.5, math.nan, math.inf, -math.inf, 1e308, 10**400, "", "x", "0", "\ud800",
     "\0", "\x1b[2J<script>", "../../x", "a" * 5000, "{{ 9**9**9 }}", [], [1], [[]], {}, {"a": 1}, "delete",
@@ -95,10 +90,6 @@ TEMPLATES = (
     "{% for a in range(999) %}{% for b in range(999) %}{{ a }}{% endfor %}{% endfor %}", "{{", "{{ nothing }}", "",
 )  # fmt: skip
 Input = tuple[str, list[str]]  # what was changed, and the command
-
-
-class TooSlowError(Exception):
-    """An input took too long."""
 
 
 def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -262,32 +253,6 @@ class Inputs:
                 path.write_bytes(content)
 
 
-def fault_of(words: list[str]) -> str:
-    """Run a command; say what is wrong with how it ended, or nothing."""
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace") for _ in range(2)]
-    before, start = psutil.Process().memory_info().rss, time.process_time()
-    signal.alarm(6 * LONGEST_S)
-    try:
-        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
-            status = run_command_line(words)
-    except TooSlowError:
-        return f"not done after {6 * LONGEST_S} s"
-    except BaseException as error:  # noqa: BLE001 (this is what is looked for)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {str(error)[:100]}"
-    finally:
-        signal.alarm(0)
-    streams[1].flush()
-    said = streams[1].buffer.getvalue().decode().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
-    n_errors = sum(line.startswith("error:") for line in said)
-    if status not in (0, 1, 2) or n_errors != (status != 0):
-        return f"exit status {status} with {n_errors} lines of error"
-    if time.process_time() - start > LONGEST_S:
-        return f"took {time.process_time() - start:.0f} s of the CPU"
-    grown = psutil.Process().memory_info().rss - before
-    return f"{grown >> 20} MiB more" if grown > MOST_BYTES else ""
-
-
 def stand_in_for_models(*, real: bool) -> None:
     """Write no page, and let `run` take the stand-in engine unless models are tried."""
     import lowmem_layers.cli.summary as summary
@@ -318,16 +283,14 @@ def main() -> None:
     rng, start = random.Random(options.seed), time.monotonic()
     tried, faults = Counter[str](), Counter[str]()
 
-    def too_slow(*_: Any) -> None:
-        raise TooSlowError
-
-    signal.signal(signal.SIGALRM, too_slow)
     with tempfile.TemporaryDirectory() as outside:
         folder = Path(outside) / "inside"
         folder.mkdir()
-        os.environ |= {"LOWMEM_LAYERS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+        places = {name: str(folder / "home") for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")}
+        os.environ |= {"LOWMEM_LAYERS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", **places}
+        (folder / "home").mkdir()
         os.chdir(folder)
-        inputs = Inputs(folder, rng)
+        inputs, judge = Inputs(folder, rng), Judge(folder)
         kinds = options.kinds.split(",")
         stand_in_for_models(real=bool({"model", "gguf", "acting"} & set(kinds)))
         if {"command", "config"} & set(kinds):  # imported before the clock runs
@@ -338,14 +301,20 @@ def main() -> None:
             kind = kinds[index % len(kinds)]
             what, words = next(streams[kind])
             tried[kind] += 1
-            if fault := fault_of(words):
+            if fault := judge.fault_of(kind, what, words):
                 if faults[f"{kind}: {fault}"] == 0:
                     print(f"{kind}: {fault}\n    {what} | {[word[:60] for word in words]!a}", flush=True)
                 faults[f"{kind}: {fault}"] += 1
         os.chdir("/")
         strays = sorted(path.name for path in Path(outside).iterdir() if path.name != "inside")
-    print(json.dumps({"tried": tried, "failed": sum(faults.values()), "outside": strays,
-                      "seconds": round(time.monotonic() - start)}))  # fmt: skip
+    for line in judge.slowest_inputs():
+        print(line)
+    for kind in kinds:  # where every input is refused at the door, what lies behind it was not tried
+        if not judge.ended[kind][0]:
+            faults[f"{kind}: no input ended with a result"] += 1
+            print(f"{kind}: no input ended with a result")
+    found = {"tried": tried, "failed": sum(faults.values()), "outside": strays, "exit status": judge.ended}
+    print(json.dumps({**found, "slowest_s": judge.longest_s(), "seconds": round(time.monotonic() - start)}))
 
 
 if __name__ == "__main__":

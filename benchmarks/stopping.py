@@ -3,16 +3,20 @@
     python -m benchmarks.stopping [--runs 1000] [--items 400]            games with known values
     python -m benchmarks.stopping --single [--runs 2000] [--items 1000]  one comparison without a gap, skewed items
     python -m benchmarks.stopping --record RUN [--runs 200]              a finished run's items as the population
+    python -m benchmarks.stopping --record RUN --orders [--runs 200]     a finished run's items, each once, reordered
 
 Items arrive one at a time in random order, and the rule looks after every `--step` of them (it states nothing before
 the 30th item of a task). The first statement counts, whichever look it is made at. In the game "tie" the third and the
 fourth sublayer have no gap, in a "duel" its two sublayers have none: every statement about their order is wrong. A
-width (`ci=`) is wrong if any value is further from the truth than stated. The last line is one JSON document.
+width (`ci=`) is wrong if any value is further from the truth than stated. With `--orders`, run k takes the items in the
+order in which `run --seed k --until …` would, and is wrong if the whole record says otherwise. The last line is one
+JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import re
@@ -26,7 +30,7 @@ from lowmem_layers.game import ValueTable, single_removals
 from lowmem_layers.game.estimators.weights import estimator_weights
 from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
 from lowmem_layers.game.uncertainty.skewness import cautious_t
-from lowmem_layers.game.uncertainty.stopping import MIN_CLUSTERS, decide, log_evidence, parse_statement
+from lowmem_layers.game.uncertainty.stopping import MIN_CLUSTERS, decide, item_order, log_evidence, parse_statement
 
 EFFECTS = {
     "clear": [0.45, 0.35, 0.30, 0.08, 0.05, 0.03, 0.02, 0.01, 0.0, 0.0, 0.0, 0.0],
@@ -160,11 +164,24 @@ def of_nulls(options: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def reordered(found: Sequence[ValueTable]) -> Draw:
+    """Take the items in the orders of the seeds 0, 1, 2 and so on, one at each call."""
+    seeds = itertools.count()
+
+    def draw(_: np.random.Generator) -> list[ValueTable]:
+        seed = next(seeds)
+        return [table.take_items(item_order(table.cluster_codes.tolist(), seed)) for table in found]
+
+    return draw
+
+
 def of_record(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measure statements about a finished run's own items, drawn anew each time."""
+    """Measure statements about a finished run's own items, drawn or ordered anew each time."""
     rows = []
     for name, found in populations(options.record).items():
         each = max(options.items // len(found), 30)
+        if options.orders:
+            each = min(min(table.n_items for table in found), each)
 
         def drawn(rng: np.random.Generator, found: list[ValueTable] = found, each: int = each) -> list[ValueTable]:
             tables = [table.take_items(rng.integers(0, table.n_items, each)) for table in found]
@@ -173,7 +190,8 @@ def of_record(options: argparse.Namespace) -> list[dict[str, object]]:
         parts = [estimate_influence(t, estimator_weights("neighbourhood", t.coalitions, t.players)) for t in found]
         truth = mean_over_tasks(parts).value
         for statement in options.statements.split(","):
-            row = measure(drawn, truth, statement, options.runs, range(options.step, each + 1, options.step))
+            taken = reordered(found) if options.orders else drawn
+            row = measure(taken, truth, statement, options.runs, [*range(options.step, each, options.step), each])
             rows.append({"game": "record", "kind": name, "statement": statement, **row})
             show(rows[-1])
     return rows
@@ -198,6 +216,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="only these kinds of values, joined by commas")
     parser.add_argument("--single", action="store_true", help="one comparison without a gap, many item distributions")
     parser.add_argument("--record", type=Path, help="a finished run: its items are the population")
+    parser.add_argument("--orders", action="store_true", help="of --record: take each item once, in many orders")
     parser.add_argument("--statements", default="top=1,top=2,top=3", help="of --record")
     options = parser.parse_args()
     if unknown := set((options.games or "duel").split(",")) - set(EFFECTS):

@@ -1,82 +1,100 @@
 """What a parquet file unpacks to, by the headers of its pages: its footer can claim less than there is.
 
 A page is unpacked into a buffer of the size that its own header says, so these sizes bound the memory that reading
-takes. Text must be listed by the caller, who reads it as a dictionary: repeated, it would take far more than its pages.
+takes, whatever the codec. (The footer's codec is not looked at: asked for one that it does not know, pyarrow ends the
+whole process.) Text must be read as a dictionary: repeated, it would take far more than its pages.
 Source: Apache Parquet's format (parquet.thrift, PageHeader) and Thrift's compact protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
 _FIXED = frozenset({"BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"})  # physical types of at most 8 bytes a value
 _UNPACKED, _PACKED = 2, 3  # fields of PageHeader
+_DICTIONARY = 7  # the field that only the header of a dictionary page has
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12  # types of values
 _DEEPEST = 8
-_SMALL_BYTES = 1 << 12  # zstd's densest block is 128 KiB in 4 bytes: a file of this size unpacks to 128 MiB at most
-_DENSER = frozenset({"BROTLI"})
+_MOST_VALUES = 1_000_000  # in the headers of one file: some 60,000 pages, which take seconds
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a column chunk, as its header describes it."""
+
+    n_bytes: int  # unpacked
+    is_dictionary: bool
 
 
 def unpacked_bytes(data: memoryview, about: pq.FileMetaData, texts: Collection[str]) -> int:
-    """Add up what the pages of a file take unpacked; of a very small file, what its footer says.
+    """Add up what the pages of a file of flat columns take unpacked.
 
     Units: bytes; `data` is the whole file.
 
     Raises:
-        ValueError: a column is of a type that no record has, a header makes no sense or a page lies outside the file.
+        ValueError: a column is of a type that no record has or says that it holds more than the rows, a header makes no
+            sense or a page lies outside the file.
     """
-    groups = [about.row_group(group) for group in range(about.num_row_groups)]
-    chunks = [group.column(place) for group in groups for place in range(about.num_columns)]
-    # 1) what is read is of fixed width, or text that is read as a dictionary
-    for chunk in chunks:
-        name, kind = chunk.path_in_schema, chunk.physical_type
-        if kind not in _FIXED and not (kind == "BYTE_ARRAY" and name in texts):
-            raise ValueError(f"column {name[:40]!a} holds {kind}")
-        if chunk.compression in _DENSER:
-            raise ValueError(f"column {name[:40]!a} is packed with {chunk.compression}")
-    if len(data) <= _SMALL_BYTES:
-        return sum(group.total_byte_size for group in groups)
-    # 2) from page to page
-    total = 0
-    for chunk in chunks:
-        at = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)), default=0)
-        end = at + chunk.total_compressed_size
-        while at < end:
-            header = _Header(data, at)
-            sizes = header.fields()
-            unpacked, packed = sizes.get(_UNPACKED, -1), sizes.get(_PACKED, -1)
-            if unpacked < 0 or packed < 0:
-                raise ValueError(f"a page of {chunk.path_in_schema[:40]!a} has no size")
-            total += unpacked
-            at = header.at + packed
+    headers, total = _Headers(data), 0
+    for group in map(about.row_group, range(about.num_row_groups)):
+        for chunk in map(group.column, range(about.num_columns)):
+            # what is read is of fixed width, or text that is read as a dictionary; and one value a row
+            name, kind = chunk.path_in_schema, chunk.physical_type
+            if kind not in _FIXED and not (kind == "BYTE_ARRAY" and name in texts):
+                raise ValueError(f"column {name[:40]!a} holds {kind}")
+            if chunk.num_values != group.num_rows:
+                raise ValueError(f"column {name[:40]!a} has {chunk.num_values:,} values in {group.num_rows:,} rows")
+            total += sum(page.n_bytes for page in headers.pages(chunk))
     return total
 
 
-class _Header:
-    """Reads one struct of Thrift's compact protocol; `at` is then the place behind it."""
+class _Headers:
+    """Reads the headers of a file's pages."""
 
-    def __init__(self, data: memoryview, at: int) -> None:
-        self._data, self.at = data, at
+    def __init__(self, data: memoryview) -> None:
+        self._data, self.at, self._left = data, 0, _MOST_VALUES
+
+    def pages(self, chunk: pq.ColumnChunkMetaData) -> Iterator[Page]:
+        """Go through a column chunk from page to page.
+
+        Raises:
+            ValueError: a header makes no sense, or a page lies outside the file.
+        """
+        start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)), default=0)
+        end = start + chunk.total_compressed_size
+        self.at = start
+        while self.at < end:
+            found = self.fields()
+            unpacked, packed = found.get(_UNPACKED, -1), found.get(_PACKED, -1)
+            if unpacked < 0 or packed < 0:
+                raise ValueError(f"a page of {chunk.path_in_schema[:40]!a} has no size")
+            yield Page(unpacked, _DICTIONARY in found)
+            self.at += packed
 
     def fields(self, depth: int = 0) -> dict[int, int]:
-        """Read the struct; give its integers by the number of their field."""
+        """Read one struct of Thrift's compact protocol; `at` is then the place behind it.
+
+        Give its integers by the number of their field, and 0 for whatever else is there.
+        """
         if depth > _DEEPEST:
             raise ValueError("the header of a page is nested too deeply")
         found: dict[int, int] = {}
         number = 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer()
-            value = self._value(head & 15, depth)
-            if value is not None:
-                found[number] = value
+            found[number] = self._value(head & 15, depth)
         return found
 
-    def _value(self, kind: int, depth: int) -> int | None:
+    def _value(self, kind: int, depth: int) -> int:
         """Read an integer, or pass over anything else."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"the headers of its pages hold more than {_MOST_VALUES:,} values")
         if kind in (_TRUE, _FALSE):
-            return None
+            return 0
         if kind == _BYTE:
             return self._byte()
         if kind < _DOUBLE:
@@ -94,7 +112,7 @@ class _Header:
             self.fields(depth + 1)
         else:
             raise ValueError("the header of a page holds what none has")
-        return None
+        return 0
 
     def _byte(self) -> int:
         self._skip(1)

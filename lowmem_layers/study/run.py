@@ -15,7 +15,7 @@ from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.record.files import make_folder
 from lowmem_layers.record.folder import finished_tiles, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
-from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_of
+from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, no_collections, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
@@ -50,13 +50,12 @@ def run_study(
         LowmemLayersError: the model, the tasks or the budget are unusable.
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
-    specification = spec.resolved()
+    specification, announce = spec.resolved(), undisturbed(announce)
     folder = Path(out) if out is not None else default_folder(specification)
     if prepare is None:
         from lowmem_layers.study.prepare import prepare_study, read_tasks
 
         prepare, read = prepare_study, read or read_tasks
-    announce = undisturbed(announce)
     with contextlib.ExitStack() as stack:
         # 1) what the folder holds: another run is refused, a complete one given back
         known = known_run(folder, specification)
@@ -74,11 +73,12 @@ def run_study(
         manifest = _settled(specification, prepared, folder, known, stack, announce)
         with _Ending(folder, manifest, prepared.engine, announce, clock) as ending:
             tidy(folder)
-            rows = _kept_items(folder, prepared, announce)
-            write_manifest(folder, manifest)
-            values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
-            earlier = EarlierTiles(values, announce, clock)
-            earlier.read()
+            with no_collections():
+                rows = _kept_items(folder, prepared, announce)
+                write_manifest(folder, manifest)
+                values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
+                earlier = EarlierTiles(values, announce, clock)
+                earlier.read()
             ending.stopped = score_tiles(earlier, prepared, announce, clock)
     return Run(folder, ending.manifest, values)
 
@@ -114,7 +114,7 @@ def _settled(
         design = design.cut(known.design.cuts)
     elif design.orders:
         design = settle_cuts(prepared, design, specification.seed, announce)
-    manifest = describe_run(specification, prepared, design)
+    manifest = describe_run(specification, prepared, design, known.plan.tiles if known is not None else None)
     # 2) the folder is made, where nothing was known of it; meanwhile another process may have begun this run
     if known is None:
         make_folder(folder / SCORES_FOLDER)
