@@ -3,8 +3,8 @@
 Each case packs the decoder layers' matrices with the format's own library, where that runs on a CPU, writes them into a
 folder as the library names them, loads the folder as users do, and compares every matrix with the library's own
 dequantisation, to the bit in bfloat16. None of the libraries is a dependency: compressed-tensors, auto-round (whose AWQ
-is AutoAWQ's), modelopt and HQQ are taken from the environment where they are installed, the rest is transformers' own.
-GPTQ has a benchmark of its own.
+is AutoAWQ's), modelopt, HQQ and torchao are taken from the environment where they are installed, the rest is
+transformers' own. GPTQ has a benchmark of its own.
 
     tiny                     every case on a random Llama
     tiny CASE …              some of them
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.formats_torchao import TORCHAO
 from benchmarks.formats_writers import CASES, Case, NotInstalledError
 from benchmarks.gptq_parity import unpacked
 
@@ -39,13 +40,16 @@ def pack(source: Path, out: Path, case: Case) -> dict[str, torch.Tensor]:
     """Write a checkpoint with the matrices of its decoder layers packed; return their dequantisation, by name."""
     tensors = {name: value for file in sorted(source.glob("*.safetensors")) for name, value in load_file(file).items()}
     expected: dict[str, torch.Tensor] = {}
+    notes = {"format": "pt"}
     for name in [name for name, value in tensors.items() if ".layers." in name and value.dim() == 2]:
-        parts, dense = case.pack(tensors.pop(name).bfloat16())
+        weight = tensors.pop(name).bfloat16()
+        parts, dense = case.pack(weight)
+        notes |= {name: case.note(weight)} if case.note else {}
         expected[name] = dense.bfloat16()
         stem = name.removesuffix(".weight")
         tensors |= {f"{stem}.{part}": value.contiguous() for part, value in parts.items()}
     out.mkdir(parents=True)
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    save_file(tensors, out / "model.safetensors", notes)
     config = json.loads((source / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"quantization_config": dict(case.config)}))
     for file in source.iterdir():
@@ -95,10 +99,11 @@ def _nats(logits: torch.Tensor, ids: torch.Tensor) -> float:
 def run(source: Path, names: list[str], measure: Callable[[Path, Mapping[str, torch.Tensor]], dict[str, Any]]) -> None:
     """Go through the cases and print a line for each."""
     rows: dict[str, Any] = {}
-    for name in names or list(CASES):
+    cases = CASES | TORCHAO
+    for name in names or list(cases):
         with tempfile.TemporaryDirectory() as place:
             try:
-                expected = pack(source, Path(place) / "packed", CASES[name])
+                expected = pack(source, Path(place) / "packed", cases[name])
             except NotInstalledError as error:
                 print(f"{name}: left out, {error}", file=sys.stderr)
                 continue

@@ -20,10 +20,11 @@ class NotInstalledError(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """A way to pack a matrix, and the `quantization_config` that goes with it."""
+    """A way to pack a matrix, the `quantization_config` that goes with it, and what the file's header notes of it."""
 
     pack: Packer
     config: Mapping[str, Any]
+    note: Callable[[torch.Tensor], str] | None = None
 
 
 def library(name: str) -> Any:
@@ -135,13 +136,13 @@ def modelopt_fp8(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
     return {"weight": packed._quantized_data, "weight_scale": scale.float(), "input_scale": torch.ones(1)}, dense
 
 
-def hqq(bits: int) -> Packer:
+def hqq(bits: int, axis: int = 1) -> Packer:
     """Pack and unpack with HQQ, in bfloat16."""
 
     def pack(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
         module, names = library("hqq.core.quantize"), library("hqq.core.utils")
         codes, meta = module.Quantizer.quantize(
-            weight, bits, group_size=64, axis=1, optimize=False, device="cpu", compute_dtype=torch.bfloat16
+            weight, bits, group_size=64, axis=axis, optimize=False, device="cpu", compute_dtype=torch.bfloat16
         )
         meta |= {"scale": meta["scale"].bfloat16(), "zero": meta["zero"].bfloat16(), "compute_dtype": torch.bfloat16}
         dense = module.Quantizer.dequantize(codes, meta)
@@ -183,8 +184,10 @@ CASES: dict[str, Case] = {
     "fp8-tensor": Case(fp8(None), {"quant_method": "fp8", "activation_scheme": "static"}),
     "modelopt-nvfp4": Case(modelopt_nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
     "modelopt-fp8": Case(modelopt_fp8, {"quant_method": "modelopt", "quant_algo": "FP8"}),
-    "hqq-4": Case(hqq(4), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}),
-    "hqq-8": Case(hqq(8), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 8}}}),
-    "hqq-3": Case(hqq(3), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 3}}}),
-    "hqq-2": Case(hqq(2), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 2}}}),
+} | {
+    f"hqq-{bits}-axis-{axis}": Case(
+        hqq(bits, axis), {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": bits}}}
+    )
+    for axis in (1, 0)
+    for bits in (8, 4, 3, 2, 1)
 }

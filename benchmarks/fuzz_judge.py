@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Judge:
         self.inside = str(inside.resolve())
         self.strays: list[str] = []
         self.is_running = False
+        self.ended: dict[str, Counter[int]] = defaultdict(Counter)  # exit statuses of each kind
         self.slowest: dict[str, list[tuple[float, float, str]]] = defaultdict(list)  # (clock, CPU, input)
         sys.addaudithook(self._audited)
         signal.signal(signal.SIGALRM, self._too_slow)
@@ -63,6 +64,7 @@ class Judge:
             (heapq.heappush if len(self.slowest[kind]) < N_SLOWEST else heapq.heappushpop)(
                 self.slowest[kind], (took_s, cpu_s, text)
             )
+        self.ended[kind][status] += 1
         streams[1].flush()
         said = streams[1].buffer.getvalue().decode().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
         n_errors = sum(line.startswith("error:") for line in said)
@@ -102,7 +104,7 @@ class Judge:
             if isinstance(path, (str, bytes, os.PathLike)):
                 # (Python keeps compiled modules beside them, wherever one is imported for the first time.)
                 place = os.path.abspath(os.fsdecode(path))
-                if not place.startswith((self.inside + os.sep, *_HARMLESS)) and "__pycache__" not in place:
+                if not f"{place}/".startswith((f"{self.inside}/", *_HARMLESS)) and "__pycache__" not in place:
                     self.strays.append(f"{event} {place[-80:]}")
 
 

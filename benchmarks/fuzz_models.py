@@ -135,15 +135,16 @@ def gguf_inputs(folder: Path, rng: random.Random, broken: Callable[..., bytes]) 
     from tests.model.conftest import tiny_model, tiny_tokenizer
     from tests.model.gguf_files import write_gguf
 
-    vocabulary = sorted(tiny_tokenizer().get_vocab().items(), key=lambda entry: entry[1])
+    known = tiny_tokenizer().get_vocab()
+    tokens = [*sorted(known, key=known.__getitem__), "ab"]  # what the one merge makes
     keys = {
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": [token for token, _ in vocabulary],
-        "tokenizer.ggml.token_type": [1] * len(vocabulary), "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens),
+        "tokenizer.ggml.merges": ["a b"],
         "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
     }  # fmt: skip
     file = folder / "sound.gguf"
-    write_gguf(file, tiny_model("llama", torch.float32), keys=keys)
+    write_gguf(file, tiny_model("llama", torch.float32, vocab_size=len(tokens)), keys=keys)
     write_task(folder)
     sound = file.read_bytes()
     header = sound.rindex(b"blk.") + 64

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _ASIDE = {"_to_copy", "copy_", "_local_scalar_dense", "nonzero", "equal", "is_nonzero"}
 aten = torch.ops.aten
+_ATTENTION = nn.functional.scaled_dot_product_attention
 
 
 class Transfers(TorchDispatchMode):
@@ -89,6 +90,7 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
     patches = {
         "torch.cuda.get_device_capability": lambda *_: (9, 0),
         "torch.cuda.mem_get_info": lambda *_: (16 << 30, 16 << 30),
+        "torch.nn.functional.scaled_dot_product_attention": _attention,
     }
     methods = {"__getitem__": _getitem, "__setitem__": _setitem, "contiguous": _contiguous}
     with ExitStack() as stack:
@@ -97,6 +99,31 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
         for name, value in methods.items():
             stack.enter_context(mock.patch.object(FakeTensor, name, value, create=True))
         yield FakeTensorMode()
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """Choose the kernel that torch chooses on CUDA where cuDNN's is off: the memory-efficient one, whatever the mask.
+
+    A build for CPUs would choose the one of many steps, which keeps float32 scores of all heads.
+    Source: torch 2.13, aten/native/transformers/attention.cpp.
+    """
+    if query.device.type != "cuda" or query.dtype == torch.float64 or enable_gqa:
+        return _ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            additive = torch.zeros_like(attn_mask, dtype=query.dtype)
+            attn_mask = additive.masked_fill_(attn_mask.logical_not(), float("-inf"))
+        width = attn_mask.shape[-1]
+        if any(stride % 8 for stride in attn_mask.stride()[:-1]):
+            attn_mask = nn.functional.pad(attn_mask, (0, 8 - width % 8))[..., :width]
+        attn_mask = attn_mask.expand(*query.shape[:2], *attn_mask.shape[-2:])
+    found = aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, False, dropout_p, is_causal, scale=scale
+    )
+    return found[0]
 
 
 def _contiguous(self: torch.Tensor, **_: Any) -> torch.Tensor:

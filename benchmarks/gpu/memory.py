@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.fast import filled_tile
 from benchmarks.gpu.setting import Case, Result, Setting, frame, random_model
 from lowmem_layers.engine import ready_engine
-from lowmem_layers.engine.budget import Widths, needed_room
+from lowmem_layers.engine.budget import Widths, needed_room, tile_bytes
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.forecast.machine import measure_products
 from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
@@ -56,7 +56,7 @@ def _capped(setting: Setting, name: str, cap: int) -> Result:
                 too_large.append(f"{task}: {error.message}")
                 continue
             engine.score(items, coalitions)
-            largest = max(largest, sum(cost.n_bytes for cost in engine.costs(items, coalitions)))
+            largest = max(largest, tile_bytes(engine.costs(items, coalitions)))
         chunk = Widths.of(made.shape).chunk_bytes(engine.sizes)
         foreseen = placed.gpu_bytes - overhead + largest + chunk
         result: Result = {"cap": cap, "home": placed.home, "one_expert": placed.one_expert, "overhead": overhead,

@@ -5,8 +5,9 @@ The plan, the check before loading and the engine all count by these functions, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import torch
 
@@ -26,6 +27,7 @@ _LOGITS_BYTES = (128 << 20, 512 << 20)
 _LEAST_CHUNK_TOKENS = (256, 1024)
 _CHUNK_SHARE = 4  # a chunk takes at most a quarter of the memory given; the rest is for states
 _TILE_WORK = (10**12, 5 * 10**15)  # multiply-adds: about half a minute, and the unit of commit
+STATES_A_CHUNK = 8  # at least so many states of a batch fill a chunk, where there are as many
 _LEAST_REUSE = 500  # multiply-adds for each number that a tile unpacks: unpacking stays a small part of the time
 
 
@@ -33,40 +35,41 @@ _LEAST_REUSE = 500  # multiply-adds for each number that a tile unpacks: unpacki
 class ItemCost:
     """What one item takes in a tile.
 
-    Units: bytes of states and masks; multiply-adds, of which `head_work` are the output embedding's.
+    Units: bytes of states and masks; multiply-adds, of which `head_work` are the output embedding's; `passing_bytes`
+    are taken beside a chunk while the item is computed, and by one item of a tile at a time.
     """
 
     n_bytes: int
     work: int
     head_work: int = 0
+    passing_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Widths:
     """The sizes of a model that decide how much memory and work its items take.
 
-    Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states; `widest` numbers
-    of a sublayer's widest intermediate. `parallel`: attention and feed-forward of a layer act side by side.
-    `ends_mixing`: the last sublayer mixes tokens, so that it is computed for all of them. `score_bytes`: see
-    `ModelShape`.
+    Shapes: `macs` N multiply-adds a token, by player. Units: `itemsize` bytes a number of the states. `kept` and
+    `pair_bytes`: see `ModelShape`. `parallel`: attention and feed-forward of a layer act side by side. `ends_mixing`:
+    the last sublayer mixes tokens, so that it is computed for all of them.
     """
 
     macs: tuple[int, ...]
     hidden: int
-    widest: int
+    kept: int
     vocabulary: int
     itemsize: int
     parallel: bool
     ends_mixing: bool = False
-    score_bytes: int = 0
+    pair_bytes: int = 0
 
     @classmethod
     def of(cls, shape: ModelShape) -> Widths:
         """Take the sizes from a model's shape: the one way to make them."""
         ends_mixing = shape.players[-1].is_attention
         return cls(
-            shape.macs, shape.hidden, shape.widest, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing,
-            shape.score_bytes,
+            shape.macs, shape.hidden, shape.kept, shape.vocabulary, shape.itemsize, shape.parallel, ends_mixing,
+            shape.pair_bytes,
         )  # fmt: skip
 
     def item(self, rows: Sequence[Row], tree: PrefixTree) -> ItemCost:
@@ -79,21 +82,25 @@ class Widths:
         """Count what `nodes` tokens take, of which `scored` are scored. `squares` adds up the rows' squared lengths.
 
         The last feed-forward and the head are computed for scored tokens alone. In parallel layers the engine keeps
-        what attention adds beside the states until the feed-forward has read them: the same numbers once more. Eager
-        attention keeps scores of one state at least; those of more are a part of the chunk (`states_at_once`).
+        what attention adds beside the states until the feed-forward has read them: the same numbers once more. One
+        state's masks and scores are counted here, since one at least is computed at once, and so is what a row longer
+        than the smallest chunk keeps; the rest is the chunk's (`states_at_once`). Where few states make a chunk, a
+        batch has rows of many items, and all of them count.
         """
         each = [step.applications * macs for step, macs in zip(tree.steps, self.macs, strict=True)]
         states = (2 if self.parallel else 1) * tree.n_slots * nodes * self.hidden
         head = tree.n_slots * scored * self.hidden * self.vocabulary
         work = nodes * sum(each[:-1]) + (nodes if self.ends_mixing else scored) * each[-1] + head
-        return ItemCost((states + 2 * squares) * self.itemsize + squares * self.score_bytes, work, head)
+        longer = max(0, isqrt(squares) - min(_LEAST_CHUNK_TOKENS)) * self.kept  # no row is longer than this root
+        passing = longer * self.itemsize + squares * self.pair_bytes
+        n_bytes = (states + 2 * squares) * self.itemsize
+        if tree.n_slots < STATES_A_CHUNK:
+            return ItemCost(n_bytes + passing, work, head)
+        return ItemCost(n_bytes, work, head, passing)
 
     def chunk_bytes(self, sizes: Sizes) -> int:
-        """Bound what one chunk's intermediates or its logits take, besides the states. Units: bytes.
-
-        About four intermediates of a sublayer's widest product are alive at once, and six of the hidden width.
-        """
-        layer = sizes.chunk_tokens * (4 * self.widest + 6 * self.hidden) * self.itemsize
+        """Bound what one chunk's intermediates or its logits take, besides the states. Units: bytes."""
+        layer = sizes.chunk_tokens * self.kept * self.itemsize
         wide = max(4, self.itemsize)  # logits of a model that computes in 16 bits are float32
         logits = self.vocabulary * (sizes.head_rows * wide + min(sizes.head_rows, sizes.softmax_rows) * 4)
         embedding = (WIDE_ROWS + sizes.head_rows) * self.hidden * 4 if self.itemsize < 4 else 0
@@ -188,17 +195,26 @@ def largest_item_bytes(items: Sequence[EncodedItem], shape: ModelShape, tree: Pr
     widths = Widths.of(shape)
     # A layout has at most the tokens of all choices, in one row at most: few items need to be laid out.
     tokens = [sum(len(choice.tokens) for choice in item.choices if not choice.is_likeliest) for item in items]
-    bounds = sorted((widths.count(total, 0, total**2, tree).n_bytes, index) for index, total in enumerate(tokens))
+    bounds = sorted((tile_bytes([widths.count(n, 0, n**2, tree)]), index) for index, n in enumerate(tokens))
     largest = 0
     while bounds and bounds[-1][0] > largest:
         _, index = bounds.pop()
-        largest = max(largest, widths.item(lay_out([items[index]], float, deepest), tree).n_bytes)
+        largest = max(largest, tile_bytes([widths.item(lay_out([items[index]], float, deepest), tree)]))
     return largest
 
 
 def tile_work_for(device: torch.device, n_streamed: int) -> int:
     """Choose how many multiply-adds make a tile, which brings in and unpacks `n_streamed` numbers of the weights."""
     return max(_TILE_WORK[is_gpu(device)], _LEAST_REUSE * n_streamed)
+
+
+def tile_bytes(costs: Iterable[ItemCost]) -> int:
+    """Count what the items of a tile take, beside a chunk. Units: bytes."""
+    n_bytes = passing = 0
+    for cost in costs:
+        n_bytes += cost.n_bytes
+        passing = max(passing, cost.passing_bytes)
+    return n_bytes + passing
 
 
 def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: int, tile_work: int) -> list[list[int]]:
@@ -208,17 +224,18 @@ def plan_tiles(costs: Sequence[ItemCost], order: Sequence[int], budget_bytes: in
         BudgetError: the states of a single item do not fit.
     """
     tiles: list[list[int]] = []
-    n_bytes = work = 0
+    together = ItemCost(0, 0)
     for index in order:
         cost = costs[index]
-        if cost.n_bytes > budget_bytes:
-            raise too_large(f"item {index}", cost.n_bytes, budget_bytes)
-        if not tiles or n_bytes + cost.n_bytes > budget_bytes or work + cost.work > tile_work:
+        if (alone := tile_bytes([cost])) > budget_bytes:
+            raise too_large(f"item {index}", alone, budget_bytes)
+        passing = max(together.passing_bytes, cost.passing_bytes)
+        more = ItemCost(together.n_bytes + cost.n_bytes, together.work + cost.work, passing_bytes=passing)
+        if not tiles or tile_bytes([more]) > budget_bytes or more.work > tile_work:
             tiles.append([])
-            n_bytes = work = 0
+            more = cost
         tiles[-1].append(index)
-        n_bytes += cost.n_bytes
-        work += cost.work
+        together = more
     return tiles
 
 

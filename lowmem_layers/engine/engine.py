@@ -12,12 +12,14 @@ import torch
 
 from lowmem_layers.engine.batches import Batch, make_batches, plain_inputs, tree_inputs
 from lowmem_layers.engine.budget import (
+    STATES_A_CHUNK,
     ItemCost,
     Widths,
     halved,
     plan_tiles,
     sizes_for,
     sizes_within,
+    tile_bytes,
     tile_work_for,
     too_large,
 )
@@ -35,8 +37,6 @@ from lowmem_layers.model.change import REMOVE
 from lowmem_layers.model.memory import available_device_bytes, is_shortage
 from lowmem_layers.model.placement import usual_states_bytes
 from lowmem_layers.tasks.items import EncodedItem
-
-_STATES_A_CHUNK = 8  # at least so many states of a batch fill a chunk, where there are as many
 
 Inputs = Callable[[Batch], dict[str, Any]]
 Layout = Literal["auto", "trie", "rows"]
@@ -143,7 +143,7 @@ class Engine:
         """
         given = Widths.of(self.model.shape).room_beside(self.sizes, self.budget_bytes)
         for number, items in enumerate(tiles):
-            needed = sum(cost.n_bytes for cost in self.costs(items, coalitions))
+            needed = tile_bytes(self.costs(items, coalitions))
             if needed > given:
                 raise too_large(f"tile {number} of this run", needed, given)
 
@@ -260,7 +260,7 @@ class Engine:
         return lay_out(items, cost, deepest)
 
     def _batches(self, items: Sequence[EncodedItem], tree: PrefixTree) -> list[Batch]:
-        return make_batches(self._rows(items), self.sizes.chunk_tokens // min(_STATES_A_CHUNK, tree.n_slots))
+        return make_batches(self._rows(items), self.sizes.chunk_tokens // min(STATES_A_CHUNK, tree.n_slots))
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Lay a batch out: by tree masks where its rows branch, else by the family's own."""

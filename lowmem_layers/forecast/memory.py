@@ -12,6 +12,7 @@ from lowmem_layers.engine.budget import (
     plan_tiles,
     sizes_for,
     sizes_within,
+    tile_bytes,
     tile_work_for,
 )
 from lowmem_layers.forecast.machine import Machine
@@ -102,7 +103,7 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
         if machine.measured
         else _PLENTY_BYTES,
     )
-    room = needed_room(shape, device, max((cost.n_bytes for cost in costs), default=0))
+    room = needed_room(shape, device, max((tile_bytes([cost]) for cost in costs), default=0))
     placed = place_with_states(shape.n_bytes, limits.offload, allowed, room=room)
     # 2) what they leave for states and a chunk, and the tiles that this makes
     budget = placed.states_bytes
@@ -110,7 +111,7 @@ def forecast_memory(shape: ModelShape, limits: Limits, machine: Machine, tree: P
     work = tile_work_for(device, shape.n_streamed)
     tiles = plan_tiles(costs, range(len(costs)), widths.room_beside(sizes, budget), work)
     # 3) the largest tile, with chunks no larger than what there is to fill them
-    states = max((sum(costs[index].n_bytes for index in tile) for tile in tiles), default=0)
+    states = max((tile_bytes(costs[index] for index in tile) for tile in tiles), default=0)
     total = max(1, sum(cost.work for cost in costs))
     tile_tokens = max((sum(tokens.trunk[index] for index in tile) for tile in tiles), default=0)
     filled = replace(

@@ -7,7 +7,7 @@ that are too large to have at hand are shipped, so that a run on them can be pla
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import resources
@@ -19,13 +19,15 @@ import torch
 from lowmem_layers.errors import ModelError
 from lowmem_layers.game.players.player import Player
 from lowmem_layers.model.anatomy.dissection import Anatomy, dissect, text_config
-from lowmem_layers.model.anatomy.layer_examination import foresee_parallel
+from lowmem_layers.model.anatomy.weightless import feed_forward_numbers, foresee_parallel
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.homes.places import Place, streamed_places
 from lowmem_layers.model.placement import ModelBytes
 from lowmem_layers.model.sizes import measure, packed_bytes
 
 SHIPPED = ("llama-3-8b", "llama-3-70b", "mixtral-8x7b")
+# Matrices that compute several things at once, by what transformers calls them: how many.
+_JOINED = {"gate_up": 2, "qkv": 3, "query_key_value": 3, "c_attn": 3}
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class ModelShape:
     Shapes: `players` and `macs` have N entries.
     Units: `macs` are multiply-adds a token of a sublayer's matrix products (a token visits `num_experts_per_tok`
         experts; attention over the context is left out); `widest` counts a token's numbers where they are most, in
-        all the experts it visits; `itemsize` is bytes a number of the hidden states; `n_streamed` counts the numbers
-        of all weights that are brought in for a visit; `score_bytes` is what attention keeps for a pair of tokens of a
-        row, in all heads, where it is computed step by step (transformers' eager attention; else 0).
+        all the experts it visits; `kept` counts those that a sublayer keeps for a token at once while it computes,
+        `kept_attention` those of attention; `itemsize` is bytes a number of the hidden states; `n_streamed` counts the
+        numbers of all weights that are brought in for a visit; `pair_bytes` is what attention keeps for a pair of
+        tokens of a row: masks, and scores in all heads where it computes them step by step (transformers' eager).
     """
 
     players: tuple[Player, ...]
@@ -53,19 +56,20 @@ class ModelShape:
     n_parameters: int
     n_streamed: int
     n_bytes: ModelBytes
-    score_bytes: int = 0
+    kept: int
+    kept_attention: int
+    pair_bytes: int
 
     def states_at_once(self, chunk_tokens: int, n_rows: int, n_tokens: int) -> int:
         """Say how many states of some rows make a chunk of about `chunk_tokens`, at least one.
 
-        Fewer, where eager attention's scores would take more than a feed-forward's intermediates do.
+        Fewer, where attention's masks and scores would take more than a chunk may. Those of one row are counted with
+        the row itself.
         """
-        size = chunk_tokens // (n_rows * n_tokens)
-        if self.score_bytes:
-            size = min(
-                size, 4 * chunk_tokens * self.widest * self.itemsize // (self.score_bytes * n_rows * n_tokens**2)
-            )
-        return max(1, size)
+        pairs = self.pair_bytes * n_tokens**2
+        tokens = self.kept_attention * self.itemsize * n_tokens
+        by_memory = (chunk_tokens * self.kept * self.itemsize + pairs) // (n_rows * (tokens + pairs))
+        return max(1, min(chunk_tokens // (n_rows * n_tokens), by_memory))
 
     def with_rounding(self, bits: float) -> ModelShape:
         """Count a second slot for each kind of sublayer, for rounded weights beside a visited layer's own, and a shelf.
@@ -114,7 +118,7 @@ def shape_from(model: Any, anatomy: Anatomy, places: Sequence[Place], n_bytes: M
     text = text_config(model)
     share = _visited_share(text)
     macs: list[int] = []
-    widest = Fraction(1)
+    widest = {True: Fraction(1), False: Fraction(1)}  # of attention, of everything else
     # 1) the matrices that a token meets: of a mixture's stack of experts, the share that one token visits
     for player in anatomy.players:
         layer, met = anatomy.layers[player.layer], Fraction(0)
@@ -124,27 +128,58 @@ def shape_from(model: Any, anatomy: Anatomy, places: Sequence[Place], n_bytes: M
                     continue
                 is_experts = "experts" in name.split(".") and "shared" not in name
                 met += weight.numel() * (share if is_experts else 1)
-                stacked = weight.shape[0] * share if weight.dim() == 3 else 1  # (experts, rows, columns)
-                widest = max(widest, max(weight.shape[-2:]) * stacked)
+                stacked = weight.shape[0] * share if weight.dim() == 3 else Fraction(1)  # (experts, rows, columns)
+                joined = next((n for words, n in _JOINED.items() if words in name.lower()), 1)
+                width = max(weight.shape[-2:]) * stacked / joined
+                widest[player.is_attention] = max(widest[player.is_attention], width)
         macs.append(int(met))
-    # 2) everything else; eager attention keeps scores, masked ones and weights, and its softmax is float32
+    # 2) everything else
     embedding, tied = model.get_input_embeddings().weight, set(getattr(model, "all_tied_weights_keys", None) or {})
-    is_eager = getattr(text, "_attn_implementation", None) == "eager"
-    each = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]  # Dots3's layers differ
-    heads = max(getattr(layer, "num_attention_heads", 0) for layer in each)
+    hidden, itemsize = text.hidden_size, embedding.dtype.itemsize
     return ModelShape(
         players=anatomy.players,
         macs=tuple(macs),
-        hidden=text.hidden_size,
-        widest=round(widest),
+        hidden=hidden,
+        widest=round(max(widest.values())),
         vocabulary=model.get_output_embeddings().weight.shape[0],
-        itemsize=embedding.dtype.itemsize,
-        parallel=foresee_parallel(anatomy, text.hidden_size, embedding.dtype),
+        itemsize=itemsize,
+        parallel=foresee_parallel(anatomy, hidden, embedding.dtype),
         n_parameters=sum(value.numel() for name, value in model.state_dict().items() if name not in tied),
         n_streamed=sum(prod(place.shape) for place in places),
         n_bytes=n_bytes,
-        score_bytes=heads * (3 * embedding.dtype.itemsize + 4) if is_eager else 0,
+        kept=_kept(anatomy, places, hidden, widest),
+        kept_attention=2 * hidden + 5 * round(widest[True]),
+        pair_bytes=_pair_bytes(text, itemsize),
     )
+
+
+def _kept(anatomy: Anatomy, places: Sequence[Place], hidden: int, widest: Mapping[bool, Fraction]) -> int:
+    """Count the numbers that a sublayer keeps for a token at once, at most: attention's, or a feed-forward's.
+
+    Attention, counted by hand in transformers' own code: while queries turn, the stream, its norm, what is added, keys
+    and values, and six times the queries; afterwards fewer (`kept_attention`): the stream, its norm, and queries, keys
+    and values for every head, as the kernel reads them, and its output. A feed-forward is tried out.
+    """
+    attention = 4 * hidden + 7 * round(widest[True])
+    feed_forward = feed_forward_numbers(anatomy, hidden)
+    if feed_forward is None:  # by hand: four intermediates of the widest product, and six of the hidden width
+        feed_forward = 4 * round(widest[False]) + 6 * hidden
+    # one expert at a time: each pair's output in float32, and its input once more
+    divided = 3 * hidden if any(place.n_experts for place in places) else 0
+    return max(attention, feed_forward + divided)
+
+
+def _pair_bytes(config: Any, itemsize: int) -> int:
+    """Count what attention keeps for a pair of tokens of a row. Units: bytes.
+
+    Its mask for every state, as a number and once more in a width that the kernel takes. Eager attention also keeps
+    scores, masked ones and weights of each head, and its softmax is float32.
+    """
+    masks = 3 * itemsize
+    if getattr(config, "_attn_implementation", None) != "eager":
+        return masks
+    each = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]  # Dots3's layers differ
+    return masks + max(getattr(layer, "num_attention_heads", 0) for layer in each) * (3 * itemsize + 4)
 
 
 def _visited_share(config: Any) -> Fraction:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -117,6 +117,11 @@ def items_table(rows: Sequence[ItemRow]) -> pa.Table:
     return pa.table([*columns, n_tokens, n_cut], schema=ITEMS_SCHEMA)
 
 
+def listed(column: pa.ChunkedArray) -> list[Any]:
+    """List a column's values like `to_pylist`, which takes five times as long where none is missing."""
+    return column.to_pylist() if column.null_count else column.to_numpy().tolist()
+
+
 @no_collections()
 def rows_from_table(table: pa.Table, path: Path) -> list[ItemRow]:
     """Read `items_table` back, of an earlier version too.
@@ -128,7 +133,7 @@ def rows_from_table(table: pa.Table, path: Path) -> list[ItemRow]:
         table = table.append_column(ITEMS_SCHEMA.field("n_cut"), pa.nulls(len(table), pa.int32()))
     if not table.schema.equals(ITEMS_SCHEMA):
         raise DamagedError(f"{path} is damaged: its columns are {', '.join(table.column_names)}", _HINT)
-    flat = zip(*(table[name].to_pylist() for name in ITEMS_SCHEMA.names), strict=True)
+    flat = zip(*(listed(table[name]) for name in ITEMS_SCHEMA.names), strict=True)
     rows: list[ItemRow] = []
     for (task, name), group in groupby(flat, key=lambda row: row[:2]):
         choices = list(group)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from lowmem_layers.errors import DamagedError, EngineError, RecordError
 from lowmem_layers.record.files import write_whole
-from lowmem_layers.record.items import ItemRow
-from lowmem_layers.record.pages import unpacked_bytes
+from lowmem_layers.record.items import ItemRow, listed
+from lowmem_layers.record.unpacking import unpacked_bytes
 
 SCORES_FOLDER = "scores"
 
@@ -157,7 +157,8 @@ def content_hash(table: pa.Table) -> str:
     if "loglikelihood" in table.column_names:
         numbers = table["loglikelihood"].to_numpy().astype("<f8", copy=False)
         return hashlib.sha256(numbers.tobytes()).hexdigest()
-    return hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()
+    columns = {name: listed(table[name]) for name in table.column_names}
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 
 
 def read_tile(path: Path, items: Sequence[ItemRow], removed: Sequence[str]) -> list[np.ndarray]:

@@ -21,6 +21,8 @@ class TilePlan:
 
 def spell_tile(tile: Sequence[int]) -> str:
     """Write item indices as ranges: `0-3 7`."""
+    if len(tile) == 1:  # there may be a hundred thousand of these
+        return str(tile[0])
     runs: list[list[int]] = []
     for index in tile:
         if runs and runs[-1][1] == index - 1:
@@ -36,6 +38,8 @@ def parse_tile(spelled: str, n_items: int) -> tuple[int, ...]:
     Raises:
         ValueError: the text is not a list of ranges of such items.
     """
+    if spelled.isascii() and spelled.isdigit() and len(spelled) < 10 and int(spelled) < n_items:  # as most are
+        return (int(spelled),)
     indices: list[int] = []
     for part in spelled.split():
         found = _RANGE.fullmatch(part)

@@ -94,7 +94,8 @@ class CollectedValues:
         new = frozenset(key for value in values for key in self._keys(value) if key not in self._arrays)
         if new:
             self._arrays |= {key: np.empty((len(self._items[key[0]]), len(self.removed))) for key in new}
-            self._behind = {tile: self._behind.get(tile, frozenset()) | new for tile in self.tiles}
+            behind = self._behind
+            self._behind = {tile: behind[tile] | new if tile in behind else new for tile in self.tiles}
             self._read[:] = False
             self._totals.clear()
         # 2) each of them once

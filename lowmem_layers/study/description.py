@@ -24,14 +24,25 @@ _LIBRARIES = ("torch", "transformers", "bitsandbytes", "datasets", "numpy", "pya
 
 
 @no_collections()
-def describe_run(specification: Specification, prepared: Prepared, design: Design) -> Manifest:
-    """Put everything that is known of a run before its first tile into its manifest."""
+def describe_run(
+    specification: Specification,
+    prepared: Prepared,
+    design: Design,
+    tiles: tuple[tuple[int, ...], ...] | None = None,
+) -> Manifest:
+    """Put everything that is known of a run before its first tile into its manifest.
+
+    `tiles` are those of an earlier call, which are kept; without them they are planned.
+    """
     versions = {"lowmem-layers": __version__, "code": code_digest(), "python": platform.python_version()}
     versions |= library_versions()
-    # A run that may stop early takes its items in an order that has nothing to do with their content.
-    clusters = [(item.task, item.cluster) for item in prepared.encoded]
-    order = item_order(clusters, specification.seed) if specification.until else None
-    plan = make_plan(prepared, design, order)
+    if tiles is not None:
+        plan = TilePlan(tuple(design.removed), tiles)
+    else:
+        # A run that may stop early takes its items in an order that has nothing to do with their content.
+        clusters = [(item.task, item.cluster) for item in prepared.encoded]
+        order = item_order(clusters, specification.seed) if specification.until else None
+        plan = make_plan(prepared, design, order)
     return Manifest(
         status="running",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

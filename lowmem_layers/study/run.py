@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.statement import check_statement
 from lowmem_layers.record.files import make_folder
 from lowmem_layers.record.folder import finished_tiles, known_run, tidy
 from lowmem_layers.record.identity import code_digest, same_run
-from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, rows_of
+from lowmem_layers.record.items import ITEMS_FILE, ItemRow, items_table, no_collections, rows_of
 from lowmem_layers.record.lock import locked
 from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
@@ -105,7 +107,7 @@ def _settled(
         design = design.cut(known.design.cuts)
     elif design.orders:
         design = settle_cuts(prepared, design, specification.seed, announce)
-    manifest = describe_run(specification, prepared, design)
+    manifest = describe_run(specification, prepared, design, known.plan.tiles if known is not None else None)
     # 2) the folder is made, where nothing was known of it; meanwhile another process may have begun this run
     if known is None:
         make_folder(folder / SCORES_FOLDER)
@@ -131,13 +133,16 @@ def _measured(
     status: Status = "failed"
     stopped = ""
     try:
+        # OpenBLAS takes its workspace at the first product that is not tiny, and ends the process if it gets none.
+        np.ones((128, 128)) @ np.ones((128, 128))
         tidy(folder)
-        rows = rows_of(prepared.encoded)
-        _keep_items(folder, rows, announce)
-        write_manifest(folder, manifest)
-        values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
-        earlier = EarlierTiles(values, announce, clock)
-        earlier.read()
+        with no_collections():
+            rows = rows_of(prepared.encoded)
+            _keep_items(folder, rows, announce)
+            write_manifest(folder, manifest)
+            values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
+            earlier = EarlierTiles(values, announce, clock)
+            earlier.read()
         stopped = score_tiles(earlier, prepared, announce, clock)
         status = "done"
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowmem_layers import run_study
-from lowmem_layers.engine.budget import Widths, largest_item_bytes, needed_room, sizes_for
+from lowmem_layers.engine.budget import Widths, largest_item_bytes, needed_room, sizes_for, tile_bytes
 from lowmem_layers.engine.trie import lay_out, plain_rows, trie_rows
 from lowmem_layers.errors import BudgetError
 from lowmem_layers.forecast import forecast
@@ -35,7 +35,7 @@ TASK = 'data = "items.jsonl"\ncontext = "{{ q }}"\nchoices = "options"\ngold = "
 
 SHAPE = ModelShape(
     players_of(["ffn"]), (10, 20), hidden=4, widest=8, vocabulary=9, itemsize=4, parallel=False, n_parameters=0,
-    n_streamed=0, n_bytes=ModelBytes(0, 0, 0, 0, 0, 0),
+    n_streamed=0, n_bytes=ModelBytes(0, 0, 0, 0, 0, 0), kept=56, kept_attention=8, pair_bytes=0,
 )  # fmt: skip
 
 tokens = st.lists(st.integers(0, 2), min_size=2, max_size=9)
@@ -50,7 +50,7 @@ def test_the_largest_item_is_that_of_all_layouts(parts, deepest, hidden):
     ]
     shape = replace(SHAPE, hidden=hidden)
     tree = prefix_tree([(), (0,)], 2)
-    sizes = [Widths.of(shape).item(lay_out([item], float, deepest), tree).n_bytes for item in encoded]
+    sizes = [tile_bytes([Widths.of(shape).item(lay_out([item], float, deepest), tree)]) for item in encoded]
     assert largest_item_bytes(encoded, shape, tree, deepest) == max(sizes, default=0)
 
 
@@ -93,14 +93,14 @@ def test_states_take_the_same_bytes_in_the_plan_in_the_check_and_in_the_engine(f
     removed = plan_design(spec, prepared.players).removed
     costs = prepared.engine.costs(prepared.encoded, removed)
     tiles = prepared.engine.plan_tiles(prepared.encoded, removed)
-    assert planned.memory.states == max(sum(costs[index].n_bytes for index in tile) for tile in tiles)
+    assert planned.memory.states == max(tile_bytes(costs[index] for index in tile) for tile in tiles)
     assert planned.work.flops == 2 * prepared.engine.work(prepared.encoded, removed)
-    # twice where attention's output waits beside the states, of float32 numbers; and two masks; eager attention keeps
-    # four numbers for each pair of tokens in each of its four heads
+    # twice where attention's output waits beside the states, of float32 numbers; two masks, and one state's three more;
+    # eager attention keeps four numbers for each pair of tokens in each of its four heads
     (longest,) = (len(row) for row in trie_rows([prepared.encoded[1]], float))
     states = len(removed) * longest * planned.shape.hidden * (2 if family in PARALLEL else 1)
     scores = 4 * 4 * longest**2 if family in ("gpt_oss", "gemma2", "bloom", "mpt") else 0
-    assert max(cost.n_bytes for cost in costs) == 4 * (states + 2 * longest**2 + scores)
+    assert max(tile_bytes([cost]) for cost in costs) == 4 * (states + 5 * longest**2 + scores)
 
 
 @pytest.mark.parametrize(

@@ -139,18 +139,20 @@ def mxfp4_pack() -> Example:
     return compressed(weights, "mxfp4-pack-quantized", {"weight_packed": packed, "weight_scale": exponents}, dense)
 
 
-def hqq(bits: int) -> Example:
+def hqq(bits: int, axis: int = 1) -> Example:
     codes = random(ROWS, COLUMNS, high=1 << bits)
-    scale, zero = scales_of(ROWS * 4, 1).half(), (scales_of(ROWS * 4, 1) * 90).half()
-    grouped = codes.view(-1, 16)
+    grouped = codes.view(-1, 16) if axis else codes.view(16, -1)
+    shape = (ROWS * 4, 1) if axis else (1, ROWS * 4)
+    scale, zero = scales_of(*shape).half(), (scales_of(*shape) * 90).half()
     per = {4: 2, 3: 10}[bits]
     padded = torch.nn.functional.pad(grouped, (0, 0, 0, -len(grouped) % per))
     held = sum(share << bits * (per - 1 - place) for place, share in enumerate(padded.chunk(per)))
-    facts = {"nbits": bits, "group_size": 16, "axis": 1, "quant_scale": 0, "quant_zero": 0}
+    facts = {"nbits": bits, "group_size": 16, "axis": axis, "quant_scale": 0, "quant_zero": 0}
     tensors = {"W_q": held.to(torch.int32 if bits == 3 else torch.uint8), "scale": scale, "zero": zero}
     tensors |= {name: torch.tensor(value) for name, value in facts.items()} | {"shape": torch.tensor([ROWS, COLUMNS])}
     dense = ((grouped.half() - zero) * scale).view(ROWS, COLUMNS).float()
-    return Example(HQQ, {"quant_method": "hqq", "quant_config": {}}, tensors, dense)
+    about = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": bits, "group_size": 16}}}
+    return Example(HQQ, about, tensors, dense)
 
 
 EXAMPLES = {
@@ -171,6 +173,8 @@ EXAMPLES = {
     "mxfp4": mxfp4_pack(),
     "hqq": hqq(4),
     "hqq 3-bit": hqq(3),
+    "hqq along columns": hqq(4, axis=0),
+    "hqq 3-bit along columns": hqq(3, axis=0),
 }
 
 

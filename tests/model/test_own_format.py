@@ -192,11 +192,3 @@ def test_only_linear_weights_are_toys(tmp_path: Path) -> None:
     model = build_skeleton(tiny_config("mixtral"), torch.float32)
     routers = [p.key for p in streamed_places(dissect(model), "model.layers", torch.float32) if not is_quantised(p)]
     assert [packed[key].format.name for key in routers if key in packed] == ["dense"]
-
-
-def test_torchaos_files_are_refused_with_the_reason() -> None:
-    with pytest.raises(
-        CheckpointError, match="quantised by 'torchao': its tensors are torchao's own classes"
-    ) as caught:
-        own_packing({"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig"}}})
-    assert "GPTQ" in caught.value.hint

@@ -11,7 +11,7 @@ from torch import nn
 from lowmem_layers.errors import EngineError
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.dissection import dissect
-from lowmem_layers.model.anatomy.layer_examination import foresee_parallel
+from lowmem_layers.model.anatomy.weightless import foresee_parallel
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton
 from lowmem_layers.model.shape import shape_of
 from tests.families import FAMILIES, LAYERS, VOCABULARY, tiny_model

@@ -14,8 +14,8 @@ import pytest
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.errors import RecordError
 from lowmem_layers.model.memory import peak_bytes
-from lowmem_layers.record.pages import _Header
 from lowmem_layers.report import write_report
+from lowmem_layers.tasks.pages import PageHeaders
 from tests.dictionary import Bench
 
 SPEC = StudySpec(tasks=("one",), max_removed=1)
@@ -123,7 +123,36 @@ def test_headers_of_pages_that_make_no_sense_end(seed):
     data[: seed % 5] = 0x19  # a list
     data[1:9] = 0xFF if seed % 2 else data[1:9]
     with contextlib.suppress(ValueError):
-        _Header(memoryview(data.tobytes()), 0).fields()
+        PageHeaders(memoryview(data.tobytes())).fields()
+
+
+def test_headers_of_pages_without_end(monkeypatch):
+    """A list of 2³⁰ empty lists: each takes one byte."""
+    monkeypatch.setattr("lowmem_layers.tasks.pages._MOST_VALUES", 5_000)
+    header = b"\x19\xf9" + b"\x80\x80\x80\x80\x04" + bytes(10_000)
+    with pytest.raises(ValueError, match="more than 5,000 values"):
+        PageHeaders(memoryview(header)).fields()
+
+
+@pytest.mark.parametrize(
+    ("codec", "n_values", "said"),
+    [
+        (28, None, "codec value: 14"),  # asked for one that it does not know, pyarrow ends the whole process
+        (12, 61, "has 61 values in [0-9]+ rows"),  # memory is taken for each
+    ],
+)
+@pytest.mark.parametrize("name", ["items.parquet", "scores/tile-00000.parquet"])
+def test_a_footer_that_names_what_there_is_not(run, name, codec, n_values, said):
+    """Codec and number of values follow one another in the footer's ColumnMetaData (here all packed with zstd, 6)."""
+    path = run.folder / name
+    content, n_rows = bytearray(path.read_bytes()), pq.read_metadata(path).num_rows
+    true = b"\x15\x0c\x16" + varint(n_rows)
+    false = bytes([0x15, codec, 0x16]) + varint(n_values or n_rows)
+    assert len(true) == len(false)
+    assert true in content
+    path.write_bytes(content.replace(true, false))
+    with pytest.raises(RecordError, match=f"is damaged: .*{said}"):
+        open_run(run.folder).scores()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right that users of Windows seldom have")

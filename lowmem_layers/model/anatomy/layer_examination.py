@@ -3,21 +3,17 @@
 Each layer of a loaded model is visited once with a few tokens: in what form the layer and its feed-forward hand back
 their output; whether the output equals the input when both sublayers are removed (a model that fails cannot be ablated
 exactly and is refused); how each sublayer can be computed alone (`branches`); and whether the two act one after the
-other on the residual stream or side by side on the layer's input (GPT-J, GPT-NeoX, Phi, Falcon, Cohere). The last
-question decides what states take, so it is also answered before any weight is read, as far as it can be.
+other on the residual stream or side by side on the layer's input (GPT-J, GPT-NeoX, Phi, Falcon, Cohere).
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
-from torch.func import functional_call
 
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.model.anatomy.branches import BranchForm, branch_output, find_form, run_layer
@@ -30,7 +26,6 @@ from lowmem_layers.model.homes.store import LayerStore, Visit
 BOTH = frozenset({"attn", "ffn"})
 _ROWS, _TOKENS = 3, 5
 _TOGETHER = "a decoder layer holds two attentions and several feed-forwards, which are removed together"
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -224,54 +219,3 @@ def _mixes_tokens(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Ten
     changed[:, 0] = -x[:, 0].flip(-1)
     before, after = function(x)[:, 1:].float(), function(changed)[:, 1:].float()
     return bool((after - before).norm() > 1e-2 * before.norm())
-
-
-class _FeedForwardReached(Exception):
-    """Ends a layer's forward where its feed-forward begins."""
-
-
-def foresee_parallel(anatomy: Anatomy, hidden: int, dtype: torch.dtype) -> bool:
-    """Tell from a model without weights whether attention and feed-forward of any layer act side by side.
-
-    Each layer runs on tensors without data (torch's meta device). A stub stands in for attention and marks its output
-    as one that gradients are wanted of: where the feed-forward's input carries the mark, it depends on attention, and
-    the two act one after the other.
-    """
-    for layer in anatomy.layers:
-        if len(layer.roles) < 2:
-            continue
-        reached: list[bool] = []
-
-        def mark(_module: nn.Module, _args: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output  # (B, T, D)
-            marked = first.detach().clone().requires_grad_()
-            return (marked, *output[1:]) if isinstance(output, tuple) else marked
-
-        def stop(_module: nn.Module, args: Any, kwargs: Any, reached: list[bool] = reached) -> None:
-            given = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-            reached.append(given.requires_grad)
-            raise _FeedForwardReached
-
-        with layer_without(layer, "attn"), torch.inference_mode(False), torch.enable_grad():
-            for name in layer.attention:  # the hooks go with the stubs
-                layer.layer.get_submodule(name).register_forward_hook(mark)
-            handle = layer.layer.get_submodule(layer.feed_forward[0]).register_forward_pre_hook(stop, with_kwargs=True)
-            tensors = [*layer.layer.named_parameters(), *layer.layer.named_buffers()]
-            weightless = {name: torch.empty_like(value, device="meta") for name, value in tensors}
-            # Masks, positions and the like go to attention alone, and the stub does not look at them.
-            needed = list(inspect.signature(layer.layer.forward).parameters.values())[1:]
-            nothing = {p.name: None for p in needed if p.default is p.empty and p.kind not in _VARIADIC}
-            try:
-                x = torch.zeros(1, 2, hidden, dtype=dtype, device="meta")
-                functional_call(layer.layer, weightless, (x,), nothing)
-            except _FeedForwardReached:
-                pass
-            except (TypeError, ValueError, AttributeError, RuntimeError, LookupError, StopIteration):
-                # A layer that needs more than its hidden states to get this far is taken for a parallel one: its
-                # states take twice the memory, and what is foreseen must never be less than what is taken.
-                reached.clear()
-            finally:
-                handle.remove()
-        if not any(reached):
-            return True
-    return False

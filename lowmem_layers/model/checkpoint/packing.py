@@ -11,16 +11,14 @@ from typing import Any
 import torch
 
 from lowmem_layers.errors import CheckpointError, ModelError
+from lowmem_layers.model.checkpoint.safetensors_files import read_notes
 from lowmem_layers.model.formats import CHECKPOINT_FORMATS, DENSE, TARGETS, CheckpointFormat, OwnPacking, Packed
 from lowmem_layers.model.formats.auto_round import translated
+from lowmem_layers.model.formats.torchao import NOTES
 from lowmem_layers.model.spec import Quant
 
 # where writers put their settings before config.json had a place for them, and what method they mean
 _SETTINGS_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
-# Methods whose files could be opened, and why they are not read.
-_NOT_READ = {
-    "torchao": "its tensors are torchao's own classes, in layouts of its version and of the kernel they were packed for"
-}
 _WIDTH: Mapping[Quant, int] = {"4bit": 4, "8bit": 8}
 _TARGET: Mapping[Quant, str] = {"none": "none", "4bit": "nf4", "8bit": "int8"}
 
@@ -44,14 +42,15 @@ class Packing:
 def read_quantisation(folder: Path, config: Any) -> Any:
     """Find what a checkpoint's folder says about its quantisation: in the config, or in the file of an older writer.
 
-    auto-gptq wrote `quantize_config.json` alone, AutoAWQ `quant_config.json`, modelopt `hf_quant_config.json`. None for
-    a plain checkpoint.
+    auto-gptq wrote `quantize_config.json` alone, AutoAWQ `quant_config.json`, modelopt `hf_quant_config.json`; torchao
+    writes half of what is needed into the headers of the weights' files. None for a plain checkpoint.
 
     Raises:
         CheckpointError: such a file is no table.
     """
     if (found := getattr(config, "quantization_config", None)) is not None:
-        return found
+        about = found if isinstance(found, dict) else found.to_dict()
+        return {**about, NOTES: read_notes(folder)} if "torchao" in str(about.get("quant_method")).lower() else about
     for name, method in _SETTINGS_FILES.items():
         if not (folder / name).is_file():
             continue
@@ -82,7 +81,6 @@ def own_packing(
         if (own := each.from_config(about)) is not None:
             return own
     by = f"quantised by {method!r}" if method else "quantised, by a method that has no name"
-    by += f": {_NOT_READ[method]}" if method in _NOT_READ else ""
     known = ", ".join(each.title for each in formats)
     raise CheckpointError(f"config.json: the checkpoint is {by}", f"plain, {known} and GGUF checkpoints are read")
 

@@ -38,6 +38,7 @@ _DTYPES = {
 }
 _MAX_HEADER_BYTES = 100_000_000
 _PIECE_BYTES = 4 << 20
+_NOTES = "__metadata__"  # what wrote the file, and what it noted
 _AGAIN = "download or save the checkpoint again"
 
 
@@ -153,12 +154,28 @@ def _read_index(folder: Path) -> dict[str, str]:
     return weight_map
 
 
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Collect what the writers of a folder's weight files noted in their headers."""
+    notes: dict[str, Any] = {}
+    for file in weight_files(folder):
+        found = _header(file)[0].get(_NOTES)
+        notes |= found if isinstance(found, dict) else {}
+    return notes
+
+
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """List one shard's tensors.
 
     Raises:
         CheckpointError: the shard is truncated, or its header is not safetensors'.
     """
+    header, start = _header(file)
+    size = file.stat().st_size
+    return {name: _entry(name, file, start, size, about) for name, about in header.items() if name[:2] != "__"}
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """Read a shard's header, and where its data begin."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -170,8 +187,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             raise CheckpointError(f"{file.name} has a damaged header", _AGAIN) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file.name} has a damaged header: it is no table of tensors", _AGAIN)
-    # "__metadata__" says what wrote the file
-    return {name: _entry(name, file, 8 + length, size, about) for name, about in header.items() if name[:2] != "__"}
+    return header, 8 + length
 
 
 def _entry(name: str, file: Path, data_start: int, file_size: int, about: Mapping[str, Any]) -> TensorEntry:

@@ -22,18 +22,20 @@ from lowmem_layers.model.formats.modelopt import MODELOPT
 from lowmem_layers.model.formats.mxfp4 import MXFP4
 from lowmem_layers.model.formats.regrouped import Regrouped
 from lowmem_layers.model.formats.scaled import SCALED
+from lowmem_layers.model.formats.torchao import TORCHAO
 from lowmem_layers.model.formats.turned import Turned
 
 # The formats in which safetensors checkpoints are read. A further one is a file of its own and a name in this list.
 CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (
-    FOUR_BIT, INT8, GPTQ, AWQ, COMPRESSED, FP8, MXFP4, MODELOPT, HQQ,
+    FOUR_BIT, INT8, GPTQ, AWQ, COMPRESSED, FP8, MXFP4, MODELOPT, HQQ, TORCHAO,
 )  # fmt: skip
 
 # What dense weights can be packed into, by the name that records and plans use.
 TARGETS: Mapping[str, PackingFormat] = {"none": DENSE, "nf4": FOUR_BIT, "int8": INT8}
 
 _SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, FOUR_BIT, INT8, GPTQ, SCALED)}
-_STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
+_PIECES = _SINGLE | {"turned": Turned(_SINGLE)}
+_STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_PIECES)}
 TURNED, REGROUPED = Turned(_STACKED), Regrouped(_STACKED)
 FORMATS: Mapping[str, WeightFormat] = _STACKED | {"turned": TURNED, "regrouped": REGROUPED}
 
@@ -65,6 +67,6 @@ def unpack_slice(packed: Packed, index: int, out: torch.Tensor) -> None:
 
 __all__ = [
     "AWQ", "CHECKPOINT_FORMATS", "COMPRESSED", "DENSE", "FORMATS", "FOUR_BIT", "FP8", "GGUF", "GPTQ", "HQQ", "INT8",
-    "MODELOPT", "MXFP4", "REGROUPED", "SCALED", "TARGETS", "TURNED", "CheckpointFormat", "OwnPacking", "Packed",
-    "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
+    "MODELOPT", "MXFP4", "REGROUPED", "SCALED", "TARGETS", "TORCHAO", "TURNED", "CheckpointFormat", "OwnPacking",
+    "Packed", "PackingFormat", "WeightFormat", "stack", "unpack", "unpack_slice", "unpacked",
 ]  # fmt: skip

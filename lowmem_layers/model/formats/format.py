@@ -67,7 +67,8 @@ class CheckpointFormat(Protocol):
     def parts(self) -> tuple[str, ...]:
         """List how the names of a weight's tensors end: `qweight`, `weight.absmax`; the packed numbers come first.
 
-        Below, and in messages, a part is called by its ending without `weight.`.
+        `_*_qdata` is the part `qdata` of a weight `m.weight` whose tensors are called `m._weight_qdata`. Below, and in
+        messages, a part is called by its ending without `weight.`.
         """
         ...
 
@@ -161,16 +162,25 @@ def part_of(
 
     `names` are all of the checkpoint's. The format that the config names (`own`) is asked first. Another one must have
     its first part that is not called `weight` there as well, since endings such as `scale` mean something else in plain
-    models. An ending that begins with `_` is appended to a weight's own name, any other takes the place of `weight`. A
-    tensor called `weight` is never found: only the other tensors of its module tell whether it is plain or packed.
+    models. An ending that begins with `_` is appended to a weight's own name, one that begins with `_*` too, with `_`
+    before the last word of that name; any other takes the place of `weight`. A tensor called `weight` is never found:
+    only the other tensors of its module tell whether it is plain or packed.
     """
     for each in sorted(formats, key=lambda each: each != own):
-        endings = [ending if ending[0] == "_" else f".{ending}" for ending in each.parts if ending != "weight"]
-        for ending in endings:
+        parts = [part for part in each.parts if part != "weight"]
+        endings = [part.removeprefix("_*") if part[0] == "_" else f".{part}" for part in parts]
+        for part, ending in zip(parts, endings, strict=True):
             stem = name.removesuffix(ending)
-            if stem not in (name, "") and (each == own or f"{stem}{endings[0]}" in names):
-                weight = stem if ending[0] == "_" else f"{stem}.weight"
-                return each, weight, ending[1:].removeprefix("weight.")
+            if stem in (name, "") or (each != own and f"{stem}{endings[0]}" not in names):
+                continue
+            module, marked, leaf = stem.rpartition("._")
+            if part[:2] != "_*":
+                weight = stem if part[0] == "_" else f"{stem}.weight"
+            elif marked:
+                weight = f"{module}.{leaf}"
+            else:
+                continue
+            return each, weight, ending[1:].removeprefix("weight.")
     return None
 
 

@@ -31,7 +31,8 @@ class Scaled:
 
     Setting `codes` says how the codes lie: in streams of bits along the columns (`stream`), as four-bit floats, two a
     byte, the lower half first (`e2m1`), or as what they are (`plain`: int8 or an eight-bit float). Scales in uint8 are
-    exponents: 2^(e − 127). A scale of all scales multiplies them or, with `divides`, divides them.
+    exponents: 2^(e − 127). A scale of all scales multiplies them or, with `divides`, divides them. Offsets are added
+    behind the scales; what multiplies a column (a factor that activations would be multiplied by) comes last.
     """
 
     name: str = "scaled"
@@ -39,12 +40,14 @@ class Scaled:
     def pack(
         self, where: str, codes: torch.Tensor, scales: torch.Tensor, shape: tuple[int, ...], *, kind: Codes,
         block: tuple[int, int], bits: int = 8, zero: int | torch.Tensor = 0, groups: torch.Tensor | None = None,
-        factor: torch.Tensor | None = None, divides: bool = False,
+        factor: torch.Tensor | None = None, divides: bool = False, offsets: torch.Tensor | None = None,
+        per_column: torch.Tensor | None = None, period: int = 0,
     ) -> Packed:  # fmt: skip
-        """Take over codes and their scales.
+        """Take over codes and their scales. With `period`, so many rows of scales are for the rows in turn.
 
         Shapes: the dense weight is `shape`; codes (..., rows, bytes or words of a row); scales (..., row blocks, column
-        blocks), as is `zero` where it is no constant; groups (columns,); factor has one number.
+        blocks), as are `zero` where it is no constant and offsets; groups and per_column (columns,); factor has one
+        number.
 
         Raises:
             CheckpointError: the shapes contradict each other; the message begins with `where`.
@@ -54,7 +57,7 @@ class Scaled:
         per_row = {"stream": -(-columns * bits // _WORD), "e2m1": columns // 2, "plain": columns}[kind]
         if codes.numel() != rows * per_row:
             raise CheckpointError(f"{where}: codes of shape {tuple(codes.shape)} do not make {shape}", _CONTRADICTION)
-        row_blocks, column_blocks = -(-rows // height), -(-columns // width)
+        row_blocks, column_blocks = period or -(-rows // height), -(-columns // width)
         if groups is not None:
             column_blocks = scales.shape[-1]
             if tuple(groups.shape) != (columns,) or int(groups.min()) < 0 or int(groups.max()) >= column_blocks:
@@ -62,26 +65,25 @@ class Scaled:
                     f"{where}: group numbers of shape {tuple(groups.shape)} do not name {column_blocks} groups",
                     _CONTRADICTION,
                 )
-        if scales.numel() != row_blocks * column_blocks or (shape[-2] % height and len(shape) > 2):
-            raise CheckpointError(
-                f"{where}: scales of shape {tuple(scales.shape)} do not fit {shape} in blocks of {height} × {width}",
-                _CONTRADICTION,
-            )
-        parts = {
-            "codes": codes.reshape(rows, per_row).contiguous(),
-            "scales": scales.reshape(row_blocks, column_blocks).contiguous(),
-        }
+        if per_column is not None and per_column.numel() != columns:
+            raise CheckpointError(f"{where}: {per_column.numel()} factors for {columns} columns", _CONTRADICTION)
+        parts = {"codes": codes.reshape(rows, per_row).contiguous()}
+        for part, grid in {"scales": scales, "zeros": zero, "offsets": offsets}.items():
+            if not isinstance(grid, torch.Tensor):
+                continue
+            if grid.numel() != row_blocks * column_blocks or (shape[-2] % height and len(shape) > 2):
+                raise CheckpointError(
+                    f"{where}: {part} of shape {tuple(grid.shape)} do not fit {shape} in blocks of {height} × {width}",
+                    _CONTRADICTION,
+                )
+            parts[part] = grid.reshape(row_blocks, column_blocks).contiguous()
+        parts |= {} if groups is None else {"groups": groups.int()}
+        parts |= {} if factor is None else {"factor": factor.float().reshape(1)}
+        parts |= {} if per_column is None else {"per_column": per_column.float().reshape(columns)}
         settings: dict[str, str | int | float | bool] = {
-            "codes": kind, "bits": bits, "height": height, "width": width, "divides": divides,
+            "codes": kind, "bits": bits, "height": height, "width": width, "divides": divides, "period": period,
         }  # fmt: skip
-        if isinstance(zero, torch.Tensor):
-            parts["zeros"] = zero.reshape(row_blocks, column_blocks).contiguous()
-        elif zero:
-            settings["zero"] = zero
-        if groups is not None:
-            parts["groups"] = groups.int()
-        if factor is not None:
-            parts["factor"] = factor.float().reshape(1)
+        settings |= {"zero": zero} if isinstance(zero, int) and zero else {}
         return Packed(self, shape, parts, settings)
 
     def rows(self, packed: Packed, start: int, stop: int) -> Packed:
@@ -92,17 +94,18 @@ class Scaled:
         Shapes: of all leading dimensions taken together, `start` to `stop`.
         """
         height, skip = int(packed.settings["height"]), int(packed.settings.get("skip", 0))
-        first, last = (skip + start) // height, -(-(skip + stop) // height)
+        period = int(packed.settings.get("period", 0))
+        first, last = (0, period) if period else ((skip + start) // height, -(-(skip + stop) // height))
         parts = dict(packed.parts)
         parts["codes"] = parts["codes"][start:stop]
-        for part in ("scales", "zeros"):
+        for part in ("scales", "zeros", "offsets"):
             if part in parts:
                 parts[part] = parts[part][first:last]
         settings = {**packed.settings, "skip": skip + start - first * height}
         return Packed(self, (stop - start, packed.shape[-1]), parts, settings)
 
     def unpack(self, packed: Packed, out: torch.Tensor) -> None:
-        """Compute scale × (code − zero) in float32, and round once to `out`'s dtype.
+        """Compute (scale × (code − zero) + offset) × the column's factor in float32, and round once to `out`'s dtype.
 
         The setting `arithmetic` names another type to compute in, where a format's own arithmetic is rounded.
         """
@@ -112,6 +115,10 @@ class Scaled:
             if "zeros" in piece.parts:
                 numbers -= _spread(piece, piece.parts["zeros"].to(dtype))
             numbers *= _spread(piece, _scales(piece).to(dtype))
+            if "offsets" in piece.parts:
+                numbers += _spread(piece, piece.parts["offsets"].to(dtype))
+            if "per_column" in piece.parts:
+                numbers *= piece.parts["per_column"]
             there.copy_(numbers)
             del numbers  # not to be held while the next piece is unpacked
 
@@ -153,9 +160,10 @@ def _spread(piece: Packed, grid: torch.Tensor) -> torch.Tensor:
     """
     rows, columns = piece.shape
     height, width = int(piece.settings["height"]), int(piece.settings["width"])
-    if height > 1:
-        number = (torch.arange(rows, device=grid.device) + int(piece.settings.get("skip", 0))) // height
-        grid = grid[number]  # (rows, column blocks)
+    period = int(piece.settings.get("period", 0))
+    if height > 1 or period:
+        number = torch.arange(rows, device=grid.device) + int(piece.settings.get("skip", 0))
+        grid = grid[number % period if period else number // height]  # (rows, column blocks)
     if "groups" in piece.parts:
         return grid[:, piece.parts["groups"]]
     return grid if grid.shape[1] == 1 else grid.repeat_interleave(width, dim=1)[:, :columns]
