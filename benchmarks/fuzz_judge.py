@@ -104,7 +104,7 @@ class Judge:
             if isinstance(path, (str, bytes, os.PathLike)):
                 # (Python keeps compiled modules beside them, wherever one is imported for the first time.)
                 place = os.path.abspath(os.fsdecode(path))
-                if not place.startswith((self.inside + os.sep, *_HARMLESS)) and "__pycache__" not in place:
+                if not f"{place}/".startswith((f"{self.inside}/", *_HARMLESS)) and "__pycache__" not in place:
                     self.strays.append(f"{event} {place[-80:]}")
 
 

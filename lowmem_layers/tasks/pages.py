@@ -2,20 +2,21 @@
 
 A page is unpacked into a buffer of the size that its own header says, so these sizes bound the memory that reading
 takes, whatever the codec. (The footer's codec is not looked at: asked for one that it does not know, pyarrow ends the
-whole process.) Text must be read as a dictionary: repeated, it would take far more than its pages.
+whole process.)
 Source: Apache Parquet's format (parquet.thrift, PageHeader) and Thrift's compact protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-_FIXED = frozenset({"BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"})  # physical types of at most 8 bytes a value
-_UNPACKED, _PACKED = 2, 3  # fields of PageHeader
-_DICTIONARY = 7  # the field that only the header of a dictionary page has
+# Fields of PageHeader: two sizes, and what describes a page of data, of a dictionary, and of data in version 2. The
+# first field of each of the three is the number of values.
+_UNPACKED, _PACKED, _DATA, _DICTIONARY, _DATA_2 = 2, 3, 5, 7, 8
+_ENTRY_BYTES = 16  # what pyarrow takes for an entry of a dictionary, before it looks for it
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 12  # types of values
 _DEEPEST = 8
 _MOST_VALUES = 1_000_000  # in the headers of one file: some 60,000 pages, which take seconds
@@ -26,32 +27,16 @@ class Page:
     """One page of a column chunk, as its header describes it."""
 
     n_bytes: int  # unpacked
+    n_values: int
     is_dictionary: bool
 
-
-def unpacked_bytes(data: memoryview, about: pq.FileMetaData, texts: Collection[str]) -> int:
-    """Add up what the pages of a file of flat columns take unpacked.
-
-    Units: bytes; `data` is the whole file.
-
-    Raises:
-        ValueError: a column is of a type that no record has or says that it holds more than the rows, a header makes no
-            sense or a page lies outside the file.
-    """
-    headers, total = _Headers(data), 0
-    for group in map(about.row_group, range(about.num_row_groups)):
-        for chunk in map(group.column, range(about.num_columns)):
-            # what is read is of fixed width, or text that is read as a dictionary; and one value a row
-            name, kind = chunk.path_in_schema, chunk.physical_type
-            if kind not in _FIXED and not (kind == "BYTE_ARRAY" and name in texts):
-                raise ValueError(f"column {name[:40]!a} holds {kind}")
-            if chunk.num_values != group.num_rows:
-                raise ValueError(f"column {name[:40]!a} has {chunk.num_values:,} values in {group.num_rows:,} rows")
-            total += sum(page.n_bytes for page in headers.pages(chunk))
-    return total
+    @property
+    def taken_bytes(self) -> int:
+        """Tell what reading the page takes, beside the values that are made of it."""
+        return self.n_bytes + (_ENTRY_BYTES * self.n_values if self.is_dictionary else 0)
 
 
-class _Headers:
+class PageHeaders:
     """Reads the headers of a file's pages."""
 
     def __init__(self, data: memoryview) -> None:
@@ -71,13 +56,15 @@ class _Headers:
             unpacked, packed = found.get(_UNPACKED, -1), found.get(_PACKED, -1)
             if unpacked < 0 or packed < 0:
                 raise ValueError(f"a page of {chunk.path_in_schema[:40]!a} has no size")
-            yield Page(unpacked, _DICTIONARY in found)
+            yield Page(
+                unpacked, max(found.get(kind, 0) for kind in (_DATA, _DICTIONARY, _DATA_2)), _DICTIONARY in found
+            )
             self.at += packed
 
     def fields(self, depth: int = 0) -> dict[int, int]:
         """Read one struct of Thrift's compact protocol; `at` is then the place behind it.
 
-        Give its integers by the number of their field, and 0 for whatever else is there.
+        Give its integers by the number of their field; of a struct in it the first field, and 0 for whatever else.
         """
         if depth > _DEEPEST:
             raise ValueError("the header of a page is nested too deeply")
@@ -89,7 +76,7 @@ class _Headers:
         return found
 
     def _value(self, kind: int, depth: int) -> int:
-        """Read an integer, or pass over anything else."""
+        """Read an integer, or the first field of a struct, or pass over anything else."""
         self._left -= 1
         if self._left < 0:
             raise ValueError(f"the headers of its pages hold more than {_MOST_VALUES:,} values")
@@ -109,7 +96,7 @@ class _Headers:
             for _ in range(length):
                 self._value(_BYTE if head & 15 in (_TRUE, _FALSE) else head & 15, depth)
         elif kind == _STRUCT:
-            self.fields(depth + 1)
+            return self.fields(depth + 1).get(1, 0)
         else:
             raise ValueError("the header of a page holds what none has")
         return 0
