@@ -152,6 +152,9 @@ def agreement_table(found: dict[str, Comparison]) -> pa.Table:
             "pearson_corrected": one.corrected.pearson,
             "pearson_corrected_low": one.corrected.pearson_ci.low,
             "pearson_corrected_high": one.corrected.pearson_ci.high,
+            "kendall_corrected": one.corrected.kendall,
+            "kendall_corrected_low": one.corrected.kendall_ci.low,
+            "kendall_corrected_high": one.corrected.kendall_ci.high,
         }
         for task, one in found.items()
     ]
@@ -199,10 +202,11 @@ def correlation_words(name: str, value: float, ci: Interval[float]) -> str:
 
 
 def corrected_words(found: Corrected) -> str:
-    """Say Spearman's correlation of the true importances; or that they do not differ by more than noise."""
+    """Say Spearman's and Kendall's correlation of the true importances; or that noise is all that differs."""
     if np.isnan(found.spearman):
         return "without noise unknown (a run's values differ by no more than noise, or one is unknown)"
-    return f"without noise {correlation_words('Spearman', found.spearman, found.spearman_ci)}"
+    kendall = "" if np.isnan(found.kendall) else f", {correlation_words('Kendall', found.kendall, found.kendall_ci)}"
+    return f"without noise {correlation_words('Spearman', found.spearman, found.spearman_ci)}{kendall}"
 
 
 def bounds(ci: Interval[float], decimals: int) -> str:
