@@ -97,7 +97,8 @@ class Judge:
         if not self.is_running:
             return
         if event == "open":
-            paths = arguments[:1] if isinstance(arguments[2], int) and arguments[2] & _WRITING else ()
+            is_writing = isinstance(arguments[2], int) and arguments[2] & _WRITING
+            paths = [path for path in arguments[:1] if is_writing and not os.path.isdir(path)]  # which would fail
         else:
             paths = arguments[:2] if event in _CHANGES else ()
         for path in paths:

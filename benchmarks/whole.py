@@ -99,10 +99,12 @@ def main() -> None:
     engine = ready_engine(model)
     sweep = engine.score(items, every)
     whole = Whole(options.model)
-    gaps: dict[str, list[float]] = {}
+    gaps: dict[str, list[np.ndarray]] = {}
     for item, ours in zip(items, sweep, strict=True):
         theirs = np.array([[whole.score(choice, removed) for choice in item.choices] for removed in sample])
-        gaps.setdefault(item.task, []).append(float(np.abs(ours[: len(sample)] - theirs).max()))
+        gaps.setdefault(item.task, []).append(np.abs(ours[: len(sample)] - theirs).max(axis=1))
+    by_coalition = np.concatenate([np.stack(each) for each in gaps.values()]).max(axis=0)  # (coalitions,)
+    names = ["+".join(model.players[player].name for player in removed) for removed in sample]
     result = {
         "model": options.model.name,
         "architecture": type(model.module).__name__,
@@ -110,7 +112,8 @@ def main() -> None:
         "layout": engine.layout,
         "coalitions": len(sample),
         "items": {task: len(each) for task, each in gaps.items()},
-        "largest_gap_nats": {task: max(each) for task, each in gaps.items()},
+        "largest_gap_nats": {task: float(np.max(each)) for task, each in gaps.items()},
+        "gap_by_removed": dict(zip(names, by_coalition.tolist(), strict=True)),
         "largest_loglikelihood_nats": float(max(np.abs(each).max() for each in sweep)),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "torch": torch.__version__,

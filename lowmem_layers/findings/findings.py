@@ -107,18 +107,13 @@ class Findings:
     perplexities: tuple[str, ...] = ()
 
 
-def find(run: Run) -> Findings:
-    """Give what a run found, computed when it is first asked for and remembered by the run.
+def compute_findings(run: Run) -> Findings:
+    """Compute what a run found, reading every tile once.
 
     Raises:
         RecordError: a file is damaged, or a task has no finished item.
         UsageError: a task's own metric compares choices, and its items have only one.
     """
-    return run.findings
-
-
-def compute_findings(run: Run) -> Findings:
-    """Compute what a run found, reading every tile once."""
     # 1) every value that is needed below, in one pass over the tiles
     manifest = run.manifest
     asked = manifest.resolved.value
