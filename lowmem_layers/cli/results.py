@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lowmem_layers.cli.options import ESTIMATOR_NAMES, VALUE_NAMES
-from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, say, write_data
 
 VALUE = click.option(
     "--value", metavar="NAME", help=f"Measure importance by {VALUE_NAMES}. [default: the task's own metric]"
@@ -163,9 +163,9 @@ def compare(
     table = (comparing.agreement_table if agreement else comparing.comparison_table)(found)
     write_data(table if margin is None or agreement else with_equivalence(table, found, margin), form, output)
     unlike = comparing.differences(*runs)
-    click.echo(f"A and B differ in: {'; '.join(unlike) or 'none of their options'}", err=True)
+    say(f"A and B differ in: {'; '.join(unlike) or 'none of their options'}")
     for line in (*comparing.agreement_lines(found), *(() if margin is None else equivalence_lines(found, margin))):
-        click.echo(line, err=True)
+        say(line)
     # 3) the figure
     if figure is not None:
         from lowmem_layers.report.compared import draw_comparison

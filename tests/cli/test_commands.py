@@ -181,14 +181,18 @@ def test_control_characters_are_spelled_out_for_people(capfd, tmp_path, bench):
 
     _, _, err = call(capfd, "scores", "/no\x1b[31mwhere")
     assert "/no\\x1b[31mwhere is not a run folder" in err
-    spec = StudySpec(tasks=("a\x1b[31mb",), max_removed=1)
+    spec = StudySpec(tasks=("a\x1b[31mb\u202e",), max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
     for form in ("table", "markdown", "latex"):
         _, out, _ = call(capfd, "importance", run.folder, "--format", form)
         assert "x1b[31mb" in out
         assert "\x1b" not in out
     _, out, _ = call(capfd, "importance", run.folder, "--format", "csv")
-    assert "a\x1b[31mb" in out, "programs get the name as it is"
+    assert "a\x1b[31mb\u202e" in out, "programs get the name as it is"
+    for words in (["compare", run.folder, run.folder], ["power", run.folder], ["items", run.folder]):
+        _, out, err = call(capfd, *words)
+        assert "a\\x1b[31mb\\u202e" in err
+        assert not {"\x1b", "\u202e"} & {*out, *err}
 
 
 def test_scores_in_every_format(capfd, finished, tmp_path):
