@@ -177,7 +177,8 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
         certain = "no pair's order is certain in both"
         if same.resolved > 0:
             certain = (
-                f"the order of {same.resolved:.0%} of pairs is certain in both, {same.opposite:.0%} of these opposite"
+                f"the order of {100 * same.resolved:.0f} % of pairs is certain in both, "
+                f"{100 * same.opposite:.0f} % of these opposite"
             )
         # 3) which players changed
         changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
@@ -189,7 +190,7 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
             f"{certain}; "
             f"{same.overlap} of the top {same.top_k} are the same{bounds(same.overlap_ci, 0)}; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
-            f"({CORRECTIONS[one.correction]}, {100 * one.level:g}%){': ' + changed if changed else ''}"
+            f"({CORRECTIONS[one.correction]}, {100 * one.level:g} %){': ' + changed if changed else ''}"
         )
     return lines
 

@@ -227,7 +227,7 @@ def test_the_whole_picture_fits_and_tells(width, height):
     for words in (
         "weights NF4 in RAM · cpu float32 · 2 tasks, 128 items · 235 coalitions",
         "15 s left", "arc_easy", "100%", "piqa", "25%", "saved: 2 of 4 tiles, items 64/128",
-        "speed 100 MAC/s, 50% of bare matrix products", "RAM 1.0 GiB now, 2.0 GiB at most, of 8.0 GiB",
+        "speed 100 MAC/s, 50 % of bare matrix products", "RAM 1.0 GiB now, 2.0 GiB at most, of 8.0 GiB",
         "top3 is not certain yet: weakest comparison: attn.1 over ffn.1", "attention ", "attn.0", "7.00 [5.60, 8.40]",
     ):  # fmt: skip
         assert words in text
