@@ -25,8 +25,8 @@ _CHANGES = frozenset({"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link
 _HARMLESS = ("/dev/", "/proc/")
 
 
-class TooSlowError(Exception):
-    """An input took too long."""
+class TooSlow(BaseException):
+    """An input took too long; no `except Exception` takes it for something else."""
 
 
 class Judge:
@@ -52,7 +52,7 @@ class Judge:
             self.is_running = True
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
                 status = run_command_line(words)
-        except TooSlowError as error:
+        except TooSlow as error:
             return f"not done after {6 * LONGEST_S} s, but at {_frames(error)}"
         except BaseException as error:  # noqa: BLE001 (this is what is looked for)
             return f"{type(error).__name__} at {_frames(error, 1)}: {str(error)[:100]}"
@@ -90,7 +90,7 @@ class Judge:
         return {kind: round(max(inputs)[0], 1) for kind, inputs in self.slowest.items()}
 
     def _too_slow(self, *_: Any) -> None:
-        raise TooSlowError
+        raise TooSlow
 
     def _audited(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Note files that Python opens for writing, makes, moves or deletes outside the folder of the inputs."""

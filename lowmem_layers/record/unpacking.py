@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pyarrow.parquet as pq
 
-from lowmem_layers.tasks.pages import PageHeaders
+from lowmem_layers.tasks.pages import row_groups
 
 _FIXED = frozenset({"BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"})  # physical types of at most 8 bytes a value
 
@@ -22,13 +22,16 @@ def unpacked_bytes(data: memoryview, about: pq.FileMetaData, texts: Collection[s
         ValueError: a column is of a type that no record has or says that it holds more than the rows, a header makes no
             sense or a page lies outside the file.
     """
-    headers, total = PageHeaders(data), 0
-    for group in map(about.row_group, range(about.num_row_groups)):
-        for chunk in map(group.column, range(about.num_columns)):
-            name, kind = chunk.path_in_schema, chunk.physical_type
-            if kind not in _FIXED and not (kind == "BYTE_ARRAY" and name in texts):
-                raise ValueError(f"column {name[:40]!a} holds {kind}")
-            if chunk.num_values != group.num_rows:
-                raise ValueError(f"column {name[:40]!a} has {chunk.num_values:,} values in {group.num_rows:,} rows")
-            total += sum(page.taken_bytes for page in headers.pages(chunk))
+    # what is read is of fixed width, or text that is read as a dictionary
+    for column in map(about.schema.column, range(about.num_columns)):
+        if column.physical_type not in _FIXED and not (column.physical_type == "BYTE_ARRAY" and column.path in texts):
+            raise ValueError(f"column {column.path[:40]!a} holds {column.physical_type}")
+        if column.max_repetition_level:
+            raise ValueError(f"column {column.path[:40]!a} holds lists")
+    total = 0
+    for group in row_groups(data):
+        for chunk in group.chunks:
+            if chunk.n_values != group.n_rows:
+                raise ValueError(f"a column has {chunk.n_values:,} values in {group.n_rows:,} rows")
+            total += sum(page.taken_bytes for page in chunk.pages)
     return total

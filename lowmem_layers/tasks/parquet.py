@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lowmem_layers.tasks.pages import PageHeaders
+from lowmem_layers.tasks.pages import row_groups
 
 MOST_BYTES = 1 << 28  # that the pages which are read together may take, and the rows that are made of them
 _ROWS = 1000  # at a time
@@ -56,19 +56,14 @@ def _check_pages(data: memoryview, about: pq.FileMetaData) -> None:
     Raises:
         ValueError: pages take too much, a header makes no sense, or a page lies outside the file.
     """
-    headers = PageHeaders(data)
-    for group in map(about.row_group, range(about.num_row_groups)):
+    is_nested = [about.schema.column(place).max_repetition_level > 0 for place in range(about.num_columns)]
+    for group in row_groups(data):
         taken = 0
-        for place in range(about.num_columns):
-            largest = 0
-            is_nested = about.schema.column(place).max_repetition_level > 0
-            for page in headers.pages(group.column(place)):
-                if page.is_dictionary:
-                    taken += page.taken_bytes
-                else:
-                    largest = max(largest, page.taken_bytes)
-                    taken += _VALUE_BYTES * page.n_values * is_nested  # one row may hold them all
-            taken += largest
+        for chunk, in_lists in zip(group.chunks, is_nested, strict=True):
+            taken += sum(page.taken_bytes for page in chunk.pages if page.is_dictionary)
+            taken += max((page.taken_bytes for page in chunk.pages if not page.is_dictionary), default=0)
+            # One row may hold all that is in lists.
+            taken += in_lists * _VALUE_BYTES * sum(page.n_values for page in chunk.pages)
         if taken > MOST_BYTES:
             raise ValueError(
                 f"its pages take {taken:,} bytes unpacked, at most {MOST_BYTES:,} are read at once; write it with "
