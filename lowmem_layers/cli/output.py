@@ -89,6 +89,15 @@ def note_unfinished(*runs: Run) -> None:
             say(f"note: {run.folder} is unfinished: {done} of {total} items are in it")
 
 
+def note_chance(value: str | None, *runs: Run) -> None:
+    """Say on stderr, before the numbers, where accuracies may be those of guessing."""
+    from lowmem_layers.findings.findings import chance_line
+
+    for run in runs:
+        if line := chance_line(run, value):
+            say(f"note: {run.folder}: {line}")
+
+
 def chosen_format(form: str | None, output: str | None) -> str:
     """Take the format asked for, else the one of the file's ending.
 

@@ -210,6 +210,18 @@ def test_scores_in_every_format(capfd, finished, tmp_path):
     assert "more rows" in err
 
 
+@pytest.mark.parametrize(
+    "command", [["importance"], ["interactions"], ["tables", "--table", "3"], ["power"], ["items"]]
+)
+def test_accuracies_of_a_model_at_chance_say_so_before_the_numbers(capfd, finished, command):
+    _, out, err = call(capfd, *command, finished.folder)
+    assert "not certainly above chance on one" in err.splitlines()[0]
+    assert "chance" not in out
+    if command[0] != "tables":
+        _, _, err = call(capfd, *command, finished.folder, "--value", "loglikelihood")
+        assert "above chance" not in err
+
+
 def test_importance_by_another_value(capfd, finished):
     _, out, _ = call(capfd, "importance", finished.folder, "--value", "margin", "--format", "json")
     expected = finished.importance("margin")["value"].to_pylist()
