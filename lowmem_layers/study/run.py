@@ -126,7 +126,8 @@ def _settled(
         return manifest
     # 3) the same model, data and arithmetic go on with the first call's tiles and account
     same_run(folder, known, manifest)
-    tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
+    with no_collections():
+        tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
     prepared.engine.check_tiles(tiles, known.plan.coalitions)
     manifest = replace(
         manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, stopped=known.stopped

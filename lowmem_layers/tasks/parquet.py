@@ -47,6 +47,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError("two columns have the same name")
         for group in range(about.num_row_groups):  # one at a time: their dictionaries differ
             for batch in reader.iter_batches(_ROWS, row_groups=[group], use_threads=False):
+                batch.validate(full=True)  # places outside a dictionary, text that is no UTF-8
                 yield from _spelled_out(batch)
 
 

@@ -93,7 +93,7 @@ def _records_of(path: Path) -> Iterator[Record]:
         open_data(path).close()  # so that a missing permission is named as what it is
         try:
             yield from _numbered(read_rows(path), path.name)
-        except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # bases of pyarrow's errors
+        except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's are such
             raise TaskError(f"{path.name}: not a readable parquet file ({reason(error)})", "fetch it again") from error
         return
     # 2) JSON lines, also in a file that is called .json

@@ -89,7 +89,7 @@ def test_broken_files_end_in_one_error(tmp_path):
     """Flipped bits, cut and doubled pieces; among them codecs that there are not, which would end the process."""
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", compression="zstd")
     sound, rng, said = (tmp_path / "a.parquet").read_bytes(), random.Random(0), []
-    for _ in range(150):
+    for _ in range(250):
         data = bytearray(sound)
         place = rng.randrange(len(data))
         if rng.random() < 0.8:
