@@ -5,7 +5,9 @@
 MODEL is a folder or a GGUF file. The items are the first of each task; or, with `--lines`, the lines of a text, whose
 last quarter is scored beside that of the next line. The coalitions are the full model, every second single removal and
 windows of up to four sublayers, drawn with a fixed seed. The other side shares nothing with the package but the tokens:
-it loads MODEL by transformers in float32 and scores every choice on its own. Prints one JSON document.
+it loads MODEL by transformers in float32 and scores every choice on its own, with torch's log-softmax in float32, as
+lm-evaluation-harness does; the gap to the same logits' log-softmax in float64 is told beside it. Prints one JSON
+document.
 """
 
 from __future__ import annotations
@@ -56,12 +58,14 @@ class Whole:
         return replaced
 
     @torch.inference_mode()
-    def score(self, choice: EncodedChoice, removed: tuple[int, ...]) -> float:
-        """Give a choice's log-likelihood in nats."""
+    def score(self, choice: EncodedChoice, removed: tuple[int, ...]) -> tuple[float, float]:
+        """Give a choice's log-likelihood in nats, by a log-softmax in float32 and by one in float64."""
         self.removed = removed
         logits = self.module(torch.tensor([choice.tokens[:-1]]), use_cache=False).logits[0]  # (T, V)
         wanted = torch.tensor(choice.tokens[-choice.n_scored :])[:, None]
-        return float(logits[-choice.n_scored :].double().log_softmax(-1).gather(1, wanted).sum())
+        steps = (logits[-choice.n_scored :].to(dtype).log_softmax(-1) for dtype in (torch.float32, torch.float64))
+        narrow, wide = (float(each.gather(1, wanted).double().sum()) for each in steps)
+        return narrow, wide
 
 
 def lines_as_items(file: Path, tokenizer: Any, most: int) -> list[EncodedItem]:
@@ -100,9 +104,12 @@ def main() -> None:
     sweep = engine.score(items, every)
     whole = Whole(options.model)
     gaps: dict[str, list[np.ndarray]] = {}
+    to_float64 = 0.0
     for item, ours in zip(items, sweep, strict=True):
         theirs = np.array([[whole.score(choice, removed) for choice in item.choices] for removed in sample])
-        gaps.setdefault(item.task, []).append(np.abs(ours[: len(sample)] - theirs).max(axis=1))
+        apart = np.abs(ours[: len(sample), :, None] - theirs)  # (coalitions, choices, both log-softmaxes)
+        gaps.setdefault(item.task, []).append(apart[..., 0].max(axis=1))
+        to_float64 = max(to_float64, float(apart[..., 1].max()))
     by_coalition = np.concatenate([np.stack(each) for each in gaps.values()]).max(axis=0)  # (coalitions,)
     names = ["+".join(model.players[player].name for player in removed) for removed in sample]
     result = {
@@ -113,6 +120,7 @@ def main() -> None:
         "coalitions": len(sample),
         "items": {task: len(each) for task, each in gaps.items()},
         "largest_gap_nats": {task: float(np.max(each)) for task, each in gaps.items()},
+        "largest_gap_to_float64_log_softmax": to_float64,
         "gap_by_removed": dict(zip(names, by_coalition.tolist(), strict=True)),
         "largest_loglikelihood_nats": float(max(np.abs(each).max() for each in sweep)),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
