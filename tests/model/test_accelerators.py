@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
 from lowmem_layers.model.homes.staging import lane_to
 from lowmem_layers.model.placement import GPU_CONTEXT_BYTES, ModelBytes, limits_now, place_with_states
 from lowmem_layers.record.spec import StudySpec
-from lowmem_layers.workers.on_ray import wants_cards
+from lowmem_layers.workers.on_ray import check_device
 from tests.engine.conftest import random_items
 from tests.fake_cuda import NoFloat64, fake_gpu, to_fake_cuda
 from tests.families import tiny_model
@@ -94,20 +95,21 @@ def test_weights_are_at_home_on_the_device_or_the_model_is_refused(name: str) ->
 @UNTESTED
 def test_several_workers_are_refused_there(name: str) -> None:
     with pytest.raises(UsageError, match=f"--workers with --device {name}"):
-        wants_cards(StudySpec(device=name).resolved())  # pyright: ignore[reportArgumentType]
+        check_device(StudySpec(device=name).resolved())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ["mps", pytest.param("xpu", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("there")
-def test_a_sweep_makes_no_number_of_64_bits_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_makes_no_number_of_64_bits_there(name: str) -> None:
     model = DecoderModel(tiny_model("llama"))
     model.examine()
-    attention = "scaled_dot_product_attention"  # whose dispatch knows no such device in this build
-    monkeypatch.setattr(torch.nn.functional, attention, lambda query, key, value, **_: torch.empty_like(query))
+    # torch's own dispatch knows no such device in this build
+    attention = "torch.nn.functional.scaled_dot_product_attention"
+    by_hand = mock.patch(attention, lambda query, key, value, **_: torch.empty_like(query))
     watch, coalitions = NoFloat64(name), [(), (0,), (3,)]
     with fake_gpu() as mode:
         to_fake_cuda(model.module, mode, torch.float16, f"{name}:0")
-        with mode, watch, torch.no_grad():
+        with by_hand, mode, watch, torch.no_grad():
             engine = Engine(model, layout="trie", budget_bytes=GIB)
             tree = engine._tree(coalitions)
             sweep = engine._sweep(tree, engine._inputs, lambda _: None)
