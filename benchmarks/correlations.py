@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.record_population import populations
-from lowmem_layers.game import spearman_rho
+from lowmem_layers.game import kendall_tau, spearman_rho
 from lowmem_layers.game.estimators.weights import estimator_weights
 from lowmem_layers.game.uncertainty.disattenuation import corrected
 from lowmem_layers.game.uncertainty.errors import contributions, influence_of
@@ -67,6 +67,7 @@ def measured(runs: Runs, paired: bool) -> list[tuple[str, bool, float, float, fl
     for name, true, raw, value, ci in (
         ("pearson", np.corrcoef(one, other)[0, 1], np.corrcoef(a.value, b.value)[0, 1], each.pearson, each.pearson_ci),
         ("spearman", spearman_rho(one, other), spearman_rho(a.value, b.value), each.spearman, each.spearman_ci),
+        ("kendall", kendall_tau(one, other), kendall_tau(a.value, b.value), each.kendall, each.kendall_ci),
     ):
         inside = ci.low - 1e-9 <= true <= ci.high + 1e-9
         found.append((name, bool(inside), float(value - true), float(raw - true), ci.high - ci.low))
@@ -100,7 +101,7 @@ def main() -> None:
                 runs = normal_runs(rng, rho, paired, n_items, noise)
             found += measured(runs, paired)
         row = {"rho": rho, "paired": paired, "items": n_items, "noise": noise}
-        for name in ("pearson", "spearman"):
+        for name in ("pearson", "spearman", "kendall"):
             mine = np.array([each[1:] for each in found if each[0] == name], dtype=float)
             means = np.nanmean(mine, axis=0)
             row |= {f"{name}_covered": round(100 * means[0], 1), f"{name}_width": round(means[3], 3)}

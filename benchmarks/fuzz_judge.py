@@ -25,8 +25,8 @@ _CHANGES = frozenset({"os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link
 _HARMLESS = ("/dev/", "/proc/")
 
 
-class TooSlowError(Exception):
-    """An input took too long."""
+class TooSlow(BaseException):
+    """An input took too long; no `except Exception` takes it for something else."""
 
 
 class Judge:
@@ -52,7 +52,7 @@ class Judge:
             self.is_running = True
             with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
                 status = run_command_line(words)
-        except TooSlowError as error:
+        except TooSlow as error:
             return f"not done after {6 * LONGEST_S} s, but at {_frames(error)}"
         except BaseException as error:  # noqa: BLE001 (this is what is looked for)
             return f"{type(error).__name__} at {_frames(error, 1)}: {str(error)[:100]}"
@@ -90,21 +90,22 @@ class Judge:
         return {kind: round(max(inputs)[0], 1) for kind, inputs in self.slowest.items()}
 
     def _too_slow(self, *_: Any) -> None:
-        raise TooSlowError
+        raise TooSlow
 
     def _audited(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Note files that Python opens for writing, makes, moves or deletes outside the folder of the inputs."""
         if not self.is_running:
             return
         if event == "open":
-            paths = arguments[:1] if isinstance(arguments[2], int) and arguments[2] & _WRITING else ()
+            is_writing = isinstance(arguments[2], int) and arguments[2] & _WRITING
+            paths = [path for path in arguments[:1] if is_writing and not os.path.isdir(path)]  # which would fail
         else:
             paths = arguments[:2] if event in _CHANGES else ()
         for path in paths:
             if isinstance(path, (str, bytes, os.PathLike)):
                 # (Python keeps compiled modules beside them, wherever one is imported for the first time.)
                 place = os.path.abspath(os.fsdecode(path))
-                if not place.startswith((self.inside + os.sep, *_HARMLESS)) and "__pycache__" not in place:
+                if not f"{place}/".startswith((f"{self.inside}/", *_HARMLESS)) and "__pycache__" not in place:
                     self.strays.append(f"{event} {place[-80:]}")
 
 

@@ -97,26 +97,27 @@ def our_side(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
     original = load.longest_input
     load.longest_input = lambda *arguments: min(options.max_length, original(*arguments))
-    spec = StudySpec(
-        tasks=tuple(f"lm_eval:{name}" for name in TASKS),
-        include_path=str(folder),
-        trust_task_code=True,
-        dtype="float32",
-        device="cpu",
-        max_removed=0,
-        threads=1,
-    )
     found: dict[str, float] = {}
-    for line in run_study(spec, folder / "run").findings.perplexities:
-        task, _, values = line.removeprefix("lm_eval:").partition(": ")
-        for one in values.replace(" of the continuations", "").split(", "):
-            if one.startswith("of which it would have written "):
-                found[f"{task} acc"] = float(one.split()[-2]) / 100
-            elif one.endswith(" bits per byte"):
-                found[f"{task} bits_per_byte"] = float(one.removesuffix(" bits per byte"))
-            else:
-                name, _, value = one.rpartition(" ")
-                found[f"{task} {name.replace(' ', '_')}"] = float(value)
+    for name in TASKS:  # in a run of its own: what its findings say is for measures that all tasks of a run have
+        spec = StudySpec(
+            tasks=(f"lm_eval:{name}",),
+            include_path=str(folder),
+            trust_task_code=True,
+            dtype="float32",
+            device="cpu",
+            max_removed=0,
+            threads=1,
+        )
+        for line in run_study(spec, folder / f"run-{name}").findings.perplexities:
+            task, _, values = line.removeprefix("lm_eval:").partition(": ")
+            for one in values.replace(" of the continuations", "").split(", "):
+                if one.startswith("of which it would have written "):
+                    found[f"{task} acc"] = float(one.split()[-2]) / 100
+                elif one.endswith(" bits per byte"):
+                    found[f"{task} bits_per_byte"] = float(one.removesuffix(" bits per byte"))
+                else:
+                    measure, _, value = one.rpartition(" ")
+                    found[f"{task} {measure.replace(' ', '_')}"] = float(value)
     return found
 
 

@@ -1,6 +1,7 @@
 """Measure how often a difference is called significant that is none, and whether p values and intervals agree.
 
     python -m benchmarks.significance [--tables 1000] [--quick]
+    python -m benchmarks.significance --record RUN [--tables 1000]    a finished run's items, shifted to a mean of 0
 
 A table asks 60 questions about the same items: is the mean of this column 0? Where nothing differs, every significant
 answer is wrong; Holm's correction at 5 % promises that at most one table in twenty has any (4.9 % where the questions
@@ -21,13 +22,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtr
 
+from benchmarks.record_population import populations
 from benchmarks.setting import finish
-from lowmem_layers.game.uncertainty.errors import Influence, influence_of
+from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.uncertainty.errors import Influence, contributions, influence_of
 from lowmem_layers.game.uncertainty.intervals import mean_interval, two_sided_p
 from lowmem_layers.game.uncertainty.multiplicity import adjusted
 
@@ -86,14 +90,46 @@ def measure(kind: str, n_items: int, tables: int, seed: int = 0) -> dict[str, An
     return row
 
 
+def of_record(folder: Path, n_tables: int) -> list[dict[str, Any]]:
+    """Ask a run's own questions of its items, by log-likelihood, where nothing differs: any answer is wrong."""
+    rows = []
+    (table,) = populations(folder)["log-likelihood"]
+    column = {removed: table.values[:, place] for place, removed in enumerate(table.coalitions)}
+    pairs = [(i, i + 1) for i in range(table.n_players - 1)] if (0, 1) in column else []
+    asked = {
+        "drops": contributions(table, estimator_weights("ablation", table.coalitions, table.players)),
+        "estimates": contributions(table, estimator_weights("neighbourhood", table.coalitions, table.players)),
+    }
+    if pairs:
+        alone = [column[()] - column[(i,)] - column[(j,)] + column[i, j] for i, j in pairs]
+        asked["interactions of neighbours"] = np.stack(alone, axis=1)
+    for name, population in asked.items():
+        population -= population.mean(axis=0)  # (items, questions)
+        for n_items in (30, 60, 100, 232):
+            rng, wrong = np.random.default_rng(0), dict.fromkeys(RULES, 0)
+            for _ in range(n_tables):
+                drawn = population[rng.integers(0, len(population), n_items)]
+                estimate = influence_of(drawn, np.arange(n_items))
+                for rule, p_value in RULES.items():
+                    wrong[rule] += bool((adjusted(p_value(estimate)) < 1.0 - LEVEL).any())
+            rows.append({"kind": name, "items": n_items} | {f"wrong {k}": v / n_tables for k, v in wrong.items()})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
 def main() -> None:
     """Print a line a setting, and one JSON document on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="fewer tables")
+    parser.add_argument("--record", type=Path, help="a finished run: its drops, estimates and interactions")
     options = parser.parse_args()
     options.tables = 50 if options.quick else options.tables
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if options.record:
+        rows, options.record = of_record(options.record, options.tables), options.record.name
+        finish({"benchmark": "significance", "rows": rows}, options)
+        return
     for kind in KINDS:
         for n_items in ITEMS:
             rows.append(measure(kind, n_items, options.tables))

@@ -31,7 +31,9 @@ class StandIn:
     tile_items: int = 1
     log: Path | None = None
 
-    def prepare(self, specification: Specification, announce: Callable[[Any], None], earlier: Any = None) -> Prepared:
+    def prepare(
+        self, specification: Specification, announce: Callable[[Any], None], earlier: Any = None, *, measure: Any = None
+    ) -> Prepared:
         """Stand in for loading a model and encoding items."""
         lengths = tuple(5 + choice for choice in range(self.n_choices))
         encoded = tuple(

@@ -81,7 +81,9 @@ class Bench:
     metrics: dict[str, str] = field(default_factory=dict)
     calls: int = 0
 
-    def prepare(self, spec: Specification, announce: Callable[[Any], None], earlier: Any = None) -> Prepared:
+    def prepare(
+        self, spec: Specification, announce: Callable[[Any], None], earlier: Any = None, *, measure: Any = None
+    ) -> Prepared:
         """Stand in for loading a model."""
         self.calls += 1
         names = spec.tasks

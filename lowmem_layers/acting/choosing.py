@@ -144,7 +144,7 @@ def choose(run: Run, request: Request, form: Form, value: str | None, level: flo
     if request.lose_at_most is not None:
         allowed = [i for i in range(len(path)) if seen.ci.high[i] * metric.scale <= request.lose_at_most]
         if not allowed:
-            least = f"{seen.ci.high[0] * metric.scale:.2f} {metric.unit} (upper end of the {level:.0%} interval)"
+            least = f"{seen.ci.high[0] * metric.scale:.2f} {metric.unit} (upper end of the {100 * level:g} % interval)"
             raise UsageError(
                 minus(f"even the removal of {coalition_name(path[0], run.players)} may cost {least}"),
                 "allow a larger loss, or measure more items",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from lowmem_layers.cli.options import VALUE_NAMES
-from lowmem_layers.cli.output import FORMATS, chosen_format, data_options, note_unfinished, write_data
+from lowmem_layers.cli.output import FORMATS, chosen_format, data_options, note_unfinished, say, write_data
 
 if TYPE_CHECKING:
     from lowmem_layers.acting.choosing import Choice
@@ -77,18 +77,18 @@ def prune(
 
     choice = choose(opened, Request(**request), FORMS[name], value)
     for line in _choice_lines(choice):
-        _say(line)
+        say(line)
     # 3) the smaller model
     if output is not None:
         found = inspect_run(opened, cast("Any", dtype))
-        for line in write_pruned(found, choice.removed, FORMS[name], Path(output), _say):
-            _say(line)
-        _say(f"written: {output}")
+        for line in write_pruned(found, choice.removed, FORMS[name], Path(output), say):
+            say(line)
+        say(f"written: {output}")
     # 4) what it cost
     if not no_measure:
         from lowmem_layers.acting.outcome import measure_choice
 
-        write_data(measure_choice(opened, choice, value, seed, _say, Path(output) if output else None), form, None)
+        write_data(measure_choice(opened, choice, value, seed, say, Path(output) if output else None), form, None)
 
 
 @click.command()
@@ -116,10 +116,10 @@ def proxies(
     note_unfinished(opened)
     from lowmem_layers.acting.proxies import measure_proxies, proxy_table, trust_lines, trust_table
 
-    found = measure_proxies(opened, value, _say, estimator)
+    found = measure_proxies(opened, value, say, estimator)
     write_data((trust_table if agreement else proxy_table)(found), form, output)
     for line in trust_lines(found):
-        _say(line)
+        say(line)
 
 
 def _choice_lines(choice: Choice) -> list[str]:
@@ -135,7 +135,3 @@ def _choice_lines(choice: Choice) -> list[str]:
             "than on others)"
         )
     return lines + [f"note: {line}" for line in choice.unknown]
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

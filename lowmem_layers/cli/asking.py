@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lowmem_layers.cli.options import SIZE_WORDS
-from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, visible, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, note_chance, note_unfinished, visible, write_data
 from lowmem_layers.cli.results import ESTIMATOR, LEVEL, VALUE
 
 
@@ -42,6 +42,7 @@ def power(
     opened = open_run(run)
     note_unfinished(opened)
     found = foretell(opened, value, estimator, size, level, power)
+    note_chance(value, opened)
     write_data(power_table(found), form, output)
     for line in (*power_lines(found), *value_lines(opened, level, power)):
         click.echo(visible(line), err=True)
@@ -84,6 +85,7 @@ def items(
     opened = open_run(run)
     note_unfinished(opened)
     found = find_drivers(opened, value, estimator, by_cluster=by_cluster)
+    note_chance(value, opened)
     names = [] if sublayers is None else [name.strip() for name in sublayers.split(",")]
     write_data(driver_table(found, top, names, by_cluster=by_cluster), form, output)
     for line in driver_lines(found, by_cluster=by_cluster):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from lowmem_layers.cli.options import VALUE_NAMES
-from lowmem_layers.cli.output import FORMATS, chosen_format, note_unfinished, write_data
+from lowmem_layers.cli.output import FORMATS, chosen_format, note_unfinished, say, write_data
 
 
 @click.command()
@@ -53,24 +53,20 @@ def bits(
         given = [player.name for player, its in zip(found.anatomy.players, chosen, strict=True) if its == place]
         if given:
             least, most = (f"{end(known.bits[:, place]):.4g}" for end in (min, max))
-            _say(f"{option.name} ({least if least == most else f'{least} to {most}'} bits): {', '.join(given)}")
+            say(f"{option.name} ({least if least == most else f'{least} to {most}'} bits): {', '.join(given)}")
     loss, ci = known.foreseen([chosen])
     metric, ends = known.metric, ci.at(0).times(known.metric.scale)
     expected = minus(f"{loss[0] * metric.scale:.2f} [{ends.low:.2f}, {ends.high:.2f}]")
-    _say(
+    say(
         f"{bits_of(known, chosen, numbers):.3f} bits a weight; expected loss {expected} {metric.unit} of "
         f"{metric.words}, by the items it was chosen by (a choice looks better on these than on others); {known.words}"
     )
     # 2) what other programs take
     if output is not None:
         for line in write_files(found, known, chosen, Path(output)):
-            _say(line)
+            say(line)
     # 3) what it cost
     if not no_measure:
-        prepared = prepare_again(opened[0], _say)
-        others = contenders(known, chosen, numbers, budget, prepared, seed, _say)
-        write_data(measure_contenders(known, prepared, others, value, _say), form, None)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+        prepared = prepare_again(opened[0], say)
+        others = contenders(known, chosen, numbers, budget, prepared, seed, say)
+        write_data(measure_contenders(known, prepared, others, value, say), form, None)

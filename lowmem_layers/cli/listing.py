@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from lowmem_layers.cli.output import chosen_format, data_options, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, say, write_data
 
 
 @click.command()
@@ -24,7 +24,7 @@ def models(cache: bool, clear: bool, form: str | None, output: str | None) -> No
     from lowmem_layers.model.spec import format_bytes
 
     if clear:
-        click.echo(f"freed {format_bytes(clear_cache())} in {cache_folder()}", err=True)
+        say(f"freed {format_bytes(clear_cache())} in {cache_folder()}")
         return
     import pyarrow as pa
 
@@ -47,7 +47,7 @@ def models(cache: bool, clear: bool, form: str | None, output: str | None) -> No
     # Without a row, from_pylist would know no columns.
     names = ("model", "format", "size", "bytes", "state", "path")
     write_data(pa.Table.from_pylist(rows) if rows else pa.table({name: [] for name in names}), form, output)
-    click.echo(f"these files are in {cache_folder()}; lowmem-layers models --cache --clear deletes them", err=True)
+    say(f"these files are in {cache_folder()}; lowmem-layers models --cache --clear deletes them")
 
 
 def _models() -> list[dict[str, str]]:
@@ -159,6 +159,6 @@ def doctor(device: str | None, measure: bool) -> None:
         click.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what:<{width}}  {finding.found}")
     for finding in findings:
         if not finding.good:
-            click.echo(f"hint: {finding.hint}", err=True)
+            say(f"hint: {finding.hint}")
     if not all(finding.good for finding in findings):
         raise click.exceptions.Exit(1)

@@ -28,11 +28,9 @@ _SHOWN_ROWS = 200
 SUMMARY_ROWS = 10  # sublayers in the table at the end of a run
 _BATCH_ROWS = 50_000  # as Python objects at a time
 _PLAIN_SIGNS = dict(zip("█▓▒░✓■━╸╺─–−·×…±", "#=-.+*-------x.~", strict=True))
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
 # What JSON may hold as it is, but a terminal obeys: controls of eight bits, marks that turn the direction of writing
 _OBEYED = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(rf"[\x00-\x1f]|{_OBEYED.pattern}")
 
 
 def json_line(record: dict[str, Any]) -> str:
@@ -42,7 +40,12 @@ def json_line(record: dict[str, Any]) -> str:
 
 def visible(text: str) -> str:
     """Spell control characters out, so that a terminal shows them and does not obey them: names come from data."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1] if found[0] > "\xff" else f"\\x{ord(found[0]):02x}", text)
+
+
+def say(line: str) -> None:
+    """Write one line for people, to stderr: whatever names are in it, no terminal obeys them."""
+    click.echo(visible(line), err=True)
 
 
 def visible_lines(text: str) -> str:
@@ -83,7 +86,16 @@ def note_unfinished(*runs: Run) -> None:
     for run in runs:
         if run.is_unfinished:
             done, total = run.n_items_done, run.manifest.n_items
-            click.echo(f"note: {run.folder} is unfinished: {done} of {total} items are in it", err=True)
+            say(f"note: {run.folder} is unfinished: {done} of {total} items are in it")
+
+
+def note_chance(value: str | None, *runs: Run) -> None:
+    """Say on stderr, before the numbers, where accuracies may be those of guessing."""
+    from lowmem_layers.findings.findings import chance_line
+
+    for run in runs:
+        if line := chance_line(run, value):
+            say(f"note: {run.folder}: {line}")
 
 
 def chosen_format(form: str | None, output: str | None) -> str:

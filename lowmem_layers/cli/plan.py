@@ -142,7 +142,7 @@ def _worker_rows(found: Forecast) -> list[tuple[str, str]]:
         return []
     n, each = several.n_workers, several.n_tiles / several.n_workers
     read = f"{format_bytes(found.shape.n_bytes.packed + found.shape.n_bytes.resident)} for each, packed before"
-    lost = "; ".join(f"{cause}: {share:.1%}" for cause, share in several.losses).replace("%", " %")
+    lost = "; ".join(f"{cause}: {100 * share:.1f} %" for cause, share in several.losses)
     return [
         ("workers", f"{n}, each as above"),
         ("memory of the host's, if all are on one", format_bytes(n * found.memory.peak_host)),
@@ -151,7 +151,7 @@ def _worker_rows(found: Forecast) -> list[tuple[str, str]]:
         ("tiles for each worker", f"{each:.1f} on average"),
         ("in all, with these workers, about", f"{spell_time(several.wall_s)} ({several.wall_s / 3600:.2f} h); "
          f"{several.alone_s / several.wall_s:.1f} times as fast as one that loads, too"),
-        ("efficiency", f"{several.efficiency:.1%}".replace("%", " %") + " of the workers' time is spent scoring"),
+        ("efficiency", f"{100 * several.efficiency:.1f} % of the workers' time is spent scoring"),
         ("what limits it", lost),
     ]  # fmt: skip
 

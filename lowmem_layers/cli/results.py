@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lowmem_layers.cli.options import ESTIMATOR_NAMES, VALUE_NAMES
-from lowmem_layers.cli.output import chosen_format, data_options, note_unfinished, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, note_chance, note_unfinished, say, write_data
 
 VALUE = click.option(
     "--value", metavar="NAME", help=f"Measure importance by {VALUE_NAMES}. [default: the task's own metric]"
@@ -67,7 +67,9 @@ def importance(
     chosen_format(form, output)
     opened = open_run(run)
     note_unfinished(opened)
-    write_data(opened.importance(value, estimator, level, top), form, output)
+    found = opened.importance(value, estimator, level, top)
+    note_chance(value, opened)
+    write_data(found, form, output)
 
 
 @click.command()
@@ -160,12 +162,13 @@ def compare(
     runs = open_run(run_a), open_run(run_b)
     note_unfinished(*runs)
     found = comparing.compare_runs(*runs, value, estimator, max_removed, level, correction)
+    note_chance(value, *runs)
     table = (comparing.agreement_table if agreement else comparing.comparison_table)(found)
     write_data(table if margin is None or agreement else with_equivalence(table, found, margin), form, output)
     unlike = comparing.differences(*runs)
-    click.echo(f"A and B differ in: {'; '.join(unlike) or 'none of their options'}", err=True)
+    say(f"A and B differ in: {'; '.join(unlike) or 'none of their options'}")
     for line in (*comparing.agreement_lines(found), *(() if margin is None else equivalence_lines(found, margin))):
-        click.echo(line, err=True)
+        say(line)
     # 3) the figure
     if figure is not None:
         from lowmem_layers.report.compared import draw_comparison
@@ -189,7 +192,9 @@ def interactions(run: str, value: str | None, level: float, form: str | None, ou
     chosen_format(form, output)
     opened = open_run(run)
     note_unfinished(opened)
-    write_data(interaction_table(opened, value, level), form, output)
+    found = interaction_table(opened, value, level)
+    note_chance(value, opened)
+    write_data(found, form, output)
 
 
 @click.command()
@@ -216,4 +221,6 @@ def tables(runs: tuple[str, ...], number: int, as_code: bool, form: str | None, 
     chosen_format(form, output)
     opened = [open_run(run) for run in runs]
     note_unfinished(*opened)
-    write_data(paper_table(tables_of(opened, as_code=as_code), number), form, output, decimals=1)
+    found = tables_of(opened, as_code=as_code)
+    note_chance(None, *opened)
+    write_data(paper_table(found, number), form, output, decimals=1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +19,12 @@ from lowmem_layers.cli.options import OUTPUT, GroupedCommand, GroupedOption, stu
 from lowmem_layers.cli.output import SUMMARY_ROWS
 from lowmem_layers.errors import LowmemLayersError
 from lowmem_layers.record.spec import one_of
-from lowmem_layers.study.events import Announce, Event, MachineMeasured, ModelExamined, ModelPlaced, StageStarted
+from lowmem_layers.study.events import StageStarted, undisturbed
+
+if TYPE_CHECKING:
+    import torch
+
+    from lowmem_layers.findings.run import Run
 
 
 @click.command(cls=GroupedCommand)
@@ -66,23 +72,19 @@ def run(
     one_of("--display", display, DISPLAYS)
     rows = None if all_rows else SUMMARY_ROWS
 
-    # 2) one run after another, on the same workers; one that fails does not keep the others from theirs
+    # 2) one run after another, on the same workers
     failed: list[str] = []
-    with _preparing(workers, ray, mix_devices) as preparing:
+    with _preparing(workers, ray, mix_devices) as by_workers:
         for each in wanted:
-            try:
-                _one_run(each, display, preparing, rows)
-            except Exception as error:
-                if each.place is None or isinstance(error, Interrupted | BrokenPipeError):
-                    raise
-                failed.append(str(each.folder))  # not the error, which holds on to the run's model
-                said, hint = (
-                    f"{type(error).__name__}: {error}",
-                    "this run alone with --debug shows where from",
-                )
-                if isinstance(error, LowmemLayersError):
-                    said, hint = error.message, error.hint
-                complain(f"{each.place}, {each.folder}: {said}", hint, 1)
+            with _others_go_on(each, failed), _saying_how_to_go_on(each):
+                with choose_display(display, each.title) as announce:
+                    if each.place is not None:
+                        undisturbed(announce)(StageStarted(each.title))
+                    from lowmem_layers import run_study
+
+                    preparing = by_workers or _preparing_here(is_shown=display != "none")
+                    finished = run_study(each.spec, each.folder, announce=announce, **preparing)
+                _say(finished, display, rows)
             if each is not wanted[-1]:
                 _free_the_model()
     if failed:
@@ -92,26 +94,44 @@ def run(
         )
 
 
-def _one_run(wanted: Wanted, display: str, preparing: Mapping[str, Any], n_rows: int | None) -> None:
-    """Make a run, and say what was found: computed once, for the page and for the terminal.
+def _say(finished: Run, display: str, n_rows: int | None) -> None:
+    """Write the result page and say what was found: computed once, for the page and for the terminal."""
+    from lowmem_layers.report import write_report
+
+    findings = finished.findings
+    page = write_report(finished, formats=("svg",))
+    if display in ("json", "none"):
+        click.echo(str(finished.folder))
+        return
+    from lowmem_layers.cli.summary import summarise
+
+    summarise(finished, findings, page, n_rows=n_rows)
+
+
+@contextlib.contextmanager
+def _others_go_on(wanted: Wanted, failed: list[str]) -> Iterator[None]:
+    """Where several runs are made, say why one failed and note its folder: the others are made all the same."""
+    try:
+        yield
+    except Exception as error:
+        if wanted.place is None or isinstance(error, Interrupted | BrokenPipeError):
+            raise
+        failed.append(str(wanted.folder))  # not the error, which holds on to the run's model
+        said, hint = f"{type(error).__name__}: {error}", "this run alone with --debug shows where from"
+        if isinstance(error, LowmemLayersError):
+            said, hint = error.message, error.hint
+        complain(f"{wanted.place}, {wanted.folder}: {said}", hint, 1)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(wanted: Wanted) -> Iterator[None]:
+    """Where a run is interrupted, say what is kept of it, and by which command it goes on.
 
     Raises:
         Interrupted: by Ctrl-C or a signal; finished tiles are kept.
     """
     try:
-        with choose_display(display, wanted.title) as announce:
-            from lowmem_layers import run_study
-
-            if wanted.place is not None:
-                announce(StageStarted(wanted.title))
-            alone = "prepare" not in preparing
-            heard = _with_ceiling(announce) if alone and display != "none" else announce
-            finished = run_study(wanted.spec, wanted.folder, announce=heard, **preparing)
-        from lowmem_layers.findings.findings import find
-        from lowmem_layers.report import write_report
-
-        findings = find(finished)
-        page = write_report(finished, formats=("svg",), findings=findings)
+        yield
     except KeyboardInterrupt as interrupt:
         command = shlex.join(["lowmem-layers", *sys.argv[1:]])
         kept = f"finished tiles are kept in {wanted.folder}; to go on: {command}"
@@ -120,12 +140,6 @@ def _one_run(wanted: Wanted, display: str, preparing: Mapping[str, Any], n_rows:
         elif not (wanted.folder / "run.json").exists():
             kept = f"nothing was recorded yet; start again with: {command}"
         raise Interrupted(kept) from interrupt
-    if display in ("json", "none"):
-        click.echo(str(finished.folder))
-        return
-    from lowmem_layers.cli.summary import summarise
-
-    summarise(finished, findings, page, n_rows=n_rows)
 
 
 @contextlib.contextmanager
@@ -143,6 +157,13 @@ def _preparing(workers: int | None, address: str | None, mixed: bool) -> Iterato
         yield {"prepare": prepare, "read": read_tasks}
 
 
+def _preparing_here(*, is_shown: bool) -> dict[str, Any]:
+    """Give what a run in this process needs to be told: the display wants to know what the machine can do."""
+    from lowmem_layers.study.prepare import prepare_study, read_tasks
+
+    return {"prepare": partial(prepare_study, measure=_measured if is_shown else None), "read": read_tasks}
+
+
 def _free_the_model() -> None:
     """Free what the last run's model took, so that the next one sees the memory that it may take."""
     if "torch" in sys.modules:
@@ -151,20 +172,8 @@ def _free_the_model() -> None:
         release_model()
 
 
-def _with_ceiling(announce: Announce) -> Announce:
-    """Time bare matrix products once, before scoring, for the display to say which share of them the run reaches."""
-    placed: list[ModelPlaced] = []
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """Time bare matrix products, for the display to say which share of them the run reaches."""
+    from lowmem_layers.forecast.machine import measure_products
 
-    def announced(event: Event) -> None:
-        announce(event)
-        if isinstance(event, ModelPlaced):
-            placed.append(event)
-        elif isinstance(event, ModelExamined) and placed:
-            import torch
-
-            from lowmem_layers.forecast.machine import measure_products
-
-            device, dtype = torch.device(placed[-1].device), getattr(torch, placed[-1].dtype)
-            announce(MachineMeasured(measure_products(device, dtype, seconds=0.3)))
-
-    return announced
+    return measure_products(device, dtype, seconds=0.3)

@@ -175,29 +175,22 @@ class Engine:
             EngineError: the engine was not examined.
             ShortageError: memory runs out with the smallest chunks, too.
         """
-        tell = on_work or (lambda _: None)
-        while (scores := self._attempt(items, coalitions, tell)) is None:  # what it held is freed by now
-            self._narrow(items[0])
-        return scores
-
-    def _attempt(
-        self, items: Sequence[EncodedItem], coalitions: Sequence[Removed], tell: Callable[[int], None]
-    ) -> list[np.ndarray] | None:
-        """Score a tile with the sizes as they are. Return None where memory runs out."""
-        tree = self._tree(coalitions)
-        sweep = self._sweep(tree, self._inputs, tell)
-        scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
-        try:
-            for owners, values in sweep.run(self._batches(items, tree)):
-                for column, (item, choice) in enumerate(owners):
-                    scores[item][:, choice] = values[:, column].cpu().numpy()
-        except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
-                raise
-            tell(-sweep.counter.work)
-            return None
-        self.counted_applications += sweep.counter.applications
-        return scores
+        tell, tree = on_work or (lambda _: None), self._tree(coalitions)
+        while True:
+            sweep = self._sweep(tree, self._inputs, tell)
+            scores = [np.full((len(coalitions), len(item.choices)), np.nan) for item in items]
+            try:
+                for owners, values in sweep.run(self._batches(items, tree)):
+                    for column, (item, choice) in enumerate(owners):
+                        scores[item][:, choice] = values[:, column].cpu().numpy()
+            except (RuntimeError, MemoryError) as error:
+                if not is_shortage(error):
+                    raise
+                tell(-sweep.counter.work)
+            else:
+                self.counted_applications += sweep.counter.applications
+                return scores
+            self._narrow(items[0])  # behind the except block, where the error no longer holds the states
 
     def _narrow(self, first: EncodedItem) -> None:
         """Halve the chunks, since memory ran out in the tile that begins with an item."""

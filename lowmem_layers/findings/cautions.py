@@ -23,7 +23,7 @@ def cautions(
     return tuple(
         minus(line)
         for line in (
-            _at_chance(levels),
+            chance_words(levels),
             *(_contradictions(*each) for each in found),
             *(_too_few(words, each) for words, _, _, each in found),
         )
@@ -31,7 +31,7 @@ def cautions(
     )
 
 
-def _at_chance(levels: Sequence[tuple[str, float, float | None]]) -> str:
+def chance_words(levels: Sequence[tuple[str, float, float | None]]) -> str:
     """Name the tasks on which the full model may be guessing: there, accuracy has nothing to lose."""
     tasks = [task for task, low, chance in levels if chance is not None and not low > chance]
     if not tasks:

@@ -152,6 +152,9 @@ def agreement_table(found: dict[str, Comparison]) -> pa.Table:
             "pearson_corrected": one.corrected.pearson,
             "pearson_corrected_low": one.corrected.pearson_ci.low,
             "pearson_corrected_high": one.corrected.pearson_ci.high,
+            "kendall_corrected": one.corrected.kendall,
+            "kendall_corrected_low": one.corrected.kendall_ci.low,
+            "kendall_corrected_high": one.corrected.kendall_ci.high,
         }
         for task, one in found.items()
     ]
@@ -174,7 +177,8 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
         certain = "no pair's order is certain in both"
         if same.resolved > 0:
             certain = (
-                f"the order of {same.resolved:.0%} of pairs is certain in both, {same.opposite:.0%} of these opposite"
+                f"the order of {100 * same.resolved:.0f} % of pairs is certain in both, "
+                f"{100 * same.opposite:.0f} % of these opposite"
             )
         # 3) which players changed
         changed = ", ".join(name for name, yes in zip(one.players, one.significant, strict=True) if yes)
@@ -186,7 +190,7 @@ def agreement_lines(found: dict[str, Comparison]) -> list[str]:
             f"{certain}; "
             f"{same.overlap} of the top {same.top_k} are the same{bounds(same.overlap_ci, 0)}; "
             f"{int(one.significant.sum())} of {len(one.players)} changed significantly "
-            f"({CORRECTIONS[one.correction]}, {100 * one.level:g}%){': ' + changed if changed else ''}"
+            f"({CORRECTIONS[one.correction]}, {100 * one.level:g} %){': ' + changed if changed else ''}"
         )
     return lines
 
@@ -199,10 +203,11 @@ def correlation_words(name: str, value: float, ci: Interval[float]) -> str:
 
 
 def corrected_words(found: Corrected) -> str:
-    """Say Spearman's correlation of the true importances; or that they do not differ by more than noise."""
+    """Say Spearman's and Kendall's correlation of the true importances; or that noise is all that differs."""
     if np.isnan(found.spearman):
         return "without noise unknown (a run's values differ by no more than noise, or one is unknown)"
-    return f"without noise {correlation_words('Spearman', found.spearman, found.spearman_ci)}"
+    kendall = "" if np.isnan(found.kendall) else f", {correlation_words('Kendall', found.kendall, found.kendall_ci)}"
+    return f"without noise {correlation_words('Spearman', found.spearman, found.spearman_ci)}{kendall}"
 
 
 def bounds(ci: Interval[float], decimals: int) -> str:

@@ -112,7 +112,7 @@ def driver_lines(found: Sequence[Driven], *, by_cluster: bool = False) -> list[s
         most = int(counted[np.argmax(share[counted])])
         lines.append(
             f"{each.task}: the largest 1 % of {what} ({each.of.n_largest} of {len(each.of.sizes):,}) carry "
-            f"{float(np.median(share[counted])):.0%} of the median estimate, and {share[most]:.0%} of that of "
+            f"{100 * np.median(share[counted]):.0f} % of the median estimate, and {100 * share[most]:.0f} % of that of "
             f"{each.players[most]}, the most: {each.of.value[most]:.4g} is {left[most]:.4g} without them"
         )
     return [minus(line) for line in lines]

@@ -31,7 +31,7 @@ def equivalence_lines(found: dict[str, Comparison], margin: float) -> list[str]:
     """
     lines = []
     for task, one in found.items():
-        tested, n, level = one.equivalence(margin), len(one.players), f"{100 * one.level:g}%"
+        tested, n, level = one.equivalence(margin), len(one.players), f"{100 * one.level:g} %"
         alone = int(tested.equivalent.sum())
         if np.isnan(tested.p_all):
             said = f"unknown whether the sublayers are equivalent within {margin:g}: an estimate's error is unknown"

@@ -21,9 +21,10 @@ def explained_lines(sides: Sequence[tuple[str, Sequence[ValueTable]]]) -> list[s
         if not np.isfinite([alone.ci.low, paired.ci.low, alone.predicted, paired.predicted]).all():
             continue  # a single cluster of items, or too few windows to predict any from the others
         lines.append(
-            f"windows by {words}: the sum over single sublayers explains {alone.fitted:.1%} "
-            f"[{alone.ci.low:.1%}, {alone.ci.high:.1%}] of what {alone.windows:,} of them cost, with pairs of "
-            f"neighbours {paired.fitted:.1%} [{paired.ci.low:.1%}, {paired.ci.high:.1%}] (R²; of windows "
-            f"left out of the fit {alone.predicted:.1%} and {paired.predicted:.1%})"
+            f"windows by {words}: the sum over single sublayers explains {100 * alone.fitted:.1f} % "
+            f"[{100 * alone.ci.low:.1f} %, {100 * alone.ci.high:.1f} %] of what {alone.windows:,} of them cost, "
+            f"with pairs of neighbours {100 * paired.fitted:.1f} % [{100 * paired.ci.low:.1f} %, "
+            f"{100 * paired.ci.high:.1f} %] (R²; of windows left out of the fit "
+            f"{100 * alone.predicted:.1f} % and {100 * paired.predicted:.1f} %)"
         )
     return [minus(line) for line in lines]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowmem_layers.findings.cautions import cautions
+from lowmem_layers.findings.cautions import cautions, chance_words
 from lowmem_layers.findings.explained import explained_lines
 from lowmem_layers.findings.importance import N_TOP, estimates
 from lowmem_layers.findings.paper import refusal, tables_of
@@ -107,18 +107,13 @@ class Findings:
     perplexities: tuple[str, ...] = ()
 
 
-def find(run: Run) -> Findings:
-    """Give what a run found, computed when it is first asked for and remembered by the run.
+def compute_findings(run: Run) -> Findings:
+    """Compute what a run found, reading every tile once.
 
     Raises:
         RecordError: a file is damaged, or a task has no finished item.
         UsageError: a task's own metric compares choices, and its items have only one.
     """
-    return run.findings
-
-
-def compute_findings(run: Run) -> Findings:
-    """Compute what a run found, reading every tile once."""
     # 1) every value that is needed below, in one pass over the tiles
     manifest = run.manifest
     asked = manifest.resolved.value
@@ -229,6 +224,16 @@ def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
     """Name the sublayers with the largest estimates, the paper's choice of cornerstones."""
     order = [position for position in found.order() if np.isfinite(found.value[position])]
     return [found.players[position] for position in order[:count]]
+
+
+def chance_line(run: Run, value: str | None = None) -> str:
+    """Say on which tasks the full model is not certainly above chance; nothing where `value` is no accuracy."""
+    levels = [
+        (table.task, coalition_means(table, [()]).ci.low[0], run.chance(table.task))
+        for table in run.value_tables(value)
+        if metric_named(value or run.metric(table.task)).has_chance
+    ]
+    return chance_words(levels)
 
 
 def coalition_means(table: ValueTable, coalitions: Sequence[Removed], level: float = 0.95) -> Means:

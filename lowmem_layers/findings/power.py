@@ -141,7 +141,7 @@ def power_lines(found: Sequence[Foretold]) -> list[str]:
         lines.append(
             f"{each.task}, {each.estimator}: {typical} items{ends} resolve an effect of {needed.size:g} for "
             f"the median sublayer, {most} for {each.players[each.worst]}, which needs the most "
-            f"({needed.power:.0%} power at {100 * needed.level:g} %); this run has {each.n_items:,}, and "
+            f"({100 * needed.power:.0f} % power at {100 * needed.level:g} %); this run has {each.n_items:,}, and "
             f"{int(each.resolved.sum())} of {len(each.players)} effects are resolved"
         )
     return [minus(line) for line in lines]

@@ -42,7 +42,7 @@ _DISK_BYTES_S = 3e9  # an NVMe drive
 SHARE_OF_PEAK = 0.75  # of the data sheet's dense bfloat16 peak that large matrix products reach
 SHARE_OF_BANDWIDTH = 0.8  # of its memory's that elementwise operations reach
 _SHARE_OF_PCIE = 0.8  # of the bus' nominal speed that copies from pinned memory reach
-SHEET_SHARES = f"{SHARE_OF_PEAK:.0%} of its peak, {SHARE_OF_BANDWIDTH:.0%} of its memory's bandwidth".replace("%", " %")
+SHEET_SHARES = f"{100 * SHARE_OF_PEAK:.0f} % of its peak, {100 * SHARE_OF_BANDWIDTH:.0f} % of its memory's bandwidth"
 
 # Dense bfloat16 TFLOP/s with float32 accumulation, GiB of memory and its GB/s, nominal GB/s of the bus in one
 # direction. Sources:

@@ -21,6 +21,7 @@ else:
 
 Status = Literal["running", "done", "interrupted", "failed"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Threads = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # the upper bound keeps infinity out
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)] | Annotated[float, msgspec.Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -80,7 +81,7 @@ class TaskRecord:
 class MachineRecord:
     """What the last bits of numbers depend on beside the model's device."""
 
-    threads: Count | None = None
+    threads: Threads | None = None
 
 
 @dataclass(frozen=True)

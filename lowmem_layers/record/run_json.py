@@ -204,7 +204,7 @@ def _from_json(stored: dict[str, Any]) -> Manifest:
             stored = stored | {name: gathered(stored[name], kind, rest)}
     file = msgspec.convert(stored, _File)
     # 2) options: every choice is checked once more; what an earlier version did not know keeps its earlier meaning
-    missing = [name for name in _RESOLVED_ALWAYS if name not in stored["spec"]["resolved"]]
+    missing = [name for name in _RESOLVED_ALWAYS if stored["spec"]["resolved"].get(name) is None]  # no default there
     if missing:
         raise _Damage(f"spec.resolved.{missing[0]} is missing")
     try:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from lowmem_layers.errors import DamagedError, EngineError, RecordError
 from lowmem_layers.record.files import write_whole
 from lowmem_layers.record.items import ItemRow, listed
-from lowmem_layers.record.pages import unpacked_bytes
+from lowmem_layers.record.unpacking import unpacked_bytes
 
 SCORES_FOLDER = "scores"
 

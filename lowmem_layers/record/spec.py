@@ -254,26 +254,28 @@ def _plain(value: Any) -> Any:
 
 
 def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions: CoalitionsKind) -> None:
-    """Refuse texts that no file can hold, numbers too small, tasks named twice, options that contradict each other."""
+    """Refuse what no file can hold, numbers out of range, tasks named twice, options that contradict each other."""
     for field in fields(passed):
         texts = getattr(passed, field.name)
         for text in texts if isinstance(texts, tuple) else (texts,):
             check_text("--" + field.name.replace("_", "-"), text)
     draws = given.until is not None or coalitions == "permutations"
-    for option, value, least in (
-        ("--limit", given.limit, 1),
-        ("--seed", given.seed if draws else None, 0),  # numpy's generators take no other
-        ("--max-removed", given.max_removed, 0),
-        ("--permutations", given.permutations, 2),
-        ("--fewshot", given.fewshot, 0),
-        ("--threads", given.threads, 1),
-        ("--window", given.window, 2),
-        ("--stride", given.stride, 1),
-        ("--max-gpu-memory", given.max_gpu_memory, 1),
-        ("--max-cpu-memory", given.max_cpu_memory, 1),
+    largest, widest = (1 << 31) - 1, (1 << 63) - 1
+    for option, value, least, most in (
+        ("--limit", given.limit, 1, largest),
+        ("--seed", given.seed if draws else None, 0, widest),  # numpy's generators take no negative one
+        ("--max-removed", given.max_removed, 0, largest),
+        ("--permutations", given.permutations, 2, largest),
+        ("--fewshot", given.fewshot, 0, largest),
+        ("--threads", given.threads, 1, 4096),
+        ("--window", given.window, 2, largest),
+        ("--stride", given.stride, 1, largest),
+        ("--max-gpu-memory", given.max_gpu_memory, 1, widest),
+        ("--max-cpu-memory", given.max_cpu_memory, 1, widest),
     ):
-        if value is not None and value < least:
-            raise UsageError(f"{option} {value} is too small", f"{option} takes a number of at least {least}")
+        if value is not None and not least <= value <= most:
+            word, end = ("small", f"least {least}") if value < least else ("large", f"most {most}")
+            raise UsageError(f"{option} {value} is too {word}", f"{option} takes a number of at {end}")
     if not tasks or not all(tasks):
         raise UsageError("no task is named", "--tasks takes names joined by commas, for example --tasks quick")
     if len(set(tasks)) < len(tasks):
@@ -289,10 +291,8 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
 
     parse_statement(passed.until)
     if coalitions == "permutations":
-        raise UsageError(
-            "--until decides by the items' noise; removal orders have noise of their own",
-            "leave --until out, or use --coalitions windows",
-        )
+        why = "--until decides by the items' noise; removal orders have noise of their own"
+        raise UsageError(why, "leave --until out, or use --coalitions windows")
 
 
 def _slug(name: str) -> str:

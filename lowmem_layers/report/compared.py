@@ -95,7 +95,7 @@ def _difference(axes: Axes, players: Sequence[Player | Group], one: Comparison, 
     axes.set_title(
         f"{correlation_words('Spearman', same.spearman, same.spearman_ci)}, "
         f"{same.overlap} of the top {same.top_k} the same; {int(one.significant.sum())} of {len(one.players)} changed "
-        f"(filled: {CORRECTIONS[one.correction]}, {one.level:.0%})",
+        f"(filled: {CORRECTIONS[one.correction]}, {100 * one.level:.0f} %)",
         fontsize=8,
     )
 

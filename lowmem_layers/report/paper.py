@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lowmem_layers.findings.findings import Side, find
+from lowmem_layers.findings.findings import Side
 from lowmem_layers.findings.findings import side as side_by
 from lowmem_layers.findings.run import Run
 from lowmem_layers.record.files import make_folder
@@ -33,7 +33,7 @@ _PIES = 3  # beside each other
 
 def _by(run: Run, value: str) -> Side:
     """Give importance by a value: as it was found, or computed now where a run was asked for another one."""
-    return next((each for each in find(run).sides if each.value == value), None) or side_by(run, value)
+    return next((each for each in run.findings.sides if each.value == value), None) or side_by(run, value)
 
 
 def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Figure]:
@@ -41,12 +41,12 @@ def paper_figures(runs: Sequence[Run], value: str | None = None) -> dict[str, Fi
 
     `value` is that of the maps, ranks, interactions and bars: None for each task's own metric, or `loglikelihood`.
     """
-    measured = [(title, run) for title, run in zip(run_titles(runs), runs, strict=True) if find(run).sides]
+    measured = [(title, run) for title, run in zip(run_titles(runs), runs, strict=True) if run.findings.sides]
     if not measured:
         return {}
     found: dict[str, Figure] = {}
     with paper_style():
-        own = [(title, run, find(run).sides[0]) for title, run in measured]
+        own = [(title, run, run.findings.sides[0]) for title, run in measured]
         found["figure-2-shares"] = share_grid(own)
         for place, (title, run, side) in enumerate(own):
             found[f"figure-{3 + place}-ablation"] = ablation_panels(title, run, side)
@@ -105,7 +105,7 @@ def share_grid(runs: Sequence[tuple[str, Run, Side]]) -> Figure:
 def ablation_panels(title: str, run: Run, side: Side) -> Figure:
     """Draw what is left without each sublayer, a panel a task. Source: figures 3 to 5."""
     players, n_panels = run.manifest.design.players, len(side.tables)
-    chances = {each.task: each.chance for each in find(run).tasks}
+    chances = {each.task: each.chance for each in run.findings.tasks}
     columns = 2 if n_panels > 1 and len(players) <= 2 * _NARROW_LAYERS else 1
     rows = -(-n_panels // columns)
     figure = new_figure(0.5 + 1.6 * rows)

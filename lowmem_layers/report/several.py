@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.comparing import comparison_table
-from lowmem_layers.findings.findings import find
 from lowmem_layers.findings.rows import text_rows
 from lowmem_layers.findings.run import Run
 from lowmem_layers.record.files import make_folder, write_text
@@ -27,7 +26,7 @@ def write_joint_report(runs: Sequence[Run], output: str | Path, formats: Sequenc
         RecordError: a record is damaged, or the folder cannot be written.
     """
     for run in runs:
-        if not find(run).sides:
+        if not run.findings.sides:
             raise UsageError(f"{run.folder} measured the full model only", "leave it out, or report it on its own")
     folder = Path(output)
     make_folder(folder / "figures")
@@ -35,7 +34,7 @@ def write_joint_report(runs: Sequence[Run], output: str | Path, formats: Sequenc
     compared = compare_all(runs)
     picture = None
     for place, each in enumerate(compared):
-        for nth, (found, side) in enumerate(zip(each.found, find(runs[0]).sides, strict=True)):
+        for nth, (found, side) in enumerate(zip(each.found, runs[0].findings.sides, strict=True)):
             if not found:
                 continue
             name, value = f"1-against-{place + 2}-{side.value}", side.value if nth else None
@@ -45,6 +44,6 @@ def write_joint_report(runs: Sequence[Run], output: str | Path, formats: Sequenc
             if picture is None and "svg" in formats:
                 svg = (folder / "figures" / f"{name}.svg").read_bytes()
                 picture = Picture(svg, f"{each.a} against {each.b}, by {side.words}: estimates above, A − B below.")
-    pages = page([(run, find(run)) for run in runs], picture, [], compared=compared)
+    pages = page([(run, run.findings) for run in runs], picture, [], compared=compared)
     write_text(folder / PAGE, pages)
     return folder / PAGE

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from lowmem_layers.findings.findings import Findings, Side, find
+from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.importance import as_code, as_table
 from lowmem_layers.findings.paper import paper_table
 from lowmem_layers.findings.rows import importance_rows, text_rows
@@ -55,21 +55,20 @@ def write_report(
     run: Run,
     output: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
-    findings: Findings | None = None,
     every_value: bool = False,
 ) -> Path:
     """Write tables, figures and index.html; give the page's path.
 
     `formats` are those of the figures' files: svg (which the page needs), png and pdf (which take most of the time).
-    `findings` None computes them. With `every_value`, the page measures by every value that the items allow, not only
-    by those of the findings; the tiles are read once for all.
+    With `every_value`, the page measures by every value that the items allow, not only by those of the findings; the
+    tiles are read once for all.
 
     Raises:
         RecordError: the record is damaged, or the folder cannot be written.
     """
     values = allowed_values(run) if every_value else []
     run.values.collect(*values)
-    findings = find(run) if findings is None else findings
+    findings = run.findings
     if output is None:
         refuse_links(run.folder / REPORT_FOLDER)
     files = _Files(Path(output) if output is not None else run.folder / REPORT_FOLDER, formats)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -205,10 +204,13 @@ def ignore(event: Event) -> None:
 
 
 def undisturbed(announce: Announce) -> Announce:
-    """Go on when nobody can be told any more: the terminal was closed, or the reader of a pipe has left."""
+    """Go on when nobody can be told any more: the terminal was closed, or the reader of a pipe has left (`| head`)."""
 
     def heard(event: Event) -> None:
-        with contextlib.suppress(OSError):
+        nonlocal announce
+        try:
             announce(event)
+        except OSError:
+            announce = ignore
 
     return heard

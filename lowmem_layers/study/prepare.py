@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.spec import ModelSpec
@@ -14,7 +14,16 @@ from lowmem_layers.record.manifest import EngineRecord
 from lowmem_layers.record.spec import Specification
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.study.design import plan_design
-from lowmem_layers.study.events import Announce, LayerRead, ModelExamined, ModelPlaced, Noted, StageStarted, TasksRead
+from lowmem_layers.study.events import (
+    Announce,
+    LayerRead,
+    MachineMeasured,
+    ModelExamined,
+    ModelPlaced,
+    Noted,
+    StageStarted,
+    TasksRead,
+)
 from lowmem_layers.tasks.items import EncodedItem, Task
 
 if TYPE_CHECKING:
@@ -25,6 +34,8 @@ if TYPE_CHECKING:
     from lowmem_layers.model.load import Inspection
     from lowmem_layers.model.placement import Placement
 
+Measure = Callable[[Any, Any], float]  # of a torch.device and a torch.dtype: multiply-adds a second
+
 
 def prepare_study(
     spec: Specification,
@@ -33,13 +44,13 @@ def prepare_study(
     *,
     tasks: Sequence[Task] | None = None,
     free_cpu_memory: int | None = None,
+    measure: Measure | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Prepared:
     """Read the tasks, look at the model, encode the items, see that all of it will fit, load the model, examine it.
 
-    `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read.
-
-    Units: `free_cpu_memory` in bytes, see `ModelSpec`.
+    `earlier` began this run: its chunk sizes are used again. `tasks` are those that another process has read. What
+    `measure` finds of bare matrix products on the model's device is announced. `ModelSpec` tells of `free_cpu_memory`.
 
     Raises:
         LowmemLayersError: the tasks, the model or the memory given are unusable.
@@ -49,8 +60,7 @@ def prepare_study(
     tasks = read_tasks(spec) if tasks is None else tasks
     announce(TasksRead(tuple(task.name for task in tasks), tuple(len(task.items) for task in tasks)))
     announce(StageStarted("importing torch", "libraries"))
-    from lowmem_layers.engine import Engine
-    from lowmem_layers.engine.sweep import Sizes
+    from lowmem_layers.engine import Engine, Sizes
     from lowmem_layers.model.devices import use_threads
     from lowmem_layers.model.load import fill_model, inspect_model
     from lowmem_layers.tasks import encode_tasks
@@ -69,16 +79,16 @@ def prepare_study(
     announce(_placed(found, placement))
     announce(StageStarted("reading the weights", "weights"))
     model = fill_model(found, placement, lambda line: announce(Noted(line)), lambda *of: announce(LayerRead(*of)))
-    announce(StageStarted("examining the model", "examination"))
-    start = clock()
     changes = _changes(spec, model, encoded, placement)
     engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
-    _examine(engine, spec.change, announce, lambda: clock() - start)
+    _examine(engine, spec.change, announce, clock)
+    if measure is not None:
+        announce(MachineMeasured(measure(model.device, model.dtype)))
     without_texts = tuple(replace(task, items=(), shared_prefix="") for task in tasks)  # only tokens are needed now
     return Prepared(model.players, without_texts, encoded, engine, model.describe(), {"threads": threads})
 
 
-def _examine(engine: Engine, change: str, announce: Announce, elapsed_s: Callable[[], float]) -> None:
+def _examine(engine: Engine, change: str, announce: Announce, clock: Callable[[], float]) -> None:
     """Examine the engine's model, or believe what an earlier start found of the same weights and code.
 
     Raises:
@@ -86,11 +96,13 @@ def _examine(engine: Engine, change: str, announce: Announce, elapsed_s: Callabl
     """
     from lowmem_layers.study.kept_verdict import keep_verdict, kept_verdict
 
-    kept = kept_verdict(engine, change)
+    announce(StageStarted("examining the model", "examination"))
+    start, kept = clock(), kept_verdict(engine, change)
     verdict = engine.examine(kept)
     if kept is None:
         keep_verdict(engine, change, verdict)
-    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, elapsed_s(), kept=kept is not None))
+    elapsed_s = clock() - start
+    announce(ModelExamined(verdict.takes_tries, verdict.reason, verdict.sweep_gap, elapsed_s, kept=kept is not None))
 
 
 def _with_room_for_change(spec: Specification, found: Inspection, announce: Announce) -> Inspection:

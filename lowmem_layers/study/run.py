@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
+
+import numpy as np
 
 from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.findings.run import Run
@@ -21,7 +24,7 @@ from lowmem_layers.record.run_json import RUN_FILE, write_manifest
 from lowmem_layers.record.scores import SCORES_FOLDER, read_table, write_table
 from lowmem_layers.record.spec import Specification, StudySpec, default_folder
 from lowmem_layers.record.values import CollectedValues
-from lowmem_layers.study.contracts import Prepare, Prepared, ReadTasks
+from lowmem_layers.study.contracts import Engine, Prepare, Prepared, ReadTasks
 from lowmem_layers.study.description import describe_run
 from lowmem_layers.study.design import plan_design
 from lowmem_layers.study.earlier import EarlierTiles
@@ -42,20 +45,19 @@ def run_study(
     """Measure what the options ask for and record it; finished tiles of an earlier call are kept.
 
     A run that is complete is given back without loading a model, if the tasks' data are still the same. `prepare` and
-    `read` (of tasks) are for tests.
+    `read` (of tasks) say where the work is done; left out, it is done here.
 
     Raises:
         RecordError: the folder holds another run, is damaged, in use or cannot be written.
         LowmemLayersError: the model, the tasks or the budget are unusable.
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
-    specification = spec.resolved()
+    specification, announce = spec.resolved(), undisturbed(announce)
     folder = Path(out) if out is not None else default_folder(specification)
     if prepare is None:
         from lowmem_layers.study.prepare import prepare_study, read_tasks
 
         prepare, read = prepare_study, read or read_tasks
-    announce = undisturbed(announce)
     with contextlib.ExitStack() as stack:
         # 1) what the folder holds: another run is refused, a complete one given back
         known = known_run(folder, specification)
@@ -71,7 +73,16 @@ def run_study(
         prepared = prepare(specification, announce, known.engine if known is not None else None)
         # 3) what is measured, and in which folder; then tile by tile
         manifest = _settled(specification, prepared, folder, known, stack, announce)
-        return _measured(folder, manifest, prepared, announce, clock)
+        with _Ending(folder, manifest, prepared.engine, announce, clock) as ending:
+            tidy(folder)
+            with no_collections():
+                rows = _kept_items(folder, prepared, announce)
+                write_manifest(folder, manifest)
+                values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
+                earlier = EarlierTiles(values, announce, clock)
+                earlier.read()
+            ending.stopped = score_tiles(earlier, prepared, announce, clock)
+    return Run(folder, ending.manifest, values)
 
 
 def _complete(folder: Path, known: Manifest, specification: Specification, read: ReadTasks) -> Run | None:
@@ -115,7 +126,8 @@ def _settled(
         return manifest
     # 3) the same model, data and arithmetic go on with the first call's tiles and account
     same_run(folder, known, manifest)
-    tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
+    with no_collections():
+        tiles = [[prepared.encoded[index] for index in tile] for tile in known.plan.tiles]
     prepared.engine.check_tiles(tiles, known.plan.coalitions)
     manifest = replace(
         manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, stopped=known.stopped
@@ -123,46 +135,49 @@ def _settled(
     return manifest.with_narrowed(known.engine.narrowed)
 
 
-def _measured(
-    folder: Path, manifest: Manifest, prepared: Prepared, announce: Announce, clock: Callable[[], float]
-) -> Run:
-    """Score what is left, and keep the status in run.json true, however this ends."""
-    start = clock()
-    status: Status = "failed"
-    stopped = ""
-    try:
-        tidy(folder)
-        with no_collections():
-            rows = rows_of(prepared.encoded)
-            _keep_items(folder, rows, announce)
-            write_manifest(folder, manifest)
-            values = CollectedValues(folder, manifest, rows, finished_tiles(folder, len(manifest.plan.tiles)))
-            earlier = EarlierTiles(values, announce, clock)
-            earlier.read()
-        stopped = score_tiles(earlier, prepared, announce, clock)
-        status = "done"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        ended = manifest.with_status(status, max(0.0, clock() - start), stopped)
-        ended = ended.with_narrowed(prepared.engine.describe().get("narrowed", ()))
+@dataclass
+class _Ending:
+    """Keeps the status in run.json true, however the measuring inside a `with` block ends.
+
+    `stopped` is the statement that ended it, if one did. `manifest` is, behind the block, what run.json says.
+    """
+
+    folder: Path
+    manifest: Manifest
+    engine: Engine
+    announce: Announce
+    clock: Callable[[], float]
+    stopped: str = ""
+
+    def __enter__(self) -> Self:
+        # OpenBLAS takes its workspace at the first product that is not tiny, and ends the process if it gets none.
+        np.ones((128, 128)) @ np.ones((128, 128))
+        self._start = self.clock()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _traceback: object) -> None:
+        usual: Status = "done" if kind is None else "failed"
+        status = "interrupted" if kind is not None and issubclass(kind, KeyboardInterrupt) else usual
+        elapsed_s = self.clock() - self._start
+        ended = self.manifest.with_status(status, max(0.0, elapsed_s), self.stopped)
+        self.manifest = ended.with_narrowed(self.engine.describe().get("narrowed", ()))
         # When the disk is full, the error on its way says more than a second one would.
-        with contextlib.suppress(RecordError) if status != "done" else contextlib.nullcontext():
-            if (folder / RUN_FILE).exists():  # a run that could not begin leaves no run.json
-                write_manifest(folder, ended)
-        announce(RunFinished(str(folder), status, clock() - start))
-    return Run(folder, ended, values)
+        with contextlib.suppress(RecordError) if kind is not None else contextlib.nullcontext():
+            if (self.folder / RUN_FILE).exists():  # a run that could not begin leaves no run.json
+                write_manifest(self.folder, self.manifest)
+        self.announce(RunFinished(str(self.folder), status, elapsed_s))
 
 
-def _keep_items(folder: Path, rows: list[ItemRow], announce: Announce) -> None:
-    """See that the folder holds the list of items; a damaged one is said so and written anew."""
+def _kept_items(folder: Path, prepared: Prepared, announce: Announce) -> list[ItemRow]:
+    """See that the folder holds the list of items, and give it; a damaged one is said so and written anew."""
+    rows = rows_of(prepared.encoded)
     path, table = folder / ITEMS_FILE, items_table(rows)
     if path.exists():
         try:
             if read_table(path).equals(table):
-                return
+                return rows
             announce(Noted(f"{path} did not hold this run's items; it is written anew"))
         except DamagedError as error:
             announce(Noted(f"{error.message}; it is written anew"))
     write_table(path, table)
+    return rows

@@ -17,6 +17,7 @@ from lowmem_layers.game.estimators.permutation import permutation_influence
 from lowmem_layers.game.estimators.weights import estimator_weights
 from lowmem_layers.game.uncertainty.errors import estimate_influence
 from lowmem_layers.game.uncertainty.intervals import mean_interval
+from lowmem_layers.record.items import no_collections
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.scores import scores_table, tile_file, write_table
 from lowmem_layers.record.values import CollectedValues
@@ -53,8 +54,9 @@ def score_tiles(
     """
     values = earlier.values
     manifest, plan = values.manifest, values.manifest.plan
-    encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
-    work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
+    with no_collections():
+        encoded = [[prepared.encoded[index] for index in tile] for tile in plan.tiles]
+        work = [work_by_task(prepared, manifest, items) for items in encoded]  # (tiles, tasks)
 
     # 1) the work is announced; what is left of it
     announce(_planned(values, prepared, work))

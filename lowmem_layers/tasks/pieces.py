@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from itertools import pairwise
 
 PIECE_CHARS = 1 << 17
 OVERLAP_CHARS = 1 << 10
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")  # one space, a letter on either side
 
 Encode = Callable[[str], tuple[Sequence[int], Sequence[int]]]
 
@@ -31,9 +33,10 @@ def encode_pieces(
 ) -> tuple[array[int], array[int]]:
     """Tokenise a text as a whole, holding the tokenizer's account of one piece at a time: its tokens and their places.
 
-    Pieces meet between a line's end and a sign that is not white space. Each is encoded together with `overlap_chars`
-    before and behind it, and two neighbours must agree on every token in the middle half of what both have seen, and
-    on one that starts where they meet. Where any two do not agree, the text is encoded in one call.
+    Pieces meet between a line's end and a sign that is not white space; where no line ends for as long as a piece (some
+    corpora are one line of words), between two words, in front of the space. Each is encoded together with
+    `overlap_chars` before and behind it, and two neighbours must agree on every token in the middle half of what both
+    have seen, and on one that starts where they meet. Where any two do not agree, the text is encoded in one call.
 
     The tokens are then those of the whole text for every tokenizer that splits a text into words from left to right
     (all byte-level ones): a match begins where they meet, and what follows does not depend on what came before. For
@@ -44,7 +47,7 @@ def encode_pieces(
     """
     # 1) where pieces meet
     seams = [0]
-    while (seam := _line_after(text, seams[-1] + piece_chars)) < len(text):
+    while (seam := _seam_after(text, seams[-1] + piece_chars, piece_chars)) < len(text):
         seams.append(seam)
     seams.append(len(text))
     # 2) piece by piece; the last one is remembered until the next has agreed with it
@@ -67,9 +70,16 @@ def encode_pieces(
     return tokens, starts
 
 
-def _line_after(text: str, place: int) -> int:
-    """Find the first line that begins at `place` or behind it with a sign that is not white space; else the end."""
+def _seam_after(text: str, place: int, n_chars: int) -> int:
+    """Find the next line that begins with a sign that is not white space, within `n_chars`; else the next word's space.
+
+    Where there is none either, take the first such line behind these; else the end.
+    """
+    first = place
     while (place := text.find("\n", place) + 1) > 0:
+        if place - first > n_chars and (space := _BETWEEN_WORDS.search(text, first, first + n_chars)):
+            return space.start()
         if place < len(text) and not text[place].isspace():
             return place
-    return len(text)
+    space = _BETWEEN_WORDS.search(text, first, first + n_chars)
+    return space.start() if space else len(text)

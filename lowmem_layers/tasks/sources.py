@@ -86,16 +86,14 @@ def _records_of(path: Path) -> Iterator[Record]:
         raise TaskError(f"{kind} {path}", "check the folder and the name; the file has one JSON object a line")
     if path.suffix not in _SUFFIXES:
         raise TaskError(f"{path.name}: unknown kind of data file", f"use one of {', '.join(_SUFFIXES)}")
-    # 1) parquet, streamed: otherwise `datasets` copies the file into its cache
+    # 1) parquet, a few rows at a time
     if path.suffix == ".parquet":
-        import datasets
-        from datasets.exceptions import DatasetsError
+        from lowmem_layers.tasks.parquet import read_rows
 
         open_data(path).close()  # so that a missing permission is named as what it is
         try:
-            table = datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
-            yield from _numbered(table, path.name)
-        except (OSError, ValueError, DatasetsError) as error:
+            yield from _numbered(read_rows(path), path.name)
+        except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:  # pyarrow's are such
             raise TaskError(f"{path.name}: not a readable parquet file ({reason(error)})", "fetch it again") from error
         return
     # 2) JSON lines, also in a file that is called .json

@@ -127,7 +127,7 @@ def test_reading_a_record_needs_no_torch(finished):
         "print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == "[]\n"
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_the_package_is_a_command_too():
@@ -181,14 +181,18 @@ def test_control_characters_are_spelled_out_for_people(capfd, tmp_path, bench):
 
     _, _, err = call(capfd, "scores", "/no\x1b[31mwhere")
     assert "/no\\x1b[31mwhere is not a run folder" in err
-    spec = StudySpec(tasks=("a\x1b[31mb",), max_removed=1)
+    spec = StudySpec(tasks=("a\x1b[31mb\u202e",), max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
     for form in ("table", "markdown", "latex"):
         _, out, _ = call(capfd, "importance", run.folder, "--format", form)
         assert "x1b[31mb" in out
         assert "\x1b" not in out
     _, out, _ = call(capfd, "importance", run.folder, "--format", "csv")
-    assert "a\x1b[31mb" in out, "programs get the name as it is"
+    assert "a\x1b[31mb\u202e" in out, "programs get the name as it is"
+    for words in (["compare", run.folder, run.folder], ["power", run.folder], ["items", run.folder]):
+        _, out, err = call(capfd, *words)
+        assert "a\\x1b[31mb\\u202e" in err
+        assert not {"\x1b", "\u202e"} & {*out, *err}
 
 
 def test_scores_in_every_format(capfd, finished, tmp_path):
@@ -204,6 +208,18 @@ def test_scores_in_every_format(capfd, finished, tmp_path):
     _, out, err = call(capfd, "scores", finished.folder)
     assert out.splitlines()[0].split()[:3] == ["task", "item", "removed"]
     assert "more rows" in err
+
+
+@pytest.mark.parametrize(
+    "command", [["importance"], ["interactions"], ["tables", "--table", "3"], ["power"], ["items"]]
+)
+def test_accuracies_of_a_model_at_chance_say_so_before_the_numbers(capfd, finished, command):
+    _, out, err = call(capfd, *command, finished.folder)
+    assert "not certainly above chance on one" in err.splitlines()[0]
+    assert "chance" not in out
+    if command[0] != "tables":
+        _, _, err = call(capfd, *command, finished.folder, "--value", "loglikelihood")
+        assert "above chance" not in err
 
 
 def test_importance_by_another_value(capfd, finished):

@@ -79,7 +79,7 @@ def test_an_unfinished_run_is_named(capfd, finished, tmp_path, bench, engine, co
 
 def test_a_level_is_named_as_given(capfd, finished, other):
     _, _, err = call(capfd, "compare", finished.folder, other.folder, "--level", "0.999")
-    assert "(Holm, 99.9%)" in err
+    assert "(Holm, 99.9 %)" in err
 
 
 def test_tables_for_papers(capfd, finished, tmp_path):

@@ -27,7 +27,7 @@ def small(bench, monkeypatch, tmp_path):
     """Put a dictionary in the engine's place, that has no model called missing and cannot compute in 8 bits."""
     made = bench()
 
-    def prepared(spec, announce, earlier=None):
+    def prepared(spec, announce, earlier=None, *, measure=None):
         if spec.model == "missing":
             raise ModelError("there is no model missing", "copy it here")
         if spec.model == "broken":
@@ -39,7 +39,7 @@ def small(bench, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "prepare_study", prepared)
     monkeypatch.setattr(prepare, "read_tasks", lambda spec: made.prepare(spec, lambda _: None).tasks)
     monkeypatch.setattr("lowmem_layers.report.write_report", lambda *_, **__: tmp_path / "page")
-    monkeypatch.setattr("lowmem_layers.findings.findings.find", lambda run: None)
+    monkeypatch.setattr("lowmem_layers.findings.run.compute_findings", lambda run: None)
     monkeypatch.setattr("lowmem_layers.cli.summary.summarise", lambda *_, **__: None)
     made.freed = []
     monkeypatch.setattr("lowmem_layers.model.memory.release_model", lambda: made.freed.append(made.calls))

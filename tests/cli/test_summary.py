@@ -12,14 +12,13 @@ from rich.console import Console
 from lowmem_layers import StudySpec, run_study
 from lowmem_layers.cli.output import visible
 from lowmem_layers.cli.summary import importance_table, summarise
-from lowmem_layers.findings.findings import find
 
 
 def summary(run, width: int = 100) -> str:
     """Print a run's summary, colours and all."""
     stream = io.StringIO()
     console = Console(file=stream, width=width, force_terminal=True, color_system=None, highlight=False)
-    summarise(run, find(run), Path("r/report/index.html"), console)
+    summarise(run, run.findings, Path("r/report/index.html"), console)
     return stream.getvalue()
 
 
@@ -69,7 +68,7 @@ def test_names_are_shown_as_they_are(tmp_path, bench, name):
 
 def test_ten_rows_and_what_is_certain_about_them(tmp_path, bench):
     run = run_study(StudySpec(tasks=("one",), max_removed=1), tmp_path / "r", prepare=bench(n_layers=8).prepare)
-    side = find(run).sides[-1].overall
+    side = run.findings.sides[-1].overall
     text = summary(run)
     rows = [line.split()[0] for line in text.splitlines() if line.startswith((" attn.", " ffn."))]
     assert rows == [side.players[place] for place in side.order()[:10]]
@@ -79,7 +78,7 @@ def test_ten_rows_and_what_is_certain_about_them(tmp_path, bench):
     words = f"by gold answer's log-likelihood, {matter} of 16 certainly matter (95 % each); certainly among the top 3: "
     assert words in " ".join(text.split())
     stream = io.StringIO()
-    summarise(run, find(run), Path("p"), Console(file=stream, width=80), n_rows=None)
+    summarise(run, run.findings, Path("p"), Console(file=stream, width=80), n_rows=None)
     assert stream.getvalue().count("\n attn.") + stream.getvalue().count("\n ffn.") == 16
     assert "more rows" not in stream.getvalue()
 
@@ -88,7 +87,7 @@ def test_ten_rows_and_what_is_certain_about_them(tmp_path, bench):
 def test_results_reach_a_terminal_without_our_signs(finished, encoding):
     """Windows' consoles and many logs know no minus sign: the table must not end in a UnicodeEncodeError."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    summarise(finished, find(finished), Path("p"), Console(file=stream, width=80))
+    summarise(finished, finished.findings, Path("p"), Console(file=stream, width=80))
     stream.flush()
     shown = stream.buffer.getvalue()
     assert b"?" not in shown
@@ -98,7 +97,7 @@ def test_results_reach_a_terminal_without_our_signs(finished, encoding):
 def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
     spec = StudySpec(tasks=("one",), players="attn.0=attn.0+ffn.0,rest=attn.1+ffn.1", max_removed=1)
     run = run_study(spec, tmp_path / "r", prepare=bench().prepare)
-    table = importance_table(run.manifest, find(run).sides)
+    table = importance_table(run.manifest, run.findings.sides)
     assert {(cell.plain, str(cell.style)) for cell in table.columns[0].cells} == {
         ("attn.0", "green"),
         ("rest", "green"),

@@ -50,7 +50,7 @@ def test_tasks_are_paired_and_averaged(tmp_path, bench, engine):
     assert comparison_table(found).num_rows == 18
     table = agreement_table(found)
     assert table["correction"].to_pylist() == ["holm"] * 3
-    assert all("Holm, 95%" in line for line in agreement_lines(found))
+    assert all("Holm, 95 %" in line for line in agreement_lines(found))
 
 
 def test_common_items_are_compared_where_runs_overlap(tmp_path, bench, engine):
@@ -213,7 +213,7 @@ def test_what_is_certainly_the_same_is_said(tmp_path, bench, engine):
     one, two = make(tmp_path, bench, "a", tasks=("one",)), make(tmp_path, bench, "b", engine(seed=1), tasks=("one",))
     itself, other = compare_runs(one, one, "loglikelihood"), compare_runs(one, two, "loglikelihood")
     assert equivalence_lines(itself, 0.01) == [
-        "one: all 6 differ by less than 0.01 (95%, two one-sided tests, p <0.001)"
+        "one: all 6 differ by less than 0.01 (95 %, two one-sided tests, p <0.001)"
     ]
     table = with_equivalence(comparison_table(other), other, 1e-9)
     assert table["equivalent"].to_pylist() == ["false"] * 6

@@ -11,7 +11,6 @@ from lowmem_layers import StudySpec, run_study
 from lowmem_layers.findings.comparing import agreement_lines, compare_runs
 from lowmem_layers.findings.drivers import driver_lines, find_drivers
 from lowmem_layers.findings.equivalence import equivalence_lines
-from lowmem_layers.findings.findings import find
 from lowmem_layers.findings.paper import paper_table
 from lowmem_layers.findings.power import foretell, power_lines, value_lines
 from lowmem_layers.findings.rows import importance_rows, level_rows, text_rows
@@ -32,7 +31,7 @@ def test_no_sentence_and_no_table_says_nan(tmp_path, bench, engine, gold, n_item
 
     made = bench(n_items=n_items, n_layers=2, engine=Still())
     run = run_study(StudySpec(max_removed=2, tasks=("one",)), tmp_path / "r", prepare=made.prepare)
-    found = find(run)
+    found = run.findings
     sentences = [*found.lines, *found.cautions, *found.perplexities, found.cut, found.verdict]
     for value in ("acc", "loglikelihood"):
         compared = compare_runs(run, run, value)

@@ -15,7 +15,7 @@ from rich.console import Console
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.cli.summary import summarise
 from lowmem_layers.findings import findings as module
-from lowmem_layers.findings.findings import coalition_means, find
+from lowmem_layers.findings.findings import coalition_means
 from lowmem_layers.game.answers.cornerstone import cornerstones
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.answers.interactions import interactions
@@ -31,7 +31,7 @@ def measure(tmp_path, bench, tasks=("one", "three"), metrics=None, **options):
 
 def test_findings_are_those_of_the_games_functions(tmp_path, bench):
     run = measure(tmp_path, bench)
-    found = find(run)
+    found = run.findings
     metric, gold = found.sides
     assert [(side.value, side.words, side.unit, side.scale) for side in found.sides] == [
         ("acc", "accuracy", "points", 100.0),
@@ -61,7 +61,8 @@ def test_findings_are_computed_once(tmp_path, bench, monkeypatch):
     calls = []
     real = module.estimates
     monkeypatch.setattr(module, "estimates", lambda *given: calls.append(1) or real(*given))
-    assert find(run) is find(run) is run.findings
+    found = run.findings
+    assert run.findings is found, "remembered"
     assert len(calls) == 2, "one for each side"
     repr(run)
     assert len(calls) == 2
@@ -79,14 +80,14 @@ def test_findings_are_computed_once(tmp_path, bench, monkeypatch):
 )
 def test_the_value_that_is_asked_for_stands_beside_the_tasks_own(tmp_path, bench, asked, sides):
     run = measure(tmp_path, bench, ("one",), value=asked)
-    assert [side.value for side in find(run).sides] == sides
-    np.testing.assert_array_equal(find(run).sides[-1].tables[0].values, run.value_tables(sides[-1])[0].values)
+    assert [side.value for side in run.findings.sides] == sides
+    np.testing.assert_array_equal(run.findings.sides[-1].tables[0].values, run.value_tables(sides[-1])[0].values)
     (title,) = [axes.get_ylabel() for axes in paper_figures([run], "loglikelihood")["figure-6-values"].axes][:1]
     assert "(nats" in title
 
 
 def test_a_task_judged_by_log_likelihood_has_one_side(tmp_path, bench):
-    found = find(measure(tmp_path, bench, ("one",), {"one": "loglikelihood"}))
+    found = measure(tmp_path, bench, ("one",), {"one": "loglikelihood"}).findings
     (side,) = found.sides
     assert (side.value, side.unit, side.scale) == ("loglikelihood", "nats", 1.0)
     assert found.tasks[0].chance is None
@@ -111,22 +112,22 @@ def test_a_task_judged_by_log_likelihood_has_one_side(tmp_path, bench):
 def test_tasks_of_several_metrics_are_not_shown_in_the_unit_of_one(tmp_path, bench, metrics, shown):
     """A log-likelihood among accuracies was shown a hundredfold, as points of accuracy."""
     run = measure(tmp_path, bench, metrics=dict(zip(("one", "three"), metrics, strict=True)))
-    side = find(run).sides[0]
+    side = run.findings.sides[0]
     assert (side.value, side.words, side.unit, side.scale) == shown
 
 
 def test_single_removals_have_no_interactions(tmp_path, bench):
-    assert find(measure(tmp_path, bench, max_removed=1)).sides[0].interactions == ()
+    assert measure(tmp_path, bench, max_removed=1).findings.sides[0].interactions == ()
 
 
 def test_removal_orders_have_neither_interactions_nor_cornerstones(tmp_path, bench):
     run = measure(tmp_path, bench, ("one",), max_removed=None, coalitions="permutations", permutations=4)
-    found = find(run)
+    found = run.findings
     assert (found.sides[0].interactions, found.cornerstones, found.paper) == ((), (), None)
 
 
 def test_the_full_model_alone_has_levels_and_no_sides(tmp_path, bench):
-    found = find(measure(tmp_path, bench, max_removed=0))
+    found = measure(tmp_path, bench, max_removed=0).findings
     assert (found.sides, found.lines, found.paper) == ((), (), None)
     assert len(found.tasks) == 2
 
@@ -150,7 +151,7 @@ def test_a_run_shows_itself_in_five_lines_and_a_table(tmp_path, bench):
     assert lines[3] == "15 of 15 items of one, three"
     assert re.fullmatch(r"one: accuracy \S+ % \[.*\]; three: accuracy \S+ % \[.*\]", lines[4])
     assert lines[6] == "importance by gold answer's log-likelihood (all), the 6 largest"
-    assert lines[8].split()[0] == find(run).sides[1].overall.players[find(run).sides[1].overall.order()[0]]
+    assert lines[8].split()[0] == run.findings.sides[1].overall.players[run.findings.sides[1].overall.order()[0]]
     assert text == str(run) == repr(open_run(run.folder))
     html = run._repr_html_()
     assert html.count("<tr>") == 7
@@ -208,21 +209,21 @@ def test_items_that_were_cut_are_counted_recorded_and_told(cut_run, tmp_path):
     told = (
         f"too long for the model, and cut on the left: {len(lost)} of {len(done)} items of three (up to {most} tokens)"
     )
-    assert find(cut_run).cut == told
-    assert f"T{told[1:]}." in page([(cut_run, find(cut_run))], None, [])
+    assert cut_run.findings.cut == told
+    assert f"T{told[1:]}." in page([(cut_run, cut_run.findings)], None, [])
     stream = io.StringIO()
-    summarise(cut_run, find(cut_run), tmp_path, Console(file=stream, width=200))
+    summarise(cut_run, cut_run.findings, tmp_path, Console(file=stream, width=200))
     assert told in stream.getvalue()
 
 
 def test_what_is_not_known_to_be_cut_is_not_told(finished, tmp_path):
-    assert find(finished).cut == ""
+    assert finished.findings.cut == ""
     shutil.copytree(finished.folder, tmp_path / "old")
     table = pq.read_table(tmp_path / "old" / "items.parquet").drop_columns(["n_cut"]).replace_schema_metadata(None)
     pq.write_table(table, tmp_path / "old" / "items.parquet")
     old = open_run(tmp_path / "old")
     assert old.items()["n_cut"].null_count == len(old.items())
-    assert find(old).cut == ""
+    assert old.findings.cut == ""
 
 
 def test_perplexities_are_the_harness_formulas(tmp_path, bench):
@@ -241,10 +242,10 @@ def test_perplexities_are_the_harness_formulas(tmp_path, bench):
     run = run_study(StudySpec(tasks=tuple(sources), max_removed=0), tmp_path / "r", prepare=prepare)
     last, roll, _ = (table.values[:, table.column_index(())].tolist() for table in run.value_tables())
     weighted = [(sum(roll), 20)]
-    assert find(run).perplexities == (
+    assert run.findings.perplexities == (
         f"last: perplexity {metrics.perplexity(last):.4f} of the continuations",
         f"roll: word perplexity {metrics.weighted_perplexity(weighted):.4f}, "
         f"byte perplexity {metrics.weighted_perplexity([(sum(roll), 90)]):.4f}, "
         f"{metrics.bits_per_byte([(sum(roll), 90)]):.4f} bits per byte",
     )
-    assert find(run).perplexities[0] in page([(run, find(run))], None, [])
+    assert run.findings.perplexities[0] in page([(run, run.findings)], None, [])

@@ -43,7 +43,7 @@ def test_the_run_stops_when_the_statement_holds(tmp_path, clear):
         f"the top 1 is ffn.0 (95 % at any time of looking, {run.n_items_done} of 200 items; if no rare items lose far"
     )
     assert run.manifest.stopped.startswith(said)
-    assert run.manifest.stopped.endswith("the largest 1 % of the items carry 3% of ffn.0's size)")
+    assert run.manifest.stopped.endswith("the largest 1 % of the items carry 3 % of ffn.0's size)")
     assert verdict(run) == f"stopped early: {run.manifest.stopped}"
     assert not run.is_unfinished
     tiles = run.manifest.plan.tiles

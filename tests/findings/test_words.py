@@ -13,7 +13,6 @@ from lowmem_layers.acting.forms import Zeroed
 from lowmem_layers.cli.acting import _choice_lines
 from lowmem_layers.findings.comparing import agreement_lines, compare_runs
 from lowmem_layers.findings.drivers import driver_lines, find_drivers
-from lowmem_layers.findings.findings import find
 from lowmem_layers.findings.power import foretell, power_lines
 from lowmem_layers.findings.statement import judge
 from lowmem_layers.findings.words import minus
@@ -42,7 +41,7 @@ def gaining(tmp_path_factory):
 
 def test_every_sentence_with_a_number_below_zero_has_a_minus_sign(gaining):
     run, other = gaining
-    found, decision = find(run), judge(run.values, "rank", "loglikelihood")
+    found, decision = run.findings, judge(run.values, "rank", "loglikelihood")
     assert decision is not None
     said = {
         "cautions": found.cautions,

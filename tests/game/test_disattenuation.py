@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lowmem_layers.game import ValueTable, compare, spearman_rho
-from lowmem_layers.game.uncertainty.disattenuation import corrected
+from lowmem_layers.game import ValueTable, compare, kendall_tau, spearman_rho
+from lowmem_layers.game.uncertainty.disattenuation import _kendall, corrected
 from lowmem_layers.game.uncertainty.errors import influence_of
 
 DOF = np.full(40, 79.0)
@@ -34,12 +34,13 @@ def test_intervals_hold_the_true_correlation_and_estimates_are_not_pulled(correl
         rho = spearman_rho(*truth)
         inside += [found.spearman_ci.low <= rho <= found.spearman_ci.high]
         inside += [found.pearson_ci.low <= np.corrcoef(truth)[0, 1] <= found.pearson_ci.high]
-        off.append(found.spearman - rho)
-        raw.append(spearman_rho(*runs[:2]) - rho)
+        inside += [found.kendall_ci.low <= kendall_tau(*truth) <= found.kendall_ci.high]
+        off.append([found.spearman - rho, found.kendall - kendall_tau(*truth)])
+        raw.append([spearman_rho(*runs[:2]) - rho, kendall_tau(*runs[:2]) - kendall_tau(*truth)])
     assert np.mean(inside) >= 0.85
-    assert abs(np.mean(off)) < 0.08
+    assert np.abs(np.mean(off, axis=0)).max() < 0.08
     if (correlation, paired) != (0.9, True):  # there the shared noise and the own noise pull in opposite directions
-        assert abs(np.mean(raw)) > 0.05
+        assert np.abs(np.mean(raw, axis=0)).min() > 0.05
 
 
 def test_a_run_compared_with_itself_is_certainly_the_same():
@@ -50,6 +51,8 @@ def test_a_run_compared_with_itself_is_certainly_the_same():
     found = compare(table, table, "ablation").corrected
     assert (found.spearman, found.spearman_ci.low, found.spearman_ci.high) == pytest.approx((1.0, 1.0, 1.0))
     assert (found.pearson, found.pearson_ci.low, found.pearson_ci.high) == pytest.approx((1.0, 1.0, 1.0))
+    # the sine of nearly 1 is turned back less exactly
+    assert (found.kendall, found.kendall_ci.low, found.kendall_ci.high) == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)
 
 
 def test_pure_noise_says_that_nothing_is_known():
@@ -57,6 +60,18 @@ def test_pure_noise_says_that_nothing_is_known():
     found = corrected(*two_runs(rng, np.zeros((2, 30)), 60, False), np.full(30, 59.0), level=0.95)
     assert (found.spearman_ci.low, found.spearman_ci.high) == (-1.0, 1.0)
     assert (found.pearson_ci.low, found.pearson_ci.high) == (-1.0, 1.0)
+    assert (found.kendall_ci.low, found.kendall_ci.high) == (-1.0, 1.0)
+
+
+def test_kendall_counts_pairs_as_its_own_coefficient_does():
+    rng = np.random.default_rng(4)
+    values = rng.integers(0, 4, (2, 5, 9)).astype(float)  # many ties
+    one, other = values[..., :, None] > values[..., None, :]
+    for a, b, first, second in zip(*values, one, other, strict=True):
+        assert _kendall(first[None], second[None]) == pytest.approx(kendall_tau(a, b))
+    # without noise the correction changes nothing
+    found = corrected(*values[:, 0], np.zeros((12, 9)), np.zeros((12, 9)), np.full(9, 11.0), level=0.95)
+    assert found.kendall == pytest.approx(kendall_tau(*values[:, 0]))
 
 
 def test_what_is_unknown_has_no_correlation():
@@ -68,7 +83,9 @@ def test_what_is_unknown_has_no_correlation():
         (values, values, pieces, unknown),
     ):  # fmt: skip
         found = corrected(a, b, rows, rows, dof, level=0.95)
-        assert np.isnan([found.pearson, found.spearman, found.pearson_ci.low, found.spearman_ci.high]).all()
+        assert np.isnan(
+            [found.pearson, found.spearman, found.kendall, found.pearson_ci.low, found.kendall_ci.high]
+        ).all()
 
 
 def test_the_coin_flip_item_widens_intervals_but_is_no_noise_of_accuracies():

@@ -211,3 +211,13 @@ def test_tables_carry_their_intervals_and_who_is_certain():
     assert two.certain[:2] == ("p0", "p1")
     single = paper_tables({"mine": {"a": ARC}}).table3[0]
     assert np.isnan([single.cornerstone_ci.low, single.other_ci.high]).all(), "one item says nothing of its spread"
+
+
+def test_no_drop_of_an_accuracy_is_larger_than_one():
+    """Seven items and a list chosen out of many: Student's interval alone would reach beyond what a drop can be."""
+    table = noisy(7, 0, np.full(30, 0.3))
+    top = np.arange(30) < 3
+    found = table_intervals([table, noisy(7, 1, np.full(30, 0.3))], top, selected=True)
+    for ci in (found.cornerstone_drop, found.other_drop, *found.by_task):
+        assert 0.0 <= ci.low < ci.high <= 1.0
+    assert found.cornerstone_drop.high == 1.0

@@ -24,7 +24,8 @@ from lowmem_layers.model.homes.places import streamed_places
 ARCHITECTURES = {
     "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3", "phi": "phi2",
     "cohere": "command-r", "gpt_oss": "gpt-oss", "qwen3_next": "qwen3next", "qwen3_5_text": "qwen35",
-    "qwen3_5_moe_text": "qwen35moe", "gemma4_text": "gemma4",
+    "qwen3_5_moe_text": "qwen35moe", "gemma4_text": "gemma4", "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
 }  # fmt: skip
 INTERLEAVED = ("llama", "mixtral", "granite", "smollm3")
 QWEN_HYBRIDS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
@@ -149,10 +150,17 @@ def named_otherwise(name: str, value: torch.Tensor, config: Any) -> dict[str, np
         parts = value.view(n, -1, value.shape[1]).split([key, key, both, both], dim=1)
         flat = [part.reshape(-1, value.shape[1]) for part in parts]
         return {f"{block}attn_qkv.weight": torch.cat(flat[:3]).numpy(), f"{block}attn_gate.weight": flat[3].numpy()}
+    if rest == "self_attn.kv_b_proj.weight" and getattr(config, "keys_apart", True):
+        heads = value.view(config.num_attention_heads, -1, value.shape[1])  # (heads, key and value, rank)
+        keys, values = heads.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        return {
+            f"{block}attn_k_b.weight": keys.transpose(1, 2).contiguous().numpy(),
+            f"{block}attn_v_b.weight": values.contiguous().numpy(),
+        }
     endings = {
         "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias", "linear_attn.in_proj_ba.weight":
         "ssm_ba.weight", "layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale",
-        "router.per_expert_scale": "ffn_down_exps.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale", "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
     }  # fmt: skip
     return {block + endings[rest]: as_converted(name, value.numpy(), config)} if rest in endings else None
 

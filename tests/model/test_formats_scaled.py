@@ -146,7 +146,8 @@ def hqq(bits: int, axis: int = 1) -> Example:
     scale, zero = scales_of(*shape).half(), (scales_of(*shape) * 90).half()
     per = {4: 2, 3: 10}[bits]
     padded = torch.nn.functional.pad(grouped, (0, 0, 0, -len(grouped) % per))
-    held = sum(share << bits * (per - 1 - place) for place, share in enumerate(padded.chunk(per)))
+    shares = [share << bits * (per - 1 - place) for place, share in enumerate(padded.chunk(per))]
+    held = torch.stack(shares).sum(0)
     facts = {"nbits": bits, "group_size": 16, "axis": axis, "quant_scale": 0, "quant_zero": 0}
     tensors = {"W_q": held.to(torch.int32 if bits == 3 else torch.uint8), "scale": scale, "zero": zero}
     tensors |= {name: torch.tensor(value) for name, value in facts.items()} | {"shape": torch.tensor([ROWS, COLUMNS])}

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from lowmem_layers import StudySpec, open_run, run_study
-from lowmem_layers.errors import RecordError
+from lowmem_layers.errors import DamagedError, RecordError
 from lowmem_layers.model.memory import peak_bytes
-from lowmem_layers.record.pages import _Headers
+from lowmem_layers.record.scores import read_table
 from lowmem_layers.report import write_report
+from lowmem_layers.tasks.pages import Thrift
 from tests.dictionary import Bench
 
 SPEC = StudySpec(tasks=("one",), max_removed=1)
@@ -123,14 +124,34 @@ def test_headers_of_pages_that_make_no_sense_end(seed):
     data[: seed % 5] = 0x19  # a list
     data[1:9] = 0xFF if seed % 2 else data[1:9]
     with contextlib.suppress(ValueError):
-        _Headers(memoryview(data.tobytes())).fields()
+        Thrift(memoryview(data.tobytes())).struct()
 
 
-def test_headers_of_pages_without_end():
+def test_headers_of_pages_without_end(monkeypatch):
     """A list of 2³⁰ empty lists: each takes one byte."""
-    header = b"\x19\xf9" + b"\x80\x80\x80\x80\x04" + bytes(2_000_000)
-    with pytest.raises(ValueError, match="more than 1,000,000 values"):
-        _Headers(memoryview(header)).fields()
+    monkeypatch.setattr("lowmem_layers.tasks.pages._MOST_VALUES", 5_000)
+    header = b"\x19\xf9" + b"\x80\x80\x80\x80\x04" + bytes(10_000)
+    with pytest.raises(ValueError, match="more than 5,000 values"):
+        Thrift(memoryview(header)).struct()
+
+
+def test_headers_of_pages_that_nest_without_end():
+    with pytest.raises(ValueError, match="nested too deeply"):
+        Thrift(memoryview(b"\x19" * 5_000)).struct()
+
+
+def test_damage_of_a_footer_never_ends_the_process(run):
+    """Asked for a column chunk of which the statistics do not fit its schema, pyarrow does: each bit of 60 bytes."""
+    path = run.folder / "scores" / "tile-00000.parquet"
+    sound = path.read_bytes()
+    start = len(sound) - 8 - int.from_bytes(sound[-8:-4], "little")
+    for place in range(start + 5, start + 65):
+        for bit in range(8):
+            content = bytearray(sound)
+            content[place] ^= 1 << bit
+            path.write_bytes(content)
+            with contextlib.suppress(DamagedError):
+                read_table(path)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def test_every_node_is_checked_or_ignored(folders):
         (("identity",), None, "identity"),
         (("spec", "resolved", "quant"), "5bit", r"spec\.resolved: --quant '5bit'"),
         (("spec", "resolved", "quant"), "delete", r"spec\.resolved\.quant is missing"),
+        (("spec", "resolved", "model"), None, r"spec\.resolved\.model is missing"),
         (("spec", "resolved", "max_removed"), 9, "players: 6"),
         (("spec", "passed", "tasks"), "one", r"spec\.passed\.tasks"),
         (("players",), "attn.0 attn.0", "players: 2 sublayers, 1 of them distinct"),

@@ -39,6 +39,8 @@ def test_the_papers_preset_and_what_overrides_it():
         ({"preset": "papers"}, "--preset", "did you mean paper?"),
         ({"value": "accuracy"}, "--value", "acc"),
         ({"limit": 0}, "--limit 0 is too small", "at least 1"),
+        ({"threads": 10**45}, "is too large", "at most 4096"),
+        ({"limit": 1 << 31}, "--limit 2147483648 is too large", "at most 2147483647"),
         ({"max_removed": -1}, "--max-removed -1", "at least 0"),
         ({"seed": -1, "until": "top3"}, "--seed -1 is too small", "at least 0"),
         ({"seed": -1, "coalitions": "permutations"}, "--seed -1 is too small", "at least 0"),

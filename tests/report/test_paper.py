@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from lowmem_layers import open_run
-from lowmem_layers.findings.findings import find
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.game.players.player import players_of
@@ -44,7 +43,7 @@ def test_runs_have_every_figure_of_the_study_and_more(pair):
         assert round(figure.get_size_inches()[0], 6) <= FULL_WIDTH_IN, name
     pies = [text.get_text() for part in figures["figure-2-shares"].subfigs for text in part.findobj(Text)]
     assert {"one", "three", "all"} <= set(pies)
-    known = [found for found in find(pair[0]).sides[0].found if np.isfinite(found.share).all()]
+    known = [found for found in pair[0].findings.sides[0].found if np.isfinite(found.share).all()]
     assert known
     for found in known:
         first = int(found.share.argmax())
@@ -92,7 +91,7 @@ def test_labels_of_160_sublayers_do_not_overlap(pair):
 
 
 def test_a_name_that_is_no_text_leaves_the_svg_readable(pair, tmp_path):
-    side = find(pair[0]).sides[0]
+    side = pair[0].findings.sides[0]
     with paper_style():
         figure = rank_plot("m\x00\x1b[31m <b>--$x$\ufffe", pair[0], side)
         save(figure, tmp_path, "ranks", ("svg",))

@@ -20,7 +20,6 @@ import lowmem_layers
 from lowmem_layers import StudySpec, run_study
 from lowmem_layers.errors import RecordError
 from lowmem_layers.findings.comparing import compare_runs
-from lowmem_layers.findings.findings import find
 from lowmem_layers.findings.rows import level
 from lowmem_layers.findings.words import interval, number
 from lowmem_layers.game.answers.importance import estimate
@@ -281,9 +280,9 @@ def test_the_template_is_installed_with_the_package():
 
 
 def test_a_report_takes_findings_that_are_there(finished, tmp_path, monkeypatch, undrawn):
-    found = find(finished)
-    monkeypatch.setattr("lowmem_layers.report.write.find", None)
-    assert write_report(finished, tmp_path, ("svg",), found).is_file()
+    assert finished.findings.sides
+    monkeypatch.setattr("lowmem_layers.findings.run.compute_findings", None)
+    assert write_report(finished, tmp_path, ("svg",)).is_file()
 
 
 def test_an_unfinished_run_says_so(tmp_path, bench, engine, undrawn):
@@ -304,7 +303,7 @@ def test_removal_orders_hold_windows_by_chance_only(tmp_path, bench):
     for seed in range(4):
         spec = StudySpec(tasks=("one",), players="decoder-layer", coalitions="permutations", permutations=2, seed=seed)
         run = run_study(spec, tmp_path / str(seed), prepare=bench().prepare)
-        findings = find(run)
+        findings = run.findings
         shown = run_data(run, findings, findings.sides[0])
         assert {each["id"] for each in shown["estimators"]} == {"permutation", "ablation"}
         assert shown["pairs"]["first"] == shown["windows"]["first"] == []

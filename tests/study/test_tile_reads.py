@@ -14,7 +14,6 @@ from rich.console import Console
 from lowmem_layers import StudySpec, open_run, run_study
 from lowmem_layers.cli.entry import run_command_line
 from lowmem_layers.cli.summary import summarise
-from lowmem_layers.findings.findings import find
 from lowmem_layers.record import scores
 from lowmem_layers.report import write_report
 from lowmem_layers.study import tiles
@@ -43,7 +42,7 @@ def of_tiles(reads, folder):
 
 def conclude(run):
     """Write the report and print the summary, as the command does at the end of a run."""
-    summarise(run, find(run), write_report(run, formats=("svg",)), Console(file=StringIO()))
+    summarise(run, run.findings, write_report(run, formats=("svg",)), Console(file=StringIO()))
 
 
 def test_a_fresh_run_reads_no_tile(tmp_path, bench, spec, reads):

@@ -100,7 +100,20 @@ def test_tokens_that_span_a_seam_are_not_cut():
     assert (tokens.tolist(), starts.tolist()) == (list(encode(text)[0]), list(encode(text)[1]))
 
 
-def test_a_text_without_lines_is_one_piece():
+@pytest.mark.parametrize("kind", [byte_level, byte_level_by_gpt_4s_words, without_words])
+def test_a_text_without_lines_is_cut_between_words(kind):
     lengths: list[int] = []
-    encode_pieces("word " * 5_000, encoder(byte_level(), lengths), 1_000, 100)
-    assert lengths == [25_000]
+    encode = encoder(kind(), lengths)
+    for text in (" ".join(TEXT.split()), " ".join(TEXT.split()[:2_000]) + "\n" + " ".join(TEXT.split()[2_000:])):
+        whole, places = encode(text)
+        lengths.clear()
+        tokens, starts = encode_pieces(text, encode, 3_000, 600)
+        assert (tokens.tolist(), starts.tolist()) == (list(whole), list(places))
+        if kind is not without_words:  # its tokens span words, so that pieces need not agree
+            assert max(lengths) < len(text) / 3
+
+
+def test_a_text_without_lines_and_words_is_one_piece():
+    lengths: list[int] = []
+    encode_pieces("word" * 5_000, encoder(byte_level(), lengths), 1_000, 100)
+    assert lengths == [20_000]

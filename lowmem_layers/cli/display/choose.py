@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from lowmem_layers.study.events import Announce, Event, ignore
+from lowmem_layers.study.events import Announce, ignore
 
 DISPLAYS = ("auto", "rich", "plain", "json", "none")
 
@@ -45,8 +45,7 @@ def choose_display(
 
     if name == "none":
         return nullcontext(ignore)
-    lines = PlainDisplay(sys.stderr, clock) if name == "plain" else JsonDisplay(sys.stderr, clock)
-    return nullcontext(_WhileRead(lines))
+    return nullcontext(PlainDisplay(sys.stderr, clock) if name == "plain" else JsonDisplay(sys.stderr, clock))
 
 
 def watch(title: str = "lowmem-layers") -> AbstractContextManager[Announce]:
@@ -55,16 +54,3 @@ def watch(title: str = "lowmem-layers") -> AbstractContextManager[Announce]:
     `with watch() as announce: run_study(spec, announce=announce)`
     """
     return choose_display("auto", title)
-
-
-class _WhileRead:
-    """Show events until whoever reads the lines is gone (a closed window, `| head`); the run goes on."""
-
-    def __init__(self, shown: Announce) -> None:
-        self._shown = shown
-
-    def __call__(self, event: Event) -> None:
-        try:
-            self._shown(event)
-        except OSError:
-            self._shown = ignore

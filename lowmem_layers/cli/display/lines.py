@@ -76,7 +76,7 @@ def _how_far(at: Progress, now: float) -> str:
         return f"layer {at.layers.done} of {at.layers.n_layers} read" if at.layers is not None else at.stage
     done, total = at.evaluations
     items, left = f"items {at.items_done}/{at.plan.n_items}", spell_time(at.left_s(now))
-    line = f"{at.fraction:6.1%}, {items}, evaluations {done:,}/{total:,}, {left} left"
+    line = f"{100 * at.fraction:6.1f} %, {items}, evaluations {done:,}/{total:,}, {left} left"
     if rates := at.worker_rates(now):
         fast = [f"{spell_rate(rate)}MAC/s" if state == "ready" else state for _, state, rate in rates]
         line += f"; {len(rates)} workers: {', '.join(fast)}"

@@ -157,7 +157,7 @@ def _throughput(at: Progress, now: float) -> str:
     rate = at.throughput(now)
     share = ""
     if rate and at.macs_s:  # other programs may have slowed what was timed at the start
-        words = f"{rate / at.macs_s:.0%} of bare" if rate <= at.macs_s else "more than the first second's"
+        words = f"{100 * rate / at.macs_s:.0f} % of bare" if rate <= at.macs_s else "more than the first second's"
         share = f", {words} matrix products"
     return f"speed {spell_rate(rate)}MAC/s{share}"
 

@@ -77,8 +77,8 @@ def cornerstones(
     with np.errstate(invalid="ignore"):
         is_cornerstone = (share_low > factor / n) & (high <= tolerance)
     rule = (
-        f"share certainly above {factor:g}/{n} and at most {tolerance:.0%} of the margin over chance left, "
-        f"at {100 * level:g}% over all {n} sublayers"
+        f"share certainly above {factor:g}/{n} and at most {100 * tolerance:.0f} % of the margin over chance left, "
+        f"at {100 * level:g} % over all {n} sublayers"
     )
     return Cornerstones(table.players, shares(value.value), share_low, remaining, high, is_cornerstone, rule)
 

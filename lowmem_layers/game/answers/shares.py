@@ -59,7 +59,7 @@ def clipped_mean_interval(parts: Sequence[Influence], kept: NDArray[np.bool_], l
     """Bound the mean of some players' clipped values, averaged over tasks; it holds the plug-in mean itself.
 
     Clipping inflates this mean as it does the sum of all: the interval spans from the nearly unbiased to the confirmed
-    estimate of it, as for shares.
+    estimate of it, as for shares. Bounds of the values bound the mean: a drop of an accuracy is at most 1.
     Shapes: `kept` (players,); nan where nobody is kept, or an estimate or its error is unknown.
     """
     some = [replace(each, value=each.value[kept], pieces=each.pieces[:, kept], dof=each.dof[kept]) for each in parts]
@@ -74,7 +74,9 @@ def clipped_mean_interval(parts: Sequence[Influence], kept: NDArray[np.bool_], l
     quantile = float(stdtrit(dof, 0.5 + level / 2))
     wide = _between(ends, shared_pieces(some), quantile, level, all(part.is_binary for part in some))
     plug_in = float(np.mean([np.maximum(part.value, 0.0).mean() for part in some]))
-    return Interval(max(0.0, min(float(wide.low[0]), plug_in)), max(float(wide.high[0]), plug_in))
+    most = [np.inf if part.reach is None else float(np.maximum(part.reach[1, kept], 0.0).mean()) for part in parts]
+    high = min(max(float(wide.high[0]), plug_in), float(np.mean(most)))
+    return Interval(max(0.0, min(float(wide.low[0]), plug_in)), high)
 
 
 def _between(

@@ -46,7 +46,7 @@ class Player:
     @property
     def role(self) -> Role:
         """Name its place in the decoder layer."""
-        return role_of(self.kind)
+        return "attn" if self.kind in ("attn", "mixer") else "ffn"
 
 
 def parse_player(name: str) -> Player:
@@ -59,11 +59,6 @@ def parse_player(name: str) -> Player:
     if match is None:
         raise UsageError(f"{name!r} is not a sublayer", "sublayers are named like attn.0, ffn.12, moe.3 or mixer.1")
     return Player(int(match[2]), _KINDS[_KINDS.index(match[1])])
-
-
-def role_of(kind: Kind) -> Role:
-    """Name the place of a kind in its decoder layer."""
-    return "attn" if kind in ("attn", "mixer") else "ffn"
 
 
 def players_of(ffn_kinds: Sequence[Literal["ffn", "moe"]]) -> tuple[Player, ...]:

@@ -8,10 +8,13 @@ correlations of each run's own two halves is that of the true importances (Spear
     ρ = ½ (cor(a₁, b₂) + cor(a₂, b₁)) / √(cor(a₁, a₂) · cor(b₁, b₂))
 
 No item is read again: a half's estimate is θ ± Σ ε_g p_g, with the pieces p_g of the error and random signs ε. Averaged
-over all splits, Pearson's form needs no splits: the covariances of the estimates less those of their errors. The
-interval is Fieller's for a ratio, with the jackknife's covariance of both parts; it widens to [−1, 1] where the halves
-of a run do not agree with each other.
-Source: Spearman 1904, "The proof and measurement of association"; Fieller 1954; Efron 1982 for the jackknife.
+over all splits, Pearson's form needs no splits: the covariances of the estimates less those of their errors. It is not
+Kendall's τ that noise shrinks by a factor, but sin(πτ/2), which is Pearson's ρ of normal values: so the ratio is that
+of sines, and is turned back (ours; without it τ is overcorrected, by measurement). The interval is Fieller's for a
+ratio, with the jackknife's covariance of both parts; it widens to [−1, 1] where the halves of a run do not agree with
+each other.
+Source: Spearman 1904, "The proof and measurement of association"; Greiner 1909 for τ = (2/π) arcsin ρ; Fieller 1954;
+Efron 1982 for the jackknife.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from lowmem_layers.game.uncertainty.intervals import Interval
@@ -27,13 +31,14 @@ from lowmem_layers.game.values.table import FloatArray
 
 _SPLITS, _BLOCKS = 30, 40
 # Ours: the jackknife's errors are too small by a tenth on real records, where estimates stand farther apart than the
-# truths and ranks react less to errors than they would; chosen by measurement (benchmarks/correlations.py).
-_WIDENED = 1.15
+# truths and ranks react less to errors than they would; for Kendall's also since importances are not normal. Chosen by
+# measurement (benchmarks/correlations.py). In the order Pearson, Spearman, Kendall.
+_WIDENED = (1.15, 1.15, 1.3)
 
 
 @dataclass(frozen=True, eq=False)
 class Corrected:
-    """Pearson's and Spearman's correlation of the true importances, with intervals.
+    """Pearson's, Spearman's and Kendall's correlation of the true importances, with intervals.
 
     nan where the importances of a run do not differ by more than their noise; intervals then are [−1, 1]. All nan where
     an estimate or its error is unknown.
@@ -43,6 +48,8 @@ class Corrected:
     pearson_ci: Interval[float]
     spearman: float
     spearman_ci: Interval[float]
+    kendall: float
+    kendall_ci: Interval[float]
 
 
 def corrected(
@@ -59,10 +66,10 @@ def corrected(
 
     Shapes: `a`, `b`, `dof` (players,); `pieces_a`, `pieces_b` (rows, players).
     """
-    nan = float("nan")
+    nan, unknown = float("nan"), Interval(float("nan"), float("nan"))
     known = bool(np.isfinite([a, b, dof]).all()) and len(pieces_a) > 1 and len(a) > 2
     if not known or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return Corrected(nan, Interval(nan, nan), nan, Interval(nan, nan))
+        return Corrected(nan, unknown, nan, unknown, nan, unknown)
     # 1) blocks of rows, which the jackknife leaves out one by one
     rng = np.random.default_rng(seed)
     n_blocks = min(_BLOCKS, len(pieces_a))
@@ -76,30 +83,42 @@ def corrected(
         kept = block != left_out
         moved_a, moved_b = (x - np.sqrt(grow) * p[~kept].sum(axis=0) for x, p in ((a, pieces_a), (b, pieces_b)))
         without.append(_parts(moved_a, moved_b, grow * pieces_a[kept], grow * pieces_b[kept], signs[:, kept]))
-    spread = np.array(without) - np.mean(without, axis=0)  # (blocks, 2 coefficients, 2 parts)
-    covariance = np.einsum("bcp,bcq->cpq", spread, spread) / grow  # (2 coefficients, 2, 2)
+    spread = np.array(without) - np.mean(without, axis=0)  # (blocks, 3 coefficients, 2 parts)
+    covariance = np.einsum("bcp,bcq->cpq", spread, spread) / grow  # (3 coefficients, 2, 2)
     # 3) the ratios, and the values that they may have
-    quantile = _WIDENED * float(stdtrit(n_blocks - 1, 0.5 + level / 2))
-    pearson, spearman = (_ratio(whole[which], covariance[which], quantile) for which in (0, 1))
-    return Corrected(*pearson, *spearman)
+    quantile = float(stdtrit(n_blocks - 1, 0.5 + level / 2))
+    pearson, spearman, sine = (_ratio(w, c, k * quantile) for w, c, k in zip(whole, covariance, _WIDENED, strict=True))
+    tau, low, high = (2.0 / np.pi * np.arcsin([sine[0], sine[1].low, sine[1].high])).tolist()
+    return Corrected(*pearson, *spearman, tau, Interval(low, high))
 
 
 def _parts(a: FloatArray, b: FloatArray, pieces_a: FloatArray, pieces_b: FloatArray, signs: FloatArray) -> FloatArray:
-    """Give numerator and denominator of Pearson's and of Spearman's coefficient. Shapes: (2 coefficients, 2 parts)."""
+    """Give numerator and denominator of all three coefficients. Shapes: (3 coefficients, 2 parts)."""
     # Pearson: covariances of the estimates less those of their errors
     x, y = a - a.mean(), b - b.mean()
     p, q = pieces_a - pieces_a.mean(axis=1, keepdims=True), pieces_b - pieces_b.mean(axis=1, keepdims=True)
     between, own_a, own_b = x @ y - (p * q).sum(), x @ x - (p * p).sum(), y @ y - (q * q).sum()
     scale = np.sqrt((x @ x) * (y @ y))
     pearson = between / scale, np.sqrt(max(own_a, 0.0) * max(own_b, 0.0)) / scale
-    # Spearman: ranks of halves
+    # the others: halves
     noise_a, noise_b = signs @ pieces_a, signs @ pieces_b  # (splits, players)
     halves = np.stack([a + noise_a, a - noise_a, b + noise_b, b - noise_b])
     one_a, two_a, one_b, two_b = _centred_ranks(halves)
     across = 0.5 * ((one_a * two_b).sum(axis=1) + (two_a * one_b).sum(axis=1)).mean()
     own_a, own_b = (one_a * two_a).sum(axis=1).mean(), (one_b * two_b).sum(axis=1).mean()
     spearman = across, np.sqrt(max(own_a, 0.0) * max(own_b, 0.0))
-    return np.array([pearson, spearman])
+    # Kendall: which of each two players is above, in each half
+    one_a, two_a, one_b, two_b = halves[..., :, None] > halves[..., None, :]  # (splits, players, players) each
+    crossed = 0.5 * (_kendall(one_a, two_b) + _kendall(two_a, one_b))
+    across, own_a, own_b = np.sin(0.5 * np.pi * np.array([crossed, _kendall(one_a, two_a), _kendall(one_b, two_b)]))
+    return np.array([pearson, spearman, (across, np.sqrt(max(own_a, 0.0) * max(own_b, 0.0)))])
+
+
+def _kendall(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Give τ-b over all splits together. Shapes: (splits, players, players), true where the row's player is above."""
+    pairs = np.sqrt(float(np.count_nonzero(one)) * np.count_nonzero(other))
+    agreeing = np.count_nonzero(one & other) - np.count_nonzero(one & other.swapaxes(1, 2))
+    return agreeing / pairs if pairs > 0 else 0.0
 
 
 def _centred_ranks(values: FloatArray) -> FloatArray:

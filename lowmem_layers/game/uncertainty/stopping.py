@@ -159,7 +159,7 @@ def _assumption(
     """Say what a statement about unbounded values takes for granted, with the share that its largest items carry."""
     shares = np.max([largest_items_share(contributions(t, w)) for t, w in zip(tables, weights, strict=True)], axis=0)
     most = max(about, key=lambda player: shares[player])
-    carried = f"the largest 1 % of the items carry {shares[most]:.0%} of {players[most]}'s size"
+    carried = f"the largest 1 % of the items carry {100 * shares[most]:.0f} % of {players[most]}'s size"
     return f"if no rare items lose far more than these: {carried}"
 
 

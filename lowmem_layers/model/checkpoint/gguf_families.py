@@ -14,6 +14,7 @@ from lowmem_layers.model.checkpoint.gguf_family import LAYER, Family, Fields, sl
 from lowmem_layers.model.checkpoint.gguf_file import GgufHeader
 from lowmem_layers.model.checkpoint.gguf_hybrids import gemma4, qwen_hybrid
 from lowmem_layers.model.checkpoint.gguf_keys import GgufKeys
+from lowmem_layers.model.checkpoint.gguf_latent import deepseek2
 
 
 def _biases(fields: Fields, header: GgufHeader) -> None:
@@ -175,4 +176,5 @@ FAMILIES: Mapping[str, Family] = {
     "qwen35": Family("qwen3_5_text", **_QWEN_HYBRID, drafts=True, tiled=True),
     "qwen35moe": Family("qwen3_5_moe_text", **_QWEN_HYBRID, drafts=True, tiled=True),
     "gemma4": Family("gemma4_text", by_layer=True, finish=gemma4),
+    "deepseek2": Family("deepseek_v2", by_layer=True, finish=deepseek2),
 }

@@ -19,6 +19,8 @@ EXPERTS = re.compile(r".*\.(?P<layer>\d+)\.(?:mlp\.)?experts\.(?P<stack>gate_up_
 CONV1D = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")  # GPT-2's name for a linear layer that is transposed
 JOINT = re.compile(r".*\.(?P<layer>\d+)\.linear_attn\.in_proj_qkvz\.weight")
 
+LATENT = re.compile(r".*\.(?P<layer>\d+)\.self_attn\.kv_b_proj\.weight")
+
 _STACKS = {"gate_up_proj": ("ffn_gate", "ffn_up"), "down_proj": ("ffn_down",)}
 # computed by llama.cpp as by transformers, and left out by its converter since 2023
 _COMPUTED = re.compile(r"blk\.\d+\.attn_rot_embd\.weight")
@@ -31,6 +33,7 @@ _OTHERS = {
     "layer_scalar": "layer_output_scale.weight",
     "router.scale": "ffn_gate_inp.scale",
     "router.per_expert_scale": "ffn_down_exps.scale",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
 }
 _OTHER = re.compile(r".*\.(?P<layer>\d+)\.(?P<name>" + "|".join(map(re.escape, _OTHERS)) + ")")
 
@@ -65,6 +68,9 @@ class GgufNames:
             block = f"blk.{joint['layer']}."
             kinds = ("ssm_in",) if f"{block}ssm_in.weight" in self._tensors else ("attn_qkv", "attn_gate")
             return {f"{block}{kind}.weight": self._tensors.get(f"{block}{kind}.weight") for kind in kinds}
+        if (latent := LATENT.fullmatch(name)) and f"blk.{latent['layer']}.attn_k_b.weight" in self._tensors:
+            halves = [f"blk.{latent['layer']}.attn_{kind}_b.weight" for kind in ("k", "v")]
+            return {half: self._tensors.get(half) for half in halves}
         if (other := _OTHER.fullmatch(name)) is not None:
             return {name: self._tensors.get(f"blk.{other['layer']}.{_OTHERS[other['name']]}")}
         stem, _, suffix = name.rpartition(".")

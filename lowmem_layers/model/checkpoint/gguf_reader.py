@@ -20,7 +20,7 @@ from lowmem_layers.model.checkpoint.gguf_config import family_of
 from lowmem_layers.model.checkpoint.gguf_file import AGAIN, GgufHeader, GgufTensor, read_gguf_header
 from lowmem_layers.model.checkpoint.gguf_keys import USE_SAFETENSORS
 from lowmem_layers.model.checkpoint.gguf_layout import columns_in_order, in_order, joint_pieces
-from lowmem_layers.model.checkpoint.gguf_names import CONV1D, EXPERTS, JOINT, GgufNames
+from lowmem_layers.model.checkpoint.gguf_names import CONV1D, EXPERTS, JOINT, LATENT, GgufNames
 from lowmem_layers.model.checkpoint.packing import Packing
 from lowmem_layers.model.checkpoint.safetensors_files import TensorEntry, read_tensor
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
@@ -31,7 +31,12 @@ from lowmem_layers.model.homes.store import Place
 
 # What a file may lack. llama.cpp adds no bias where there is none (transformers has one switch for the four of
 # attention), and multiplies by no scale.
-_OPTIONAL = {"self_attn.o_proj.bias": 0.0, "layer_scalar": 1.0, "router.per_expert_scale": 1.0}
+_OPTIONAL = {
+    "self_attn.o_proj.bias": 0.0,
+    "layer_scalar": 1.0,
+    "router.per_expert_scale": 1.0,
+    "e_score_correction_bias": 0.0,
+}
 _NOT_READ = {
     "Q8_1": ", which llama.cpp rounds activations to, not weights",
     "Q8_K": ", which llama.cpp rounds activations to, not weights",
@@ -168,6 +173,18 @@ class GgufReader:
             rows = [max(stop for part, _, stop in cuts if part == each) for each in (0, 1)]
             parts = [self._load(each, part, (n, expected[1])) for (part, each), n in zip(sources, rows, strict=True)]
             return stack([[parts[part].format.rows(parts[part], *cut) for part, *cut in cuts]], expected)
+        if LATENT.fullmatch(name):  # each head's keys, turned, and its values
+            (key, key_tensor), (value, value_tensor) = sources
+            heads, (_, rank) = self._config.num_attention_heads, expected
+            widths = self._config.qk_nope_head_dim, self._config.v_head_dim
+            keys = self._load(key_tensor, key, (heads, rank, widths[0]))
+            values = self._load(value_tensor, value, (heads, widths[1], rank))
+            cut = [
+                [TURNED.pack(keys.format.rows(keys, head * rank, (head + 1) * rank), 1),
+                 values.format.rows(values, head * widths[1], (head + 1) * widths[1])]
+                for head in range(heads)
+            ]  # fmt: skip
+            return stack([[piece for both in cut for piece in both]], expected)
         experts, columns = expected[0], expected[2]
         if not sources[0][0].endswith("_exps.weight"):  # a tensor or two an expert, the experts one after the other
             n_pieces = len(sources) // experts

@@ -34,7 +34,8 @@ CHECKPOINT_FORMATS: tuple[CheckpointFormat, ...] = (
 TARGETS: Mapping[str, PackingFormat] = {"none": DENSE, "nf4": FOUR_BIT, "int8": INT8}
 
 _SINGLE: dict[str, WeightFormat] = {each.name: each for each in (DENSE, GGUF, FOUR_BIT, INT8, GPTQ, SCALED)}
-_STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_SINGLE)}
+_PIECES = _SINGLE | {"turned": Turned(_SINGLE)}
+_STACKED: dict[str, WeightFormat] = _SINGLE | {"joined": Joined(_PIECES)}
 TURNED, REGROUPED = Turned(_STACKED), Regrouped(_STACKED)
 FORMATS: Mapping[str, WeightFormat] = _STACKED | {"turned": TURNED, "regrouped": REGROUPED}
 

@@ -67,11 +67,12 @@ class Scaled:
                 )
         if per_column is not None and per_column.numel() != columns:
             raise CheckpointError(f"{where}: {per_column.numel()} factors for {columns} columns", _CONTRADICTION)
+        cuts_blocks = len(shape) > 2 and shape[-2] % height > 0  # one block would hold rows of two experts
         parts = {"codes": codes.reshape(rows, per_row).contiguous()}
         for part, grid in {"scales": scales, "zeros": zero, "offsets": offsets}.items():
             if not isinstance(grid, torch.Tensor):
                 continue
-            if grid.numel() != row_blocks * column_blocks or (shape[-2] % height and len(shape) > 2):
+            if grid.numel() != row_blocks * column_blocks or cuts_blocks:
                 raise CheckpointError(
                     f"{where}: {part} of shape {tuple(grid.shape)} do not fit {shape} in blocks of {height} × {width}",
                     _CONTRADICTION,

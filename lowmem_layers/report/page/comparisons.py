@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.comparing import agreement_lines, compare_runs, differences, packing_of
-from lowmem_layers.findings.findings import find
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
 from lowmem_layers.report.page.data import Json, numbers
@@ -51,15 +50,15 @@ def compare_all(runs: Sequence[Run]) -> list[Compared]:
     compared = []
     for run, title in zip(runs[1:], titles[1:], strict=True):
         found: list[dict[str, Comparison]] = []
-        refused = "nothing was removed" if not find(first).sides else ""
-        for place, side in enumerate(find(first).sides):
+        refused = "nothing was removed" if not first.findings.sides else ""
+        for place, side in enumerate(first.findings.sides):
             try:
                 found.append(compare_runs(first, run, None if place == 0 else side.value))
             except UsageError as error:  # other players, other tasks, other metrics: the page says so
                 found.append({})
                 refused = error.message
         lines = agreement_lines(found[-1]) if found else []
-        scales = tuple(side.scale for side in find(first).sides)
+        scales = tuple(side.scale for side in first.findings.sides)
         compared.append(Compared(titles[0], title, differences(first, run), lines, tuple(found), scales, refused))
     return compared
 
