@@ -43,6 +43,7 @@ def four_bit_module(setting: Setting, name: str) -> Any:
     """Build transformers' model with bitsandbytes' 4-bit layers, from random codes, as `load_in_4bit` leaves it."""
     import bitsandbytes
 
+    library: Any = bitsandbytes  # what its stubs do not say: arguments of `Params4bit.__new__`
     made = frame(setting.config(name), "nf4", setting.dtype)
     with torch.inference_mode(False), torch.no_grad():
         for place in made.places:
@@ -50,14 +51,14 @@ def four_bit_module(setting: Setting, name: str) -> Any:
                 raise ValueError(f"{place.key} is not quantised")
             rows, columns = place.shape
             packed = random_nf4(place.shape, setting.device)
-            layer = bitsandbytes.nn.Linear4bit(
+            layer = library.nn.Linear4bit(
                 columns, rows, bias=False, compute_dtype=setting.dtype, quant_type="nf4", device="meta"
             )
-            state = bitsandbytes.functional.QuantState(
+            state = library.functional.QuantState(
                 packed.parts["absmax"], shape=torch.Size(place.shape), code=packed.parts["quant_map"],
                 blocksize=64, quant_type="nf4", dtype=setting.dtype,
             )  # fmt: skip
-            layer.weight = bitsandbytes.nn.Params4bit(
+            layer.weight = library.nn.Params4bit(
                 packed.parts["weight"], requires_grad=False, quant_state=state, blocksize=64,
                 compress_statistics=False, quant_type="nf4", bnb_quantized=True, module=layer,
             )  # fmt: skip

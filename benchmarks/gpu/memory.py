@@ -40,6 +40,7 @@ def _capped(setting: Setting, name: str, cap: int) -> Result:
     placed = place_with_states(made.shape.n_bytes, "auto", limits, room=needed_room(made.shape, setting.device, item))
     cap_allocator(setting.device, cap)
     try:
+        before: Result = {}
         if setting.is_gpu:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_stats()

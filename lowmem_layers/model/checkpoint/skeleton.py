@@ -49,7 +49,6 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     Raises:
         ModelError: transformers has no causal language model for this config.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.core_model_loading import build_glob_alternation
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -62,7 +61,7 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
     if getattr(plain, "rescale_every", 0):
         plain.rescale_every = 0  # RWKV halves weights in place and states between layers, only to suit float16
     try:
-        with init_empty_weights(include_buffers=False):
+        with _weightless():
             # Llama 3.2 Vision's folders have the names of the class for pictures and text.
             is_causal = plain.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or hasattr(plain, "auto_map")
             is_causal = is_causal and not passed_by_text(plain.get_text_config())
@@ -86,6 +85,24 @@ def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool =
         for name in [name for name, _ in model.named_parameters() if in_float32.search(name)]:
             set_tensor(model, name, model.get_parameter(name).data.to(torch.float32))
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Keep the parameters of modules that are built in a `with` block on the meta device; buffers are computed."""
+    register = nn.Module.register_parameter
+
+    def register_without_data(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(self, name, param)
+        if param is not None:
+            empty = torch.empty_like(param.data, device="meta")
+            self._parameters[name] = nn.Parameter(empty, requires_grad=param.requires_grad)
+
+    nn.Module.register_parameter = register_without_data
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
 
 
 def _another_tower(tower: Any) -> Any:
