@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 
 from lowmem_layers.engine import scoring, sweep
-from lowmem_layers.model.homes import experts, store
+from lowmem_layers.model.formats import four_bit
+from lowmem_layers.model.homes import experts
 
 _ROLES = {"attn": "attention", "ffn": "feed-forward"}
 
@@ -51,7 +52,7 @@ class Parts:
             (sweep, "_fork", lambda *_: "forks"),
             (sweep, "prologue", lambda *_: "embedding, masks, positions"),
             (scoring.Head, "loglikelihoods", lambda *_: "head"),
-            (store, "unpack", lambda *_: "unpacking"),
+            (four_bit.FourBit, "unpack", lambda *_: "unpacking"),
             (experts, "unpack_slice", lambda *_: "unpacking"),
         ]
         with ExitStack() as stack:
