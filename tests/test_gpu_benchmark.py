@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import against, cards, correct, fast, memory
-from benchmarks.gpu.setting import Case, Result, Setting
+from benchmarks.gpu.setting import Case, Result, Setting, random_model
 
 
 @pytest.fixture
@@ -57,6 +57,16 @@ def test_a_card_is_known_by_the_name_that_its_driver_gives() -> None:
         assert found is not None
         assert found.name == card
     assert cards.named_in("Radeon") is None
+
+
+@pytest.mark.parametrize("shape", ["llama-3-8b", "mixtral-8x7b"])
+def test_the_parts_of_a_tile_are_told_apart(setting: Setting, shape: str) -> None:
+    found = fast.parts(setting, random_model(setting, shape, "device"), 10**6)
+    inside = {part: found.pop(part) for part in ("attention", "feed-forward", "unpacking", "head", "forks")}
+    assert all(seconds > 0 for seconds in inside.values()), inside
+    assert inside["unpacking"] < found["watched"]
+    within = sum(seconds for part, seconds in inside.items() if shape != "mixtral-8x7b" or part != "unpacking")
+    assert within < found["watched"], "no part is counted twice, but for experts unpacked inside a feed-forward"
 
 
 @pytest.mark.slow

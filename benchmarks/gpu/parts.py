@@ -25,6 +25,7 @@ class Parts:
     def __init__(self, device: torch.device) -> None:
         self._is_gpu = device.type == "cuda"
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
+        self._open: set[str] = set()
 
     def _mark(self) -> Any:
         if not self._is_gpu:
@@ -34,12 +35,17 @@ class Parts:
         return event
 
     def around(self, function: Callable[..., Any], name: Callable[..., str]) -> Callable[..., Any]:
-        """Time a function's calls; `name` says from the arguments which part a call is."""
+        """Time a function's calls; `name` says from the arguments which part a call is. A part within itself is one."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
+            part = name(*args)
+            if part in self._open:
+                return function(*args, **kwargs)
+            self._open.add(part)
             begin = self._mark()
             result = function(*args, **kwargs)
-            self._spans[name(*args)].append((begin, self._mark()))
+            self._spans[part].append((begin, self._mark()))
+            self._open.discard(part)
             return result
 
         return timed
