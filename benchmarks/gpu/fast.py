@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 
+from benchmarks.gpu.fused import compare
 from benchmarks.gpu.parts import Parts, kernels, synchronisations
 from benchmarks.gpu.setting import Case, Result, Setting, all_windows, random_items, random_model
 from lowmem_layers.engine import Engine, ready_engine
 from lowmem_layers.forecast.machine import measure_products, wait_and_read_clock
 from lowmem_layers.model.anatomy.decoder import DecoderModel
+from lowmem_layers.model.homes.store import StreamingStore, Visit
 from lowmem_layers.tasks.items import EncodedItem
 
 HOMES = {"llama-3-8b": "device", "llama-3-70b": "cpu", "mixtral-8x7b": "device"}
@@ -35,6 +39,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         return open_models[name]
 
     small, mixture, large = "llama-3-8b", "mixtral-8x7b", "llama-3-70b"
+    yield f"{small} start", lambda: start(setting, model(small))  # first: later cases find its layers examined
     yield f"{small} boolq", lambda: tile(setting, model(small), "boolq", work, macs_s)
     yield f"{small} parts", lambda: parts(setting, model(small), work // 4)
     yield f"{small} chunk sizes", lambda: chunk_sizes(setting, model(small), work // 8)
@@ -42,9 +47,11 @@ def cases(setting: Setting) -> Iterator[Case]:
         yield f"{small} {task}", lambda task=task: tile(setting, model(small), task, work, macs_s)
     yield f"{small} kernels", lambda: _kernels(setting, model(small), work // 32)
     for name in (large, mixture):
+        yield f"{name} start", lambda name=name: start(setting, model(name))
         yield f"{name} boolq", lambda name=name: tile(setting, model(name), "boolq", 2 * work, macs_s)
     for name in (mixture, large):
         yield f"{name} parts", lambda name=name: parts(setting, model(name), work // 2)
+    yield f"{small} fused", lambda: _fused(setting, model(small), work // 8)  # last: compiling takes its time
     open_models.clear()
 
 
@@ -93,6 +100,32 @@ def tile(setting: Setting, model: DecoderModel, task: str, work: int, macs_s: fl
     }
 
 
+def start(setting: Setting, model: DecoderModel) -> Result:
+    """Time what comes between packed weights at home and the first tile, and count the passes over the weights."""
+    coalitions, items = all_windows(model, setting), random_items("boolq", 1, model.shape.vocabulary)
+    passes, sweep = [0], StreamingStore.sweep
+
+    def counted(store: StreamingStore, visits: Sequence[Visit]) -> Iterator[Visit]:
+        passes[0] += 1
+        return sweep(store, visits)
+
+    with mock.patch.object(StreamingStore, "sweep", counted):
+        begin = wait_and_read_clock(setting.device)
+        engine = ready_engine(model)
+        examined, passes_before = wait_and_read_clock(setting.device), passes[0]
+        engine.plan_tiles(items, coalitions)
+        engine.score(items, coalitions[:8])
+        first = wait_and_read_clock(setting.device)
+    return {
+        "seconds_to_first_tile": examined - begin,
+        "passes over the weights": passes_before,
+        "seconds_of_first_scores": first - examined,
+        "layout": engine.layout,
+        "home": model.store.describe()["home"],
+        "packed_bytes": model.store.describe()["packed_bytes"],
+    }
+
+
 def parts(setting: Setting, model: DecoderModel, work: int) -> Result:
     """Split a tile's time into its parts, and count how often the host waits."""
     engine = ready_engine(model, layout="trie")
@@ -126,6 +159,18 @@ def chunk_sizes(setting: Setting, model: DecoderModel, work: int) -> Result:
         engine = ready_engine(model, layout="trie", sizes=replace(usual.sizes, head_rows=rows))
         found[f"{rows} rows of logits, TFLOP/s"] = 2 * done / timed_tile(setting, engine, items, coalitions) / 1e12
     return found
+
+
+def _fused(setting: Setting, model: DecoderModel, work: int) -> Result:
+    engine = ready_engine(model, layout="trie")
+    items, coalitions = filled_tile(engine, model, "boolq", work, setting)
+
+    def score() -> tuple[float, list[np.ndarray]]:
+        begin = wait_and_read_clock(setting.device)
+        scores = engine.score(items, coalitions)
+        return wait_and_read_clock(setting.device) - begin, scores
+
+    return compare(model, score)
 
 
 def _kernels(setting: Setting, model: DecoderModel, work: int) -> Result:
