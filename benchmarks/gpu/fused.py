@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -52,12 +53,12 @@ def compare(model: DecoderModel, score: Callable[[], tuple[float, Sequence[np.nd
 
     On a CPU torch.compile needs a C++ compiler, on CUDA triton; where one is missing, the case is skipped.
     """
-    plain_s, fused_s, gaps = [], [], []
+    plain_s, fused_s, gaps, counts = [], [], [], dict[str, int]()
     for _ in range(_ROUNDS):
         seconds, plain = score()
         plain_s.append(seconds)
         try:
-            with fused(model) as counts:
+            with warnings.catch_warnings(action="ignore"), fused(model) as counts:  # torch warns of its own parts
                 score()  # compiles at first, later finds what was compiled
                 seconds, scores = score()
         except Exception as error:  # torch raises classes of its own for each missing tool
