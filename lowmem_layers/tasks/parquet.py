@@ -97,7 +97,7 @@ def _object_bytes(array: pa.Array) -> int:
         if not len(texts) or not (pa.types.is_string(texts.type) or pa.types.is_binary(texts.type)):
             return own + texts.nbytes
         used = array.indices.drop_null().to_numpy(zero_copy_only=False)
-        lengths = pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+        lengths = pc.fill_null(pc.call_function("binary_length", [texts]), 0).to_numpy(zero_copy_only=False)
         return own + int(lengths[used].sum(dtype=np.int64))
     if pa.types.is_struct(kind):
         return 4 * own + sum(map(_object_bytes, array.flatten()))
