@@ -101,7 +101,7 @@ def tile(setting: Setting, model: DecoderModel, task: str, work: int, macs_s: fl
 
 
 def start(setting: Setting, model: DecoderModel) -> Result:
-    """Time what comes between packed weights at home and the first tile, and count the passes over the weights."""
+    """Time the examination of a model whose packed weights are at home, and its first scores; count its passes."""
     coalitions, items = all_windows(model, setting), random_items("boolq", 1, model.shape.vocabulary)
     passes, sweep = [0], StreamingStore.sweep
 
@@ -117,8 +117,8 @@ def start(setting: Setting, model: DecoderModel) -> Result:
         engine.score(items, coalitions[:8])
         first = wait_and_read_clock(setting.device)
     return {
-        "seconds_to_first_tile": examined - begin,
-        "passes over the weights": passes_before,
+        "seconds_of_examination": examined - begin,
+        "passes of the examination": passes_before,
         "seconds_of_first_scores": first - examined,
         "layout": engine.layout,
         "home": model.store.describe()["home"],

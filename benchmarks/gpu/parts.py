@@ -43,10 +43,11 @@ class Parts:
                 return function(*args, **kwargs)
             self._open.add(part)
             begin = self._mark()
-            result = function(*args, **kwargs)
-            self._spans[part].append((begin, self._mark()))
-            self._open.discard(part)
-            return result
+            try:
+                return function(*args, **kwargs)
+            finally:  # a call that runs out of memory, too: the tile is computed again
+                self._spans[part].append((begin, self._mark()))
+                self._open.discard(part)
 
         return timed
 
