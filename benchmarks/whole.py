@@ -34,10 +34,11 @@ _ATTENTION, _FEED_FORWARD = ("self_attn", "attn"), ("mlp",)
 class Whole:
     """Plain transformers, with hooks that replace what removed sublayers give by zeros."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype = torch.float32) -> None:
         file: dict[str, str] = {} if path.is_dir() else {"gguf_file": path.name}
         folder = path if path.is_dir() else path.parent
-        self.module: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file).eval()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **file)
+        self.module: Any = loaded.to(dtype).eval()
         self.removed: tuple[int, ...] = ()
         inner = getattr(self.module, "model", None) or self.module.transformer
         players = 0

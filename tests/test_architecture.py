@@ -30,7 +30,7 @@ OUTSIDE = {
     "game": {"numpy", "scipy", "shapiq"},
     "tasks": {"numpy", "datasets", "jinja2", "yaml", "lm_eval", "pyarrow", "huggingface_hub"},
     "model": {
-        "numpy", "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub",
+        "numpy", "torch", "transformers", "bitsandbytes", "safetensors", "gguf", "huggingface_hub",
         "psutil", "tokenizers", "filelock",
     },
     "engine": {"numpy", "torch"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -48,17 +48,23 @@ def _feed_forward(module: Any, gated: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x: module.down_proj(gated(module.gate_proj(x), module.up_proj(x)))
 
 
+def _all_compiled() -> AbstractContextManager[None]:
+    """Let a part that torch would run uncompiled, since it was compiled too often, be an error."""
+    return torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+
+
 def compare(model: DecoderModel, score: Callable[[], tuple[float, Sequence[np.ndarray]]]) -> Result:
     """Time a tile plain and fused, in turns, behind one of each to compile. `score` gives seconds and scores.
 
-    On a CPU torch.compile needs a C++ compiler, on CUDA triton; where one is missing, the case is skipped.
+    torch's warnings about its own parts are not shown. On a CPU torch.compile needs a C++ compiler, on CUDA triton;
+    where one is missing, the case is skipped.
     """
     plain_s, fused_s, gaps, counts = [], [], [], dict[str, int]()
     for _ in range(_ROUNDS):
         seconds, plain = score()
         plain_s.append(seconds)
         try:
-            with warnings.catch_warnings(action="ignore"), fused(model) as counts:  # torch warns of its own parts
+            with warnings.catch_warnings(action="ignore"), _all_compiled(), fused(model) as counts:
                 score()  # compiles at first, later finds what was compiled
                 seconds, scores = score()
         except Exception as error:  # torch raises classes of its own for each missing tool

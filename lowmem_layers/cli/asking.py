@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from lowmem_layers.cli.options import SIZE_WORDS
-from lowmem_layers.cli.output import chosen_format, data_options, note_chance, note_unfinished, visible, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, note_chance, note_unfinished, say, write_data
 from lowmem_layers.cli.results import ESTIMATOR, LEVEL, VALUE
 
 
@@ -45,7 +45,7 @@ def power(
     note_chance(value, opened)
     write_data(power_table(found), form, output)
     for line in (*power_lines(found), *value_lines(opened, level, power)):
-        click.echo(visible(line), err=True)
+        say(line)
 
 
 @click.command()
@@ -89,4 +89,4 @@ def items(
     names = [] if sublayers is None else [name.strip() for name in sublayers.split(",")]
     write_data(driver_table(found, top, names, by_cluster=by_cluster), form, output)
     for line in driver_lines(found, by_cluster=by_cluster):
-        click.echo(visible(line), err=True)
+        say(line)

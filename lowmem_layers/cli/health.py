@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from lowmem_layers._version import __version__
 
-_NEEDED = ("torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "gguf", "datasets", "pyarrow")
+_NEEDED = ("torch", "transformers", "bitsandbytes", "safetensors", "gguf", "datasets", "pyarrow")
 _LEAST_DISK_BYTES = 1 << 30
 
 

@@ -31,7 +31,7 @@ def models(cache: bool, clear: bool, form: str | None, output: str | None) -> No
     chosen_format(form, output)
     if not cache:
         write_data(pa.Table.from_pylist(_models()), form, output)
-        click.echo("--model also takes any Hub id, folder or GGUF file of a decoder-only language model", err=True)
+        say("--model also takes any Hub id, folder or GGUF file of a decoder-only language model")
         return
     rows = [
         {
@@ -126,9 +126,7 @@ def show(
         include_path=Path(include_path) if include_path else None,
         trust_task_code=trust_task_code,
     ):
-        click.echo(
-            f"{printable(task.name)}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}", err=True
-        )
+        say(f"{task.name}: metric {task.metric}, chance {task.chance:.2f}; scored text is {how}")
         for item in show_items(task, items):
             click.secho(f"\n{printable(item.id)}", bold=True)
             for index, choice in enumerate(item.choices):

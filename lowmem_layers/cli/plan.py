@@ -18,7 +18,7 @@ from lowmem_layers.cli.options import (
     spec_from,
     study_options,
 )
-from lowmem_layers.cli.output import chosen_format, data_options, write_data
+from lowmem_layers.cli.output import chosen_format, data_options, say, write_data
 
 if TYPE_CHECKING:
     from lowmem_layers.findings.power import Foretold
@@ -85,11 +85,11 @@ def plan(
     rows = [{"what": what, "value": value} for what, value in said]
     write_data(pa.Table.from_pylist(rows), form, output)
     if workers is not None and not found.machine.is_gpu:
-        click.echo("workers' speed is that of one alone: several share a CPU's caches and memory", err=True)
+        say("workers' speed is that of one alone: several share a CPU's caches and memory")
     if not found.machine.measured:
         from lowmem_layers.forecast.machine import SHEET_SHARES
 
-        click.echo(f"speeds are the card's data sheet, {SHEET_SHARES}: not a measurement", err=True)
+        say(f"speeds are the card's data sheet, {SHEET_SHARES}: not a measurement")
 
 
 def _rows(found: Forecast) -> list[tuple[str, str]]:

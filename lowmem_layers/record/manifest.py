@@ -10,6 +10,7 @@ import msgspec
 
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.model.change import Change, parse_change
+from lowmem_layers.record.limits import MOST_THREADS
 from lowmem_layers.record.spec import Specification, StudySpec
 from lowmem_layers.record.tile_plan import TilePlan
 from lowmem_layers.tasks.metrics import Value
@@ -21,7 +22,7 @@ else:
 
 Status = Literal["running", "done", "interrupted", "failed"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Threads = Annotated[int, msgspec.Meta(ge=0, le=4096)]
+Threads = Annotated[int, msgspec.Meta(ge=0, le=MOST_THREADS)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]  # the upper bound keeps infinity out
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)] | Annotated[float, msgspec.Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -18,6 +18,7 @@ from lowmem_layers.errors import UsageError, did_you_mean
 from lowmem_layers.model.change import parse_change
 from lowmem_layers.model.spec import EMBEDDED_MODEL, DeviceName, DtypeName, Offload, Quant
 from lowmem_layers.record.files import check_text
+from lowmem_layers.record.limits import check_numbers
 
 if TYPE_CHECKING:  # these rooms need numpy, and `--help` reads this module without waiting for it
     from lowmem_layers.game.players.design import CoalitionsKind
@@ -259,23 +260,7 @@ def _check(passed: StudySpec, given: StudySpec, tasks: Sequence[str], coalitions
         texts = getattr(passed, field.name)
         for text in texts if isinstance(texts, tuple) else (texts,):
             check_text("--" + field.name.replace("_", "-"), text)
-    draws = given.until is not None or coalitions == "permutations"
-    largest, widest = (1 << 31) - 1, (1 << 63) - 1
-    for option, value, least, most in (
-        ("--limit", given.limit, 1, largest),
-        ("--seed", given.seed if draws else None, 0, widest),  # numpy's generators take no negative one
-        ("--max-removed", given.max_removed, 0, largest),
-        ("--permutations", given.permutations, 2, largest),
-        ("--fewshot", given.fewshot, 0, largest),
-        ("--threads", given.threads, 1, 4096),
-        ("--window", given.window, 2, largest),
-        ("--stride", given.stride, 1, largest),
-        ("--max-gpu-memory", given.max_gpu_memory, 1, widest),
-        ("--max-cpu-memory", given.max_cpu_memory, 1, widest),
-    ):
-        if value is not None and not least <= value <= most:
-            word, end = ("small", f"least {least}") if value < least else ("large", f"most {most}")
-            raise UsageError(f"{option} {value} is too {word}", f"{option} takes a number of at {end}")
+    check_numbers(given, draws=given.until is not None or coalitions == "permutations")
     if not tasks or not all(tasks):
         raise UsageError("no task is named", "--tasks takes names joined by commas, for example --tasks quick")
     if len(set(tasks)) < len(tasks):

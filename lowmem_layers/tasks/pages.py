@@ -60,9 +60,9 @@ def row_groups(data: memoryview) -> Iterator[RowGroup]:
         chunks = []
         for column in _field(group, 1, _LIST):
             about = _field(column, 3, _STRUCT)
-            # Where pyarrow begins to read
+            # Where pyarrow begins to read; without rows there is a dictionary alone, and no place of data
             start, dictionary = _field(about, 9, _I64), about.get((11, _I64), 0)
-            start = dictionary if 0 < dictionary < start else start
+            start = dictionary if 0 < dictionary < start or start == 0 else start
             pages = tuple(_pages(reader, start, start + _field(about, 7, _I64)))
             chunks.append(Chunk(_field(about, 5, _I64), pages))
         yield RowGroup(_field(group, 3, _I64), tuple(chunks))

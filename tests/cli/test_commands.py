@@ -222,6 +222,11 @@ def test_accuracies_of_a_model_at_chance_say_so_before_the_numbers(capfd, finish
         assert "above chance" not in err
 
 
+def test_a_comparison_of_models_at_chance_says_so_of_both(capfd, finished):
+    _, _, err = call(capfd, "compare", finished.folder, finished.folder)
+    assert all("not certainly above chance on one" in line for line in err.splitlines()[:2])
+
+
 def test_importance_by_another_value(capfd, finished):
     _, out, _ = call(capfd, "importance", finished.folder, "--value", "margin", "--format", "json")
     expected = finished.importance("margin")["value"].to_pylist()
@@ -247,6 +252,7 @@ def spec_one():
 
 def test_a_run_from_the_command_line(capfd, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")  # whatever terminal the tests are started from
     status, out, err = call(capfd, "run", "--tasks", "one", "--max-removed", "2", "--out", "r")
     assert status == 0
     for words in (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from lowmem_layers.errors import CheckpointError
 from lowmem_layers.model.checkpoint.packing import own_packing
 from lowmem_layers.model.formats import GPTQ, gptq, unpack
 from lowmem_layers.model.formats.gptq import GptqConfig
+from tests.model.conftest import Header
 
 
 def pack_stream(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -142,12 +141,6 @@ def test_the_bytes_at_home_are_known_from_headers(has_g_idx: bool) -> None:
     headers = {part: Header(tuple(tensor.shape), tensor.nbytes) for part, tensor in tensors.items()}
     packed = GPTQ.read("q_proj.weight", tensors, GptqConfig(4, 32), "file")
     assert GPTQ.home_bytes("q_proj.weight", headers, GptqConfig(4, 32)) == packed.n_bytes
-
-
-@dataclass(frozen=True)
-class Header:
-    shape: tuple[int, ...]
-    n_bytes: int
 
 
 @pytest.mark.parametrize("config", [GptqConfig(8, 32), GptqConfig(4, 64), GptqConfig(4, -1)])

@@ -13,16 +13,10 @@ from lowmem_layers.model.checkpoint.packing import choose_packing, own_packing
 from lowmem_layers.model.formats import AWQ, COMPRESSED, FORMATS, FP8, HQQ, MODELOPT, MXFP4, Packed, stack, unpacked
 from lowmem_layers.model.formats.format import part_of
 from lowmem_layers.model.formats.fp8 import Fp8Config
+from tests.model.conftest import E2M1, Header
 
 ROWS, COLUMNS = 48, 64
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Header:
-    shape: tuple[int, ...]
-    n_bytes: int
 
 
 @dataclass(frozen=True)

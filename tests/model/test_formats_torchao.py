@@ -19,16 +19,9 @@ from lowmem_layers.model.formats.torchao import NOTES
 from lowmem_layers.model.homes.store import Visit
 from lowmem_layers.model.load import load_model
 from lowmem_layers.model.spec import ModelSpec
-from tests.model.conftest import save_model
+from tests.model.conftest import E2M1, Header, save_model
 
 ROWS, COLUMNS, NAME = 160, 128, "layers.0.up_proj.weight"
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
-@dataclass(frozen=True)
-class Header:
-    shape: tuple[int, ...]
-    n_bytes: int
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,11 @@ def test_what_exists_is_left_out_of_collections_and_the_caller_s_choice_stays(by
         chosen = gc.get_freeze_count()
         with only_new_objects_collected():
             assert gc.get_freeze_count() > 100_000
-            if by_caller:
-                assert gc.get_freeze_count() == chosen
-        assert gc.get_freeze_count() == chosen
-        assert by_caller or chosen == before == 0
+        after = gc.get_freeze_count()
+        if by_caller:
+            # what was frozen may go meanwhile, where the last who knew it ends; nothing is added
+            assert 0.99 * chosen < after <= chosen
+        else:
+            assert after == chosen == before == 0
     finally:
         gc.freeze()  # as it was: see conftest.py

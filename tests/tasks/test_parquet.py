@@ -46,6 +46,15 @@ def test_rows_are_what_was_written(tmp_path, options):
     assert list(read_rows(tmp_path / "a.parquet")) == ROWS
 
 
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_file_or_a_row_group_without_rows_has_none(tmp_path, rows):
+    table = pa.Table.from_pylist(ROWS)
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        writer.write_table(table[:0])
+        writer.write_table(table[:rows])
+    assert list(read_rows(tmp_path / "a.parquet")) == ROWS[:rows]
+
+
 def repeated(text, n):
     """Name one text n times."""
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array([text]))
