@@ -118,13 +118,19 @@ class Record:
 
 
 def shown(value: Any) -> str:
-    """Write any value for a message: short, on one line, in ASCII."""
-    return ascii(value)[:60] if isinstance(value, str) else reprlib.repr(value).encode("ascii", "replace").decode()
+    """Write any value for a message: on one line of at most 200 characters, in ASCII."""
+    return (
+        ascii(value)[:60] if isinstance(value, str) else _cut(reprlib.repr(value)).encode("ascii", "replace").decode()
+    )
 
 
 def reason(error: Exception) -> str:
     """Write another library's error for a message: on one line of at most 200 characters."""
-    text = " ".join(str(error).split())
+    return _cut(" ".join(str(error).split()))
+
+
+def _cut(text: str) -> str:
+    """Leave at most 200 characters."""
     return text if len(text) <= 200 else text[:197] + "..."
 
 
