@@ -86,15 +86,16 @@ def metric_named(name: str) -> Metric:
     raise UsageError(f"there is no value {name!r}", f"{did_you_mean(name, VALUES)}values: {', '.join(VALUES)}")
 
 
-def check_allowed(metric: Metric, has_choices: bool, has_likeliest: bool) -> None:
+def check_allowed(metric: Metric, has_choices: bool, has_likeliest: bool, task: str = "") -> None:
     """See that items have what a metric compares: several choices, or what the likeliest tokens would have had.
 
     Raises:
         UsageError: they lack it.
     """
+    of = f" of {task}" if task else ""
     if metric.needs_choices and not has_choices:
         raise UsageError(
-            f"{metric.name} compares choices, and some items have only one",
+            f"{metric.name} compares choices, and some items{of} have only one",
             "use loglikelihood or nll_per_byte for text, greedy for continuations",
         )
     if metric.needs_likeliest and not has_likeliest:
