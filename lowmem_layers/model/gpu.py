@@ -63,7 +63,9 @@ def device_overhead_bytes(device: torch.device) -> int:
 
 def _run_first_kernels(device: torch.device) -> None:
     """Load what a run uses: products (cuBLAS and its workspace), masked attention, norms, softmax, indexing."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    # cards older than Volta refuse products of bfloat16, which no run uses there
+    narrow = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    for dtype in (torch.float32, narrow):
         x = torch.ones(1, 4, 64, 64, dtype=dtype, device=device)  # (B, heads, T, D)
         mask = torch.zeros(1, 1, 64, 64, dtype=dtype, device=device)
         y = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask) @ x
@@ -106,5 +108,6 @@ def cap_allocator(device: torch.device, n_bytes: int | None) -> None:
     if is_gpu(device):
         total = device_memory(device)[1]
         left = total if n_bytes is None else max(0, n_bytes - device_overhead_bytes(device))
-        which = () if device.type == "mps" else (device,)  # there is one, so it takes none
+        # CUDA's refuses a device without an index, which means the current one; Apple's takes none, since there is one
+        which = () if device.index is None or device.type == "mps" else (device,)
         torch.get_device_module(device).set_per_process_memory_fraction(min(1.0, left / total), *which)
