@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 
 import torch
@@ -31,11 +32,13 @@ def prepare_gpu() -> None:
     """Look at the cards before CUDA is initialised, and ask torch for segments that grow.
 
     Tiles differ in size; without such segments the allocator keeps blocks of sizes that are not asked for again. What
-    the user has set stays as it is. Afterwards, this does nothing.
+    the user has set stays as it is. Afterwards, this does nothing. Under Windows (WSL), some drivers fail when a
+    segment is mapped (pytorch/pytorch, issue 192330).
     """
     if torch.cuda.is_initialized() or _before:
         return
-    if sys.platform == "linux" and torch.version.hip is None and not any(name in os.environ for name in _ALLOCATOR):
+    grows = sys.platform == "linux" and "microsoft" not in platform.release().lower() and torch.version.hip is None
+    if grows and not any(name in os.environ for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)]] = _SETTING
     _before.update(_used_bytes())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +99,16 @@ def test_segments_grow_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatc
     gpu._before.clear()
     gpu.prepare_gpu()
     assert "expandable_segments:True" in (os.environ.get(name) for name in gpu._ALLOCATOR)
+
+
+@pytest.mark.parametrize(
+    ("release", "grows"), [("6.8.0-41-generic", True), ("6.6.87.2-microsoft-standard-WSL2", False)]
+)
+def test_segments_do_not_grow_under_windows(monkeypatch: pytest.MonkeyPatch, release: str, grows: bool) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("platform.release", lambda: release)
+    gpu.prepare_gpu()
+    assert any(name in os.environ for name in gpu._ALLOCATOR) == grows
 
 
 def test_a_smaller_context_leaves_more_of_a_limit_for_states() -> None:
