@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 
 import torch
@@ -31,11 +32,13 @@ def prepare_gpu() -> None:
     """Look at the cards before CUDA is initialised, and ask torch for segments that grow.
 
     Tiles differ in size; without such segments the allocator keeps blocks of sizes that are not asked for again. What
-    the user has set stays as it is. Afterwards, this does nothing.
+    the user has set stays as it is. Afterwards, this does nothing. Under Windows (WSL), some drivers fail when a
+    segment is mapped (pytorch/pytorch, issue 192330).
     """
     if torch.cuda.is_initialized() or _before:
         return
-    if sys.platform == "linux" and torch.version.hip is None and not any(name in os.environ for name in _ALLOCATOR):
+    grows = sys.platform == "linux" and "microsoft" not in platform.release().lower() and torch.version.hip is None
+    if grows and not any(name in os.environ for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)]] = _SETTING
     _before.update(_used_bytes())
 
@@ -63,7 +66,9 @@ def device_overhead_bytes(device: torch.device) -> int:
 
 def _run_first_kernels(device: torch.device) -> None:
     """Load what a run uses: products (cuBLAS and its workspace), masked attention, norms, softmax, indexing."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    # cards older than Volta refuse products of bfloat16, which no run uses there
+    narrow = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    for dtype in (torch.float32, narrow):
         x = torch.ones(1, 4, 64, 64, dtype=dtype, device=device)  # (B, heads, T, D)
         mask = torch.zeros(1, 1, 64, 64, dtype=dtype, device=device)
         y = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask) @ x
@@ -106,5 +111,6 @@ def cap_allocator(device: torch.device, n_bytes: int | None) -> None:
     if is_gpu(device):
         total = device_memory(device)[1]
         left = total if n_bytes is None else max(0, n_bytes - device_overhead_bytes(device))
-        which = () if device.type == "mps" else (device,)  # there is one, so it takes none
+        # CUDA's refuses a device without an index, which means the current one; Apple's takes none, since there is one
+        which = () if device.index is None or device.type == "mps" else (device,)
         torch.get_device_module(device).set_per_process_memory_fraction(min(1.0, left / total), *which)
