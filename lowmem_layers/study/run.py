@@ -49,8 +49,7 @@ def run_study(
     `read` (of tasks) say where the work is done; left out, it is done here.
 
     Raises:
-        RecordError: the folder holds another run, is damaged, in use or cannot be written.
-        LowmemLayersError: the model, the tasks or the budget are unusable.
+        LowmemLayersError: the options, the model or the tasks are unusable, or the folder holds another run or is in use.
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
     specification, announce = spec.resolved(), undisturbed(announce)
