@@ -49,7 +49,7 @@ def run_study(
     `read` (of tasks) say where the work is done; left out, it is done here.
 
     Raises:
-        LowmemLayersError: the options, the model or the tasks are unusable, or the folder holds another run or is in use.
+        LowmemLayersError: options, model or tasks are unusable; the folder holds another run, or is in use.
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
     specification, announce = spec.resolved(), undisturbed(announce)
