@@ -10,6 +10,9 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -77,18 +80,37 @@ def _run_first_kernels(device: torch.device) -> None:
     torch.cuda.empty_cache()
 
 
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """Open NVIDIA's library that knows of cards what CUDA does not say; None where it is missing."""
+    nvml: Any = None
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        nvml = library if library.nvmlInit_v2() == 0 else None
+    try:
+        yield nvml
+    finally:
+        if nvml is not None:
+            nvml.nvmlShutdown()
+
+
+def driver_version() -> str:
+    """Give the version of NVIDIA's driver, as nvidia-smi shows it; nothing where NVML is missing."""
+    text = ctypes.create_string_buffer(80)
+    with _nvml() as nvml:
+        if nvml is not None:
+            nvml.nvmlSystemGetDriverVersion(text, len(text))
+    return text.value.decode()
+
+
 def _used_bytes() -> dict[str, int]:
     """Ask NVML how much of each card is taken, by the card's UUID as torch writes it; nothing where NVML is missing."""
-    try:
-        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2():
-            return {}
-    except (OSError, AttributeError):
-        return {}
     found: dict[str, int] = {}
     count, handle, memory = ctypes.c_uint(), ctypes.c_void_p(), _Memory()
     name = ctypes.create_string_buffer(96)
-    try:
+    with _nvml() as nvml:
+        if nvml is None:
+            return found
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         for index in range(count.value):
             good = (
@@ -98,8 +120,6 @@ def _used_bytes() -> dict[str, int]:
             )
             if good:
                 found[name.value.decode().removeprefix("GPU-")] = int(memory.used)
-    finally:
-        nvml.nvmlShutdown()
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lowmem_layers.model.placement import GPU_CONTEXT_BYTES, ModelBytes, limits_
 
 CUDA = torch.device("cuda")
 MIB = 1 << 20
-FIRST_KERNELS = gpu._run_first_kernels  # what the fixture stands in for
+FIRST_KERNELS, USED_BYTES = gpu._run_first_kernels, gpu._used_bytes  # what the fixture stands in for
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +89,54 @@ def test_without_a_driver_that_answers_it_is_assumed(monkeypatch: pytest.MonkeyP
     gpu.prepare_gpu()
     assert gpu.device_overhead_bytes(CUDA) == GPU_CONTEXT_BYTES
     assert gpu.device_overhead_bytes(torch.device("cpu")) == 0
+
+
+class Nvml:
+    """NVIDIA's library with two cards, the second of which may not be looked at."""
+
+    open = 0
+
+    def nvmlInit_v2(self) -> int:
+        self.open += 1
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        self.open -= 1
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count: Any) -> int:
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index: int, handle: Any) -> int:
+        handle._obj.value = 0x1000 + index
+        return 0
+
+    def nvmlDeviceGetUUID(self, handle: Any, text: Any, _length: int) -> int:
+        text.value = b"GPU-0123-abc" if handle.value == 0x1000 else b"GPU-other"
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
+        memory._obj.used = 5 << 30
+        return 0 if handle.value == 0x1000 else 4  # no permission: the parent of a MIG instance in a container
+
+    def nvmlSystemGetDriverVersion(self, text: Any, _length: int) -> int:
+        text.value = b"580.95.05"
+        return 0
+
+
+def test_the_drivers_counters_are_read_by_the_names_that_torch_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Nvml()
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda _: library)
+    assert USED_BYTES() == {"0123-abc": 5 << 30}
+    assert gpu.driver_version() == "580.95.05"
+    assert library.open == 0
+
+
+def test_without_nvidias_library_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError("no such library")))
+    assert USED_BYTES() == {}
+    assert gpu.driver_version() == ""
 
 
 def test_segments_grow_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
