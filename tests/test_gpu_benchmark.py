@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import torch
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import against, cards, correct, fast, memory
 from benchmarks.gpu.setting import Case, Result, Setting, random_model
+from lowmem_layers.errors import BudgetError
+from lowmem_layers.model.formats import Packed
 
 
 @pytest.fixture
@@ -47,6 +51,70 @@ def test_a_case_that_fails_is_written_down_and_the_next_goes_on(
     assert "## second: 0 of 1 right" in text
     setting.ends = time.monotonic() - 1
     assert "skipped" in command.attempt(setting, fail)
+
+
+def test_another_process_goes_on_where_the_gpu_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal access CUDA gives a process no further answer, not even to the question for free memory."""
+    started: list[list[str]] = []
+
+    def fail() -> Result:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def cases(_: Setting) -> Iterator[Case]:
+        yield "before", lambda: {"figure": 1}
+        yield "broken", fail
+        yield "behind", lambda: {"figure": 2}
+
+    monkeypatch.setattr(command.gc, "collect", lambda: 0)
+    monkeypatch.setattr(command, "SECTIONS", {"first": (cases, 1.0)})
+    monkeypatch.setattr(command.os, "execv", lambda _, words: started.append(words[3:]))
+    words = ["benchmarks.gpu", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr(command.sys, "argv", words)
+    command.main()
+    (again,) = started
+    assert "--go-on" in again
+    monkeypatch.setattr(command.sys, "argv", [words[0], *again])
+    command.main()
+    assert len(started) == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())["sections"]["first"]
+    assert [result.get("figure") for result in found.values()] == [1, None, 2]
+    assert "illegal memory access" in found["broken"]["error"]
+
+
+def test_a_failure_that_is_seen_late_does_not_lose_its_case(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(command.gc, "collect", lambda: 0)
+    monkeypatch.setattr(command, "release_cached", fail)
+    result = command.attempt(setting, lambda: {"figure": 1})
+    assert (result["figure"], result["gpu failed"]) == (1, True)
+    assert "launch failure" in result["error"]
+
+
+def test_a_format_without_a_kernel_here_does_not_lose_the_others(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unpack(packed: Packed, out: torch.Tensor, real: Any = correct.unpack) -> None:
+        if packed.settings.get("quant_type") == "Q4_K" and out.dtype == torch.bfloat16 and len(calls) % 2:
+            raise NotImplementedError("no kernel for these numbers")
+        calls.append(out.dtype)
+        real(packed, out)
+
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(correct, "unpack", unpack)
+    monkeypatch.setattr(correct, "BLOCKS", {name: correct.BLOCKS[name] for name in ("Q4_0", "Q4_K", "Q8_0")})
+    monkeypatch.setitem(sys.modules, "tests.model.test_formats_scaled", None)  # as if pytest were missing
+    result = correct._formats(setting)
+    assert result["wrong"] == ["Q4_K in torch.bfloat16: NotImplementedError: no kernel for these numbers"]
+    assert result["formats"] == 5
+
+
+def test_a_host_that_is_too_small_is_a_failed_case(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system would end the process, and with it all cases behind this one."""
+    monkeypatch.setattr("benchmarks.gpu.setting.available_host_bytes", lambda: 1000)
+    with pytest.raises(BudgetError, match="GiB of host memory are needed"):
+        random_model(setting, "llama-3-8b", "cpu")
 
 
 def test_a_card_is_known_by_the_name_that_its_driver_gives() -> None:

@@ -4,7 +4,8 @@
 
 Models are random packed codes made straight from a shipped shape: no checkpoint, no packing, no network. Each section
 is a list of cases; a case that fails is written down with its error, and the next one goes on. The result is
-gpu.json and gpu.md in the folder, written anew after every case, so that nothing is lost when the time is up.
+gpu.json and gpu.md in the folder, written anew after every case, so that nothing is lost when the time is up. Where a
+kernel fails in such a way that CUDA gives this process no further answer, another process goes on behind that case.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -27,7 +29,9 @@ import transformers
 from benchmarks.gpu import against, cards, ceilings, company, correct, fast, memory
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.setting import Case, Result, Setting, forget_homes
+from lowmem_layers.model.accelerators import release_cached
 from lowmem_layers.model.devices import resolve_device, resolve_dtype, settle_arithmetic
+from lowmem_layers.model.memory import is_machines_fault, is_shortage
 
 # each section's share of the time; what it leaves over goes to those behind it
 SECTIONS: dict[str, tuple[Callable[[Setting], Iterator[Case]], float]] = {
@@ -50,6 +54,7 @@ def main() -> None:
     options.add_argument("--dtype", default="auto")
     options.add_argument("--shape", default="full", choices=["full", "tiny"], help="tiny: to try the command out")
     options.add_argument("--out", type=Path, default=Path(), help="folder of gpu.json and gpu.md")
+    options.add_argument("--go-on", action="store_true", help="leave out the cases that gpu.json there has already")
     chosen = options.parse_args()
     only = chosen.only.split(",") if chosen.only else list(SECTIONS)
     if unknown := sorted(set(only) - set(SECTIONS)):
@@ -57,10 +62,18 @@ def main() -> None:
     device = resolve_device(chosen.device)
     settle_arithmetic(device)
     chosen.out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-", dir=chosen.out) as folder:
         setting = Setting(device, resolve_dtype(chosen.dtype, device), chosen.shape == "tiny", Path(folder))
         about = {"options": {k: str(v) for k, v in vars(chosen).items()}, **versions()}
-        run(setting, only, chosen.minutes, lambda: save(setting, about, chosen.out))
+        if chosen.go_on:
+            setting.found = json.loads((chosen.out / "gpu.json").read_text())["sections"]
+        answers = run(setting, only, chosen.minutes, lambda: save(setting, about, chosen.out))
+    if not answers:
+        print("the GPU failed: a new process goes on with the next case", flush=True)
+        left = max(0.0, chosen.minutes - (time.monotonic() - start) / 60)
+        words = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--go-on", "--minutes", f"{left:.2f}"]
+        os.execv(sys.executable, words)  # in the place of this process, which holds memory of the card
     print((chosen.out / "gpu.md").read_text())
 
 
@@ -70,24 +83,29 @@ def versions() -> Result:
             "cuda": torch.version.cuda, "platform": platform.platform()}  # fmt: skip
 
 
-def run(setting: Setting, only: list[str], minutes: float, keep: Callable[[], None]) -> None:
-    """Run sections one after the other, each within its share of the time."""
+def run(setting: Setting, only: list[str], minutes: float, keep: Callable[[], None]) -> bool:
+    """Run sections one after the other, each within its share of the time. Tell whether the GPU still answers."""
     start = time.monotonic()
     whole = sum(SECTIONS[name][1] for name in only)
     share = 0.0
     for name in only:
         share += SECTIONS[name][1] / whole
         setting.ends = start + share * minutes * 60
-        found = setting.found[name] = {}
+        found = setting.found.setdefault(name, {})
         try:
             for case, measure in SECTIONS[name][0](setting):
+                if case in found:
+                    continue
                 found[case] = attempt(setting, measure)
                 keep()
                 print(f"{time.monotonic() - start:6.1f} s  {name}: {case}: {short(found[case])}", flush=True)
+                if found[case].get("gpu failed"):
+                    return False
         except Exception as error:  # noqa: BLE001 - the list of cases itself; what was found so far is kept
             found["section"] = failure(error)
             keep()
     forget_homes()
+    return True
 
 
 def attempt(setting: Setting, measure: Callable[[], Result]) -> Result:
@@ -101,8 +119,10 @@ def attempt(setting: Setting, measure: Callable[[], Result]) -> Result:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is written down, and the next case goes on
         result = failure(error)
     gc.collect()
-    if setting.is_gpu:
-        torch.cuda.empty_cache()
+    try:
+        release_cached(setting.device)
+    except RuntimeError as error:  # of the case's kernels, seen late
+        result = {**result, **(failure(error) if "error" not in result else {}), "gpu failed": True}
     return {**result, "seconds": round(time.monotonic() - start, 2)}
 
 
@@ -110,7 +130,8 @@ def failure(error: Exception) -> Result:
     """Write an exception down."""
     last = traceback.extract_tb(error.__traceback__)[-4:]
     where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in last]
-    return {"error": f"{type(error).__name__}: {error}"[:600], "where": where}
+    failed = {"gpu failed": True} if is_machines_fault(error) and not is_shortage(error) else {}
+    return {"error": f"{type(error).__name__}: {error}"[:600], "where": where, **failed}
 
 
 def short(result: Result) -> str:

@@ -69,6 +69,8 @@ def _capped(setting: Setting, name: str, cap: int) -> Result:
             result["allocated_peak"] = torch.cuda.max_memory_allocated()
             result["reserved_peak"] = torch.cuda.max_memory_reserved()
             result["process_now"] = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
+            # kernels are loaded when they are first used: more than `overhead` means that too little was counted
+            result["context_now"] = result["process_now"] - torch.cuda.memory_reserved()
             for each in ("num_alloc_retries", "num_ooms"):
                 result[each] = after.get(each, 0) - before.get(each, 0)
             result["foreseen_to_measured"] = foreseen / result["allocated_peak"]

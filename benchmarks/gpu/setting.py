@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lowmem_layers.errors import BudgetError
 from lowmem_layers.forecast.ceilings import random_int8, random_nf4
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -21,6 +22,7 @@ from lowmem_layers.model.homes.home import MemoryHome, largest_layer_bytes
 from lowmem_layers.model.homes.places import Place, is_quantised, streamed_places
 from lowmem_layers.model.homes.staging import StagedFeed, lane_to
 from lowmem_layers.model.homes.store import Feed, GroupKey, StreamingStore
+from lowmem_layers.model.memory import available_host_bytes, release_freed_memory
 from lowmem_layers.model.shape import ModelShape, shape_from, shipped_config
 from lowmem_layers.model.sizes import measure, packed_bytes
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
@@ -107,6 +109,8 @@ def random_model(
         key = (name, target, n_layers, setting.tiny)
         weights = _HOMES.get(key) if home == "cpu" else None
         if weights is None:
+            if home == "cpu":
+                _make_room(made.shape.n_bytes.packed)
             weights = MemoryHome(torch.device("cpu") if home == "cpu" else setting.device)
             _fill(weights, made, target, setting)
             if home == "cpu":
@@ -124,6 +128,19 @@ def random_model(
         store = StreamingStore(made.places, feed, setting.dtype, setting.device, one_expert=one_expert)
         made.module.to(setting.device)
     return DecoderModel(made.module, None, store, {}, made.shape)
+
+
+def _make_room(n_bytes: int) -> None:
+    """Let go of the other models in host memory where there is no room for one more.
+
+    Raises:
+        BudgetError: the host has less memory than it takes; the system would end this process.
+    """
+    if n_bytes > available_host_bytes():
+        forget_homes()
+        release_freed_memory()
+    if n_bytes > (free := available_host_bytes()):
+        raise BudgetError(f"{n_bytes / 2**30:.1f} GiB of host memory are needed, {free / 2**30:.1f} are free")
 
 
 def _lane_bytes(home: MemoryHome) -> int:

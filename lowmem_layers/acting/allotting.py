@@ -9,7 +9,7 @@ it is significant; two formats count as the mean of both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.allotment import allot
 from lowmem_layers.game.answers.interactions import interactions
 from lowmem_layers.game.estimators.weights import largest_window
-from lowmem_layers.game.uncertainty.errors import influence_of, mean_over_tasks
+from lowmem_layers.game.uncertainty.errors import estimate_influence, mean_over_tasks
 from lowmem_layers.game.uncertainty.intervals import Interval, mean_interval
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.model.change import Change, QuantFormat, Runtime
@@ -91,17 +91,12 @@ class Measured:
 
         Shapes: (mixtures,). The interval is that of the sum over sublayers.
         """
+        known = {place: tables for place, tables in enumerate(self.tables) if tables is not None}
         parts = []
-        known = next(tables for tables in self.tables if tables is not None)
-        for task in range(len(known)):
-            lost = np.zeros((known[task].n_items, len(mixtures)))
-            for place, tables in enumerate(self.tables):
-                if tables is None:
-                    continue
-                each = _losses(tables[task])  # (items, players)
-                chosen = np.array([[option == place for option in mixture] for mixture in mixtures])
-                lost += each @ chosen.T.astype(float)
-            parts.append(influence_of(lost, known[task].cluster_codes))
+        for of_task in zip(*known.values(), strict=True):
+            chosen = [np.array([[o == place for o in mixture] for mixture in mixtures], float) for place in known]
+            weights = [each @ _loss_weights(table) for each, table in zip(chosen, of_task, strict=True)]
+            parts.append(estimate_influence(_side_by_side(of_task), np.concatenate(weights, axis=1)))
         found = mean_over_tasks(parts)
         extra = np.zeros(len(mixtures))
         if self.pairs is not None:
@@ -127,7 +122,7 @@ def measured(
     for run in sorted(runs, key=lambda run: run.manifest.change.bits):
         change = run.manifest.change
         halves = half_tables(run, value, held_out=False)
-        found = mean_over_tasks([influence_of(_losses(table), table.cluster_codes) for table in halves])
+        found = mean_over_tasks([estimate_influence(table, _loss_weights(table)) for table in halves])
         options.append(Option(change.name.partition(":")[2], change.bits, change))
         tables.append(tuple(halves))
         losses.append(found.value)
@@ -154,10 +149,22 @@ def measured(
     )  # fmt: skip
 
 
-def _losses(table: ValueTable) -> FloatArray:
-    """Give each item's loss by each single change. Shapes: (items, players)."""
-    singles = [table.column_index((player,)) for player in range(table.n_players)]
-    return table.values[:, [table.column_index(())]] - table.values[:, singles]
+def _loss_weights(table: ValueTable) -> FloatArray:
+    """Give the loss by each single change as weights over coalitions. Shapes: (players, coalitions)."""
+    weights = np.zeros((table.n_players, len(table.coalitions)))
+    weights[:, table.column_index(())] = 1.0
+    weights[range(table.n_players), [table.column_index((player,)) for player in range(table.n_players)]] = -1.0
+    return weights
+
+
+def _side_by_side(tables: Sequence[ValueTable]) -> ValueTable:
+    """Put one task's tables of several formats into one, so that its intervals are those of its kind of value.
+
+    Each column becomes a player of its own. Shapes: the columns follow each other, table by table.
+    """
+    values = np.concatenate([table.values for table in tables], axis=1)
+    names = tuple(f"column {column}" for column in range(values.shape[1]))
+    return replace(tables[0], players=names, coalitions=tuple((column,) for column in range(len(names))), values=values)
 
 
 def _pairs(tables: Sequence[Sequence[ValueTable]], level: float) -> FloatArray | None:

@@ -17,14 +17,15 @@ from lowmem_layers.acting.versions import N_RANDOM, checked_items, held_out_item
 from lowmem_layers.engine.changes import Changes
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.game.answers.allotment import allot
-from lowmem_layers.game.uncertainty.errors import Influence, influence_of, mean_over_tasks
-from lowmem_layers.game.values.table import FloatArray
+from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks
+from lowmem_layers.game.values.table import FloatArray, ValueTable
 from lowmem_layers.model.change import REMOVE, QuantFormat
 from lowmem_layers.model.homes.places import is_quantised
 from lowmem_layers.model.homes.rounding import row_width
 from lowmem_layers.model.load import Inspection
 from lowmem_layers.study.contracts import Prepared
 from lowmem_layers.tasks.items import EncodedItem
+from lowmem_layers.tasks.metrics import metric_named
 
 Mixture = tuple[int, ...]  # an option for each sublayer
 Say = Callable[[str], None]
@@ -139,8 +140,12 @@ def measure_contenders(
         metric = value or run.metric(task)
         values = np.concatenate([values_of(items[index], np.array(scores[index]), metric) for index in chosen])
         codes = np.unique([items[index].cluster for index in chosen], return_inverse=True)[1]
-        own = values @ shares.T  # (items, contenders)
-        parts.append((task, len(chosen), influence_of(own, codes), influence_of(values[:, :1] - own, codes)))
+        names = tuple(f"mixture {place}" for place in range(len(mixtures)))
+        columns = ((), *((place,) for place in range(len(mixtures))))
+        bounded = metric_named(metric).in_unit_interval
+        table = ValueTable(names, columns, values, codes, task=task, in_unit_interval=bounded)
+        lost = np.eye(1, shares.shape[1]) - shares  # (contenders, 1 + mixtures): the full model less the contender
+        parts.append((task, len(chosen), estimate_influence(table, shares), estimate_influence(table, lost)))
     if len(parts) > 1:
         own, lost = mean_over_tasks([part[2] for part in parts]), mean_over_tasks([part[3] for part in parts])
         parts.append(("all", sum(part[1] for part in parts), own, lost))

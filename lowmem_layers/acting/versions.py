@@ -20,7 +20,7 @@ from lowmem_layers.record.identity import fingerprint
 from lowmem_layers.study.contracts import Prepare, Prepared
 from lowmem_layers.study.events import Noted, StageStarted
 from lowmem_layers.tasks.items import EncodedItem
-from lowmem_layers.tasks.metrics import item_values
+from lowmem_layers.tasks.metrics import item_values, metric_named
 
 N_RANDOM = 5
 
@@ -101,10 +101,13 @@ def measure_versions(
     tables = []
     for task in run.tasks:
         chosen = [index for index, item in enumerate(items) if item.task == task]
-        values = [values_of(items[index], scores[index], value or run.metric(task)) for index in chosen]
+        metric = value or run.metric(task)
+        values = [values_of(items[index], scores[index], metric) for index in chosen]
         clusters = np.unique([items[index].cluster for index in chosen], return_inverse=True)[1]
         names = tuple(items[index].id for index in chosen)
-        tables.append(ValueTable(run.manifest.sublayers, coalitions, np.concatenate(values), clusters, names, task))
+        bounded = metric_named(metric).in_unit_interval
+        players, rows = run.manifest.sublayers, np.concatenate(values)
+        tables.append(ValueTable(players, coalitions, rows, clusters, names, task, in_unit_interval=bounded))
     return tables
 
 

@@ -88,11 +88,13 @@ def run_command_line(arguments: Sequence[str]) -> int:
         hint = "change the permissions of it or of a folder above it, or name another place"
         return complain(f"permission denied: {error.filename or error}", hint, 2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_shortage(error):
+        if _is_shortage(error):
+            hint = "give fewer bytes with --max-cpu-memory or --max-gpu-memory, or close other programs"
+            return complain("out of memory", hint, 1)
+        if type(error).__name__ != "AcceleratorError":
             raise
-        return complain(
-            "out of memory", "give fewer bytes with --max-cpu-memory or --max-gpu-memory, or close other programs", 1
-        )
+        hint = "lowmem-layers doctor tries the GPU's kernels; update its driver or torch, or use --device cpu"
+        return complain(f"the GPU failed: {(str(error).splitlines() or [''])[0]}", hint, 1)
     except (BrokenPipeError, SystemExit):
         # The reader of our output has left (`| head`); click turns this into SystemExit(1). There is nobody to tell,
         # and Python must not complain at exit either, when it flushes stdout.

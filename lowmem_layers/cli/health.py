@@ -96,7 +96,10 @@ def _kernels(name: str, *, measure: bool) -> list[Finding]:
     device = resolve_device(cast("Any", name))
     dtype = resolve_dtype("auto", device)
     settle_arithmetic(device)
-    wrong = check_kernels(device, dtype)
+    try:
+        wrong = check_kernels(device, dtype)
+    except RuntimeError as error:  # torch was built without this card's kernels, or its driver is too old
+        return [Finding("kernels", str(error).splitlines()[0], False, "update the driver and torch, or --device cpu")]
     where = f"{device.type} in {dtype_name(dtype)}"
     hint = "computing here gives wrong numbers: update the driver, torch and bitsandbytes, or use --device cpu"
     right = f"NF4, a product and copies are right on {where}"

@@ -26,7 +26,7 @@ from lowmem_layers.game.players.tree import Removed
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import LayerCall, prologue
 from lowmem_layers.model.anatomy.removal import refusing
-from lowmem_layers.model.memory import is_shortage
+from lowmem_layers.model.memory import all_finite, is_machines_fault
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 Inputs = Callable[[Batch], dict[str, Any]]
@@ -119,7 +119,7 @@ def refuse_if_not_causal(model: DecoderModel) -> None:
     except RemovalError:
         raise
     except Exception as error:  # it needs more than text, or runs its layers otherwise than in turn
-        if is_shortage(error):
+        if is_machines_fault(error):
             raise
 
 
@@ -142,6 +142,14 @@ def _check_causal(model: DecoderModel, tokens: list[int]) -> None:
     rows = torch.tensor([tokens, [*tokens[:-1], tokens[-1] - 1]], device=model.device)  # (2, T)
     logits = model.module(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits.float()
     before = logits[:, :-1]  # (2, T − 1, V)
+    if not all_finite(before):
+        name = str(model.dtype).removeprefix("torch.")
+        raise RemovalError(
+            f"{type(model.module).__name__}: its logits are not finite in {name}",
+            "its states are too large for 16 bits: add --dtype float32"
+            if model.dtype == torch.float16
+            else "the weights or the config are damaged",
+        )
     gap, size = (before[0] - before[1]).abs().max().item(), before.abs().max().item()
     if not gap <= (1e-3 if model.dtype.itemsize >= 4 else 3e-2) * max(1.0, size):
         raise RemovalError(

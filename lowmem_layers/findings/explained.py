@@ -19,12 +19,12 @@ def explained_lines(sides: Sequence[tuple[str, Sequence[ValueTable]]]) -> list[s
         if alone is None or paired is None:
             continue
         if not np.isfinite([alone.ci.low, paired.ci.low, alone.predicted, paired.predicted]).all():
-            continue  # a single cluster of items, or too few windows to predict any from the others
+            continue  # too few items, or too few windows to predict any from the others
         lines.append(
             f"windows by {words}: the sum over single sublayers explains {100 * alone.fitted:.1f} % "
             f"[{100 * alone.ci.low:.1f} %, {100 * alone.ci.high:.1f} %] of what {alone.windows:,} of them cost, "
             f"with pairs of neighbours {100 * paired.fitted:.1f} % [{100 * paired.ci.low:.1f} %, "
-            f"{100 * paired.ci.high:.1f} %] (R²; of windows left out of the fit "
-            f"{100 * alone.predicted:.1f} % and {100 * paired.predicted:.1f} %)"
+            f"{100 * paired.ci.high:.1f} %] (R², corrected for the items' noise; with it, of windows left out of the "
+            f"fit, {100 * alone.predicted:.1f} % and {100 * paired.predicted:.1f} %)"
         )
     return [minus(line) for line in lines]

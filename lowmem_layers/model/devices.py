@@ -6,7 +6,7 @@ import torch
 
 from lowmem_layers.errors import ModelError
 from lowmem_layers.model.accelerators import device_memory, is_gpu, is_seen, kind_of, name_of
-from lowmem_layers.model.gpu import device_overhead_bytes, prepare_gpu
+from lowmem_layers.model.gpu import device_overhead_bytes, driver_version, prepare_gpu
 from lowmem_layers.model.spec import DeviceName, DtypeName
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,6 +74,8 @@ def describe_gpu(device: torch.device) -> dict[str, str]:
     found["context_bytes"] = str(device_overhead_bytes(device))
     if torch.version.hip is not None:
         return {**found, "rocm": torch.version.hip}
+    if driver := driver_version():
+        found["driver"] = driver
     return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 

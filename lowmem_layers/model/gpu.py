@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -31,11 +35,13 @@ def prepare_gpu() -> None:
     """Look at the cards before CUDA is initialised, and ask torch for segments that grow.
 
     Tiles differ in size; without such segments the allocator keeps blocks of sizes that are not asked for again. What
-    the user has set stays as it is. Afterwards, this does nothing.
+    the user has set stays as it is. Afterwards, this does nothing. Under Windows (WSL), some drivers fail when a
+    segment is mapped (pytorch/pytorch, issue 192330).
     """
     if torch.cuda.is_initialized() or _before:
         return
-    if sys.platform == "linux" and torch.version.hip is None and not any(name in os.environ for name in _ALLOCATOR):
+    grows = sys.platform == "linux" and "microsoft" not in platform.release().lower() and torch.version.hip is None
+    if grows and not any(name in os.environ for name in _ALLOCATOR):
         os.environ[_ALLOCATOR[tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9)]] = _SETTING
     _before.update(_used_bytes())
 
@@ -63,7 +69,9 @@ def device_overhead_bytes(device: torch.device) -> int:
 
 def _run_first_kernels(device: torch.device) -> None:
     """Load what a run uses: products (cuBLAS and its workspace), masked attention, norms, softmax, indexing."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    # cards older than Volta refuse products of bfloat16, which no run uses there
+    narrow = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    for dtype in (torch.float32, narrow):
         x = torch.ones(1, 4, 64, 64, dtype=dtype, device=device)  # (B, heads, T, D)
         mask = torch.zeros(1, 1, 64, 64, dtype=dtype, device=device)
         y = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask) @ x
@@ -72,18 +80,37 @@ def _run_first_kernels(device: torch.device) -> None:
     torch.cuda.empty_cache()
 
 
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """Open NVIDIA's library that knows of cards what CUDA does not say; None where it is missing."""
+    nvml: Any = None
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+        nvml = library if library.nvmlInit_v2() == 0 else None
+    try:
+        yield nvml
+    finally:
+        if nvml is not None:
+            nvml.nvmlShutdown()
+
+
+def driver_version() -> str:
+    """Give the version of NVIDIA's driver, as nvidia-smi shows it; nothing where NVML is missing."""
+    text = ctypes.create_string_buffer(80)
+    with _nvml() as nvml:
+        if nvml is not None:
+            nvml.nvmlSystemGetDriverVersion(text, len(text))
+    return text.value.decode()
+
+
 def _used_bytes() -> dict[str, int]:
     """Ask NVML how much of each card is taken, by the card's UUID as torch writes it; nothing where NVML is missing."""
-    try:
-        nvml = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2():
-            return {}
-    except (OSError, AttributeError):
-        return {}
     found: dict[str, int] = {}
     count, handle, memory = ctypes.c_uint(), ctypes.c_void_p(), _Memory()
     name = ctypes.create_string_buffer(96)
-    try:
+    with _nvml() as nvml:
+        if nvml is None:
+            return found
         nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         for index in range(count.value):
             good = (
@@ -93,8 +120,6 @@ def _used_bytes() -> dict[str, int]:
             )
             if good:
                 found[name.value.decode().removeprefix("GPU-")] = int(memory.used)
-    finally:
-        nvml.nvmlShutdown()
     return found
 
 
@@ -106,5 +131,6 @@ def cap_allocator(device: torch.device, n_bytes: int | None) -> None:
     if is_gpu(device):
         total = device_memory(device)[1]
         left = total if n_bytes is None else max(0, n_bytes - device_overhead_bytes(device))
-        which = () if device.type == "mps" else (device,)  # there is one, so it takes none
+        # CUDA's refuses a device without an index, which means the current one; Apple's takes none, since there is one
+        which = () if device.index is None or device.type == "mps" else (device,)
         torch.get_device_module(device).set_per_process_memory_fraction(min(1.0, left / total), *which)

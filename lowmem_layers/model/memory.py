@@ -21,6 +21,7 @@ _SHORTAGES = (
     "can't allocate memory",
     "not enough memory",
     "STATUS_ALLOC_FAILED",
+    "STATUS_NOT_INITIALIZED when calling `cublasCreate",  # for a thread's handle there is no room on a full card
     "can't start new thread",
 )
 
@@ -68,6 +69,10 @@ def release_model() -> None:
     release_freed_memory()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+        # pinned host memory is kept by an allocator of its own; the first name is new, the second as old as we accept
+        empty = getattr(torch._C, "_accelerator_emptyHostCache", None) or getattr(torch._C, "_host_emptyCache", None)
+        if empty is not None:
+            empty()
 
 
 @contextmanager
@@ -96,6 +101,15 @@ def is_shortage(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
+
+
+def is_machines_fault(error: BaseException) -> bool:
+    """Tell whether an exception says something of the machine, and nothing of the code that it came out of.
+
+    A GPU that failed once (AcceleratorError) fails in everything after that.
+    """
+    failed = getattr(torch, "AcceleratorError", ())  # newer than the oldest torch we accept
+    return is_shortage(error) or isinstance(error, failed)
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

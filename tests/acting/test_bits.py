@@ -239,3 +239,34 @@ def test_a_mixture_is_written_for_the_program_that_runs_it(studies, tmp_path, na
     assert (tmp_path / "out" / "formats.csv").read_text().splitlines()[1] == f"attn.0,{name}"
     with pytest.raises(UsageError):
         write_files(found, known, (0,) * 6, tmp_path / "out")
+
+
+class AlwaysRight(ChangingEngine):
+    """Give the right answer whatever is changed: no item tells anything of a loss of accuracy."""
+
+    def changed(self, changes):
+        return AlwaysRight(self.seed, self.tile_items, changes=changes)
+
+    def _block(self, item, coalitions):
+        row = np.full(len(item.choices), -3.0)
+        row[item.gold] = -1.0
+        return np.tile(row, (len(coalitions), 1))
+
+
+def test_accuracies_have_the_intervals_of_accuracies(tmp_path):
+    """A dozen items that all stay right do not prove a loss of exactly 0, and no accuracy lies outside 0 and 1."""
+    change = parse_change("quantise:q4_0")
+    bench = Bench(engine=AlwaysRight(changes=Changes.alike(6, change)), n_items=30)
+    spec = StudySpec(tasks=("one", "three"), max_removed=2, change=change.name)
+    known = measured([run_study(spec, tmp_path / "r", prepare=bench.prepare)], "acc", None)
+    assert (known.loss == 0).all()
+    assert (known.upper > 0.05).all(), "what no item has lost may still be lost by others"
+    _, foreseen = known.foreseen([(0,) * 6])
+    assert foreseen.low[0] < -0.05 < 0.05 < foreseen.high[0]
+    prepared = bench.prepare(known.runs[0].manifest.resolved, lambda _: None)
+    table = measure_contenders(known, prepared, [Contender("x", ((0,) * 6,), 4.5)], "acc", lambda _: None).to_pylist()
+    for row in table:
+        assert row["value"] == 1.0
+        assert 0.5 < row["ci_low"] < 0.95
+        assert row["ci_high"] == 1.0
+        assert row["loss_ci_low"] < -0.02 < 0.02 < row["loss_ci_high"]

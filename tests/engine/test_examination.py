@@ -165,6 +165,17 @@ def test_a_model_whose_predictions_see_later_tokens_is_refused():
         ready_engine(DecoderModel(module))
 
 
+def test_states_too_large_for_16_bits_are_called_so():
+    """As Gemma's on a card without bfloat16: everything is NaN, which says nothing about what sees what."""
+    module = tiny_model("llama", dtype=torch.float16)
+    with torch.no_grad():
+        module.model.embed_tokens.weight.mul_(3e4)
+        module.model.layers[0].mlp.down_proj.weight.fill_(6e4)
+    with pytest.raises(RemovalError, match="its logits are not finite in float16") as caught:
+        ready_engine(DecoderModel(module))
+    assert "--dtype float32" in caught.value.hint
+
+
 def test_a_model_whose_layers_share_keys_and_values_is_refused_before_it_is_loaded():
     module = tiny_model("llama")
     module.config.num_kv_shared_layers = 2

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from lowmem_layers.cli.entry import run_command_line
 from lowmem_layers.engine import engine as engines
 from lowmem_layers.engine.engine import ready_engine
 from lowmem_layers.engine.sweep import Sizes, Sweep
 from lowmem_layers.errors import RemovalError, ShortageError
+from lowmem_layers.model.anatomy import branches
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.removal import refusing
 from lowmem_layers.model.memory import is_shortage
@@ -24,6 +26,7 @@ SHORTAGES = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("can't start new thread"),  # no room for its stack
     MemoryError(),
 ]
@@ -85,6 +88,37 @@ def test_a_shortage_is_never_taken_for_a_fault_of_the_models_code(model, error) 
     with pytest.raises(type(error)) as caught, refusing(model.module, "tested"):
         raise error
     assert not isinstance(caught.value, RemovalError)
+
+
+@pytest.mark.parametrize("words", ["an illegal memory access was encountered", "no kernel image is available"])
+def test_a_gpu_that_fails_is_never_taken_for_a_fault_of_the_models_code(model, words, monkeypatch, capsys) -> None:
+    error = torch.AcceleratorError(f"CUDA error: {words}\nFor debugging consider …")
+    assert not is_shortage(error)
+    with pytest.raises(torch.AcceleratorError), refusing(model.module, "tested"):
+        raise error
+    engine = ready_engine(model, layout="rows")
+    failing(monkeypatch, error, above=0)
+    with pytest.raises(torch.AcceleratorError):
+        engine.score(random_items(2), COALITIONS)
+    assert not engine.narrowed
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("lowmem_layers.cli.app.app.main", fail)
+    assert run_command_line(["run"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"error: the GPU failed: CUDA error: {words}"
+    assert len(said) == 2
+
+
+def test_the_form_of_a_branch_is_not_looked_for_on_a_gpu_that_fails(monkeypatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(branches, "branch_output", fail)
+    with pytest.raises(torch.AcceleratorError):
+        ready_engine(DecoderModel(tiny_model("llama")))
 
 
 def test_a_shortage_while_the_model_is_examined_is_raised_as_it_is(monkeypatch) -> None:

@@ -67,4 +67,11 @@ def test_doctor_says_what_is_wrong_with_a_kernel(
     said = capfd.readouterr()
     assert "BAD  kernels" in said.out
     assert "update the driver" in said.err
+
+    def fail(*_: object) -> None:  # torch was built without the card's kernels
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\n…")
+
+    monkeypatch.setattr(ceilings, "check_kernels", fail)
+    assert run_command_line(["doctor", "--device", "cpu"]) == 1
+    assert "BAD kernels CUDA error: no kernel image" in " ".join(capfd.readouterr().out.split())
     assert run_command_line(["doctor", "--device", "tpu"]) == 2

@@ -57,3 +57,34 @@ def test_nothing_to_explain():
     single = tuple(windows(N, 1))
     table = ValueTable(tuple(f"p{i}" for i in range(N)), single, np.random.default_rng(0).normal(0, 1, (5, N + 1)))
     assert explained([table], pairs=False) is None
+
+
+def test_the_items_noise_does_not_lower_r_squared():
+    """R² of accuracies is that of the chances to be right, not of the counts."""
+    rng = np.random.default_rng(3)
+    cost = rng.uniform(0.0, 0.12, N)
+    chance = np.array([0.9 - cost[list(removed)].sum() - 0.1 * (len(removed) == 3) for removed in COALITIONS])
+    noisy = rng.random((30_000, 1)) + rng.normal(0, 0.1, (30_000, len(COALITIONS)))
+    everybody = (noisy < chance).astype(float)
+    whole = explained([ValueTable(tuple(f"p{i}" for i in range(N)), COALITIONS, everybody)], pairs=False)
+    assert whole is not None
+    found = []
+    for items in everybody[:9_000].reshape(150, 60, -1):
+        fit = explained([ValueTable(tuple(f"p{i}" for i in range(N)), COALITIONS, items)], pairs=False)
+        assert fit is not None
+        found.append((fit.fitted - whole.fitted, fit.ci.low <= whole.fitted <= fit.ci.high))
+    bias, covered = np.mean(found, axis=0)
+    assert abs(bias) < 0.02
+    assert covered >= 0.87
+
+
+@pytest.mark.parametrize("n_changed", [0, 1])
+def test_few_items_or_a_single_one_that_changes_give_no_interval_of_no_width(n_changed):
+    """68.6 % [68.6 %, 68.6 %] stood there: all differences came from one item, and leaving others out shows nothing."""
+    rng = np.random.default_rng(4)
+    for n_items in (5, 30):
+        values = np.ones((n_items, len(COALITIONS)))
+        values[:n_changed, 1:] = rng.integers(0, 2, (n_changed, len(COALITIONS) - 1))
+        fit = explained([ValueTable(tuple(f"p{i}" for i in range(N)), COALITIONS, values)], pairs=False)
+        assert fit is None or np.isnan(fit.ci.low)
+        assert (fit is None) == (n_changed == 0)

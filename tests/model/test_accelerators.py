@@ -35,7 +35,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
     monkeypatch.setattr(torch.xpu, "mem_get_info", lambda _: (6 * GIB, 8 * GIB))
     monkeypatch.setattr(torch.xpu, "get_device_name", lambda _: "A card")
-    monkeypatch.setattr(torch.xpu, "set_per_process_memory_fraction", lambda part, _: done.update(fraction=part))
+    monkeypatch.setattr(torch.xpu, "set_per_process_memory_fraction", lambda part, *_: done.update(fraction=part))
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 8 * GIB)
     monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 2 * GIB)
     monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", lambda part: done.update(fraction=part))

@@ -80,6 +80,9 @@ class LazyTensor:
     def __getitem__(self, index: Any) -> LazyTensor:
         return LazyTensor(self.data[index], self.current)
 
+    def record_stream(self, stream: LazyStream) -> None:
+        self.data.recorded_on = stream  # type: ignore[attr-defined]
+
     def copy_(self, source: torch.Tensor, *, non_blocking: bool) -> None:
         assert non_blocking
         self.current().add(lambda: copy(source, self.data))
@@ -173,6 +176,14 @@ def test_every_kernel_sees_its_own_layer(order: tuple[bool, bool], monkeypatch: 
     device = Device(hurry=order)
     install(device, monkeypatch)
     assert kernels_see_their_layers(device, CudaLane(N_BYTES, torch.device("cuda")))
+
+
+def test_a_device_buffer_outlives_the_copies_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that is given up leaves a copy under way; torch reuses memory that it does not know to be in use."""
+    device = Device(hurry=(False, False))
+    install(device, monkeypatch)
+    lane: Any = CudaLane(N_BYTES, torch.device("cuda"))
+    assert [buffer.data.recorded_on for buffer in lane._there] == [lane._stream] * 2
 
 
 WITHOUT: dict[str, Callable[..., Any]] = {

@@ -50,7 +50,9 @@ def test_the_record_names_the_gpu_and_what_runs_on_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: card)
     monkeypatch.setattr("torch.version.hip", hip)
     monkeypatch.setattr(devices, "device_overhead_bytes", lambda _: 400 << 20)
+    monkeypatch.setattr(devices, "driver_version", lambda: "580.95.05")
     found = describe_gpu(CUDA)
+    assert found.get("driver") == ("580.95.05" if hip is None else None)
     assert found["context_bytes"] == str(400 << 20)
     assert (found["name"], found["capability"], found["memory_bytes"]) == ("A card", "8.9", str(24 << 30))
     assert found.get("rocm") == hip

@@ -20,7 +20,7 @@ from torch import nn
 from lowmem_layers.model.anatomy.dissection import LayerAnatomy
 from lowmem_layers.model.anatomy.forward import LayerCall
 from lowmem_layers.model.anatomy.removal import layer_without
-from lowmem_layers.model.memory import is_shortage
+from lowmem_layers.model.memory import is_machines_fault
 
 Arguments = Mapping[str, tuple[str | int | None, Any]]
 """A sublayer's parameter → the layer's argument of that name or position (None: there is none), and a constant."""
@@ -94,7 +94,7 @@ def find_form(
         try:
             output = branch_output(layer, kind, form, x, call)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-            if is_shortage(error):  # says nothing about the form
+            if is_machines_fault(error):  # says nothing about the form
                 raise
             return False  # another layer's form: its modules or arguments are not this one's
         return output.shape == x.shape and torch.equal((x + output) * layer.scale, expected)

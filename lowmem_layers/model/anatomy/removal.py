@@ -18,7 +18,7 @@ from torch import nn
 
 from lowmem_layers.errors import LowmemLayersError, RemovalError
 from lowmem_layers.model.anatomy.dissection import Anatomy, Answer, LayerAnatomy
-from lowmem_layers.model.memory import is_shortage
+from lowmem_layers.model.memory import is_machines_fault
 
 _UNDRIVEN = "this family's layers cannot be driven one at a time; it can't be ablated exactly"
 
@@ -53,15 +53,15 @@ def refusing(model: nn.Module, when: str, hint: str = _UNDRIVEN) -> Iterator[Non
     """Turn whatever a model's own code raises while it is tested into a refusal of the model.
 
     Raises:
-        RemovalError: an exception came out of the `with` block. Refusals, a lack of memory and a disk that cannot be
-            read are raised as they are.
+        RemovalError: an exception came out of the `with` block. Refusals, a lack of memory, a GPU that fails and a
+            disk that cannot be read are raised as they are.
     """
     try:
         yield
     except (LowmemLayersError, OSError):
         raise
     except Exception as error:
-        if is_shortage(error):
+        if is_machines_fault(error):
             raise
         first_line = (str(error).strip() or "no message").splitlines()[0]
         raise RemovalError(

@@ -34,8 +34,8 @@ def mxfp4(blocks: torch.Tensor) -> torch.Tensor:
 def nvfp4(blocks: torch.Tensor) -> torch.Tensor:
     """Unpack `block_nvfp4 {uint8 d[4]; uint8 qs[32]}`: a scale, half an unsigned E4M3, for each 16 numbers."""
     scales = blocks[:, :4]
-    exponents, mantissas = ((scales >> 3) & 15).int(), (scales & 7).float()
-    normal = torch.ldexp(1.0 + mantissas / 8.0, exponents - 7)
+    exponents, mantissas = ((scales >> 3) & 15).int(), (scales & 7).int()
+    normal = (((exponents + 120) << 23) | (mantissas << 20)).view(torch.float32)  # (1 + m / 8) × 2^(e − 7), by its bits
     steps = torch.where(exponents == 0, mantissas * 2.0**-9, normal) * 0.5
     steps = torch.where((scales == 0) | (scales == 0x7F), torch.zeros_like(steps), steps)  # (blocks, 4)
     codes = fields(blocks[:, 4:].reshape(-1, 4, 8), 4, 2).reshape(-1, 4, 16)

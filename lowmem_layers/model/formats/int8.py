@@ -68,7 +68,8 @@ class Int8:
         """
         exact = weight.detach().float()
         largest = exact.abs().amax(dim=-1, keepdim=True)  # (..., rows, 1)
-        scale = torch.where(largest > 0, largest, torch.ones_like(largest)) / _LEVELS
+        # by a tensor: CUDA multiplies by the rounded reciprocal of a number
+        scale = torch.where(largest > 0, largest, torch.ones_like(largest)) / torch.full_like(largest, _LEVELS)
         levels = (exact / scale).round().clamp(-_LEVELS, _LEVELS).to(torch.int8)
         return Packed(self, tuple(weight.shape), {"weight": levels, "scale": scale})
 

@@ -34,7 +34,7 @@ def _nearest(x: torch.Tensor) -> torch.Tensor:
 
 
 def _over(number: float, x: torch.Tensor) -> torch.Tensor:
-    """Divide a number by x; `number / x` multiplies by the rounded reciprocal."""
+    """Divide a number by x; `number / x` multiplies by the rounded reciprocal, as `x / number` does on CUDA."""
     return torch.tensor(number, dtype=torch.float32, device=x.device) / x
 
 
@@ -161,7 +161,7 @@ def _shared(values: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]
     """
     largest = values.amax(1, keepdim=True).clamp_(min=0)
     codes = _codes(_over(top, largest) * values, 0, top)
-    return (largest / top).half(), torch.where(largest > 0, codes, torch.zeros_like(codes))
+    return (largest / torch.full_like(largest, top)).half(), torch.where(largest > 0, codes, torch.zeros_like(codes))
 
 
 def _final(

@@ -22,7 +22,7 @@ _CONTRADICTION = "the checkpoint's quantisation config contradicts its tensors"
 _WORD = 32
 # the sixteen numbers of four-bit floats (OCP Microscaling 1.0, E2M1)
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-_EXPONENT_BIAS = 127
+_LEAST_POWER = 1 << 22  # the bits of 2^−127, a subnormal float32: what E8M0's 0 stands for
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,9 @@ def _numbers(piece: Packed) -> torch.Tensor:
 def _scales(piece: Packed) -> torch.Tensor:
     """Compute the blocks' scales. Shapes: (row blocks, column blocks) in float32."""
     stored = piece.parts["scales"]
-    if stored.dtype == torch.uint8:  # exponents of two (E8M0), exactly
-        scales = torch.ldexp(torch.ones_like(stored, dtype=torch.float32), stored.int() - _EXPONENT_BIAS)
+    if stored.dtype == torch.uint8:  # exponents of two (E8M0), by their bits: a GPU's powers may be rounded
+        exponents = stored.int()
+        scales = torch.where(exponents == 0, _LEAST_POWER, exponents << 23).view(torch.float32)
     else:
         scales = stored.float()
     factor = piece.parts.get("factor")

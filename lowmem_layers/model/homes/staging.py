@@ -69,6 +69,8 @@ class CudaLane:
         self._host = [torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True) for _ in range(N_BUFFERS)]
         self._there = [torch.empty(n_bytes, dtype=torch.uint8, device=device) for _ in range(N_BUFFERS)]
         self._stream = torch.cuda.Stream(device)
+        for buffer in self._there:  # a sweep that was given up may still copy into it when it is freed
+            buffer.record_stream(self._stream)
         self._stream.wait_stream(torch.cuda.current_stream(device))  # kernels may still use what lay there before
         self._copied = [torch.cuda.Event() for _ in range(N_BUFFERS)]
         self._used = [torch.cuda.Event() for _ in range(N_BUFFERS)]
