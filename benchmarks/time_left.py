@@ -50,7 +50,11 @@ def main() -> None:
     options = parser.parse_args()
     tasks = tuple(options.tasks.split(","))
     spec = StudySpec(
-        tasks=tasks, data_dir=options.data_dir, limit=options.limit, max_removed=options.max_removed, threads=1
+        tasks=tasks,
+        data_dir=None if tasks == ("quick",) else options.data_dir,
+        limit=options.limit,
+        max_removed=options.max_removed,
+        threads=1,
     )
     oracle = Oracle()
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-") as folder:

@@ -112,6 +112,14 @@ def show(
     """
     from pathlib import Path
 
+    from lowmem_layers.record.spec import StudySpec
+    from lowmem_layers.record.unused import check_used
+
+    given = StudySpec(
+        tasks=(name,), data_dir=data_dir, fewshot=fewshot, fewshot_file=fewshot_file, include_path=include_path,
+        trust_task_code=trust_task_code,
+    )  # fmt: skip
+    check_used(given)
     from lowmem_layers.tasks import load_tasks
     from lowmem_layers.tasks.show import printable, show_items
 

@@ -23,6 +23,7 @@ from lowmem_layers.record.spec import (
     QUANTISATIONS,
     StudySpec,
 )
+from lowmem_layers.record.unused import check_used
 
 MODEL, TASK, REMOVED = "Model", "Task", "What is removed and estimated"
 MEMORY, OUTPUT = "Memory and device", "Output"
@@ -221,8 +222,14 @@ def worker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def spec_from(options: dict[str, Any]) -> StudySpec:
-    """Make the spec of the options that were passed."""
+    """Make the spec of the options that were passed.
+
+    Raises:
+        UsageError: one of them would change nothing.
+    """
     tasks = options.pop("tasks")
     if tasks is not None:
         tasks = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    return StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)
+    spec = StudySpec(tasks=tasks, cache=not options.pop("no_cache"), **options)
+    check_used(spec)
+    return spec

@@ -183,7 +183,7 @@ def read_tasks(spec: Specification) -> list[Task]:
 
     Raises:
         TaskError: a task or its data is unusable.
-        UsageError: the value that importance is measured by needs what their items lack.
+        UsageError: a task's own metric, or the value that importance is measured by, needs what its items lack.
     """
     from lowmem_layers.tasks import load_tasks
     from lowmem_layers.tasks.metrics import check_allowed, metric_named
@@ -200,10 +200,10 @@ def read_tasks(spec: Specification) -> list[Task]:
         include_path=Path(spec.include_path) if spec.include_path else None,
         trust_task_code=spec.trust_task_code,
     )
-    if spec.value is not None:
-        items = [item for task in tasks for item in task.items]
-        has_choices = all(len(item.continuations) > 1 for item in items)
-        check_allowed(metric_named(spec.value), has_choices, all(item.asks_likeliest for item in items))
+    for task in tasks:
+        has_choices = all(len(item.continuations) > 1 for item in task.items)
+        for name in filter(None, (task.metric, spec.value)):
+            check_allowed(metric_named(name), has_choices, all(item.asks_likeliest for item in task.items), task.name)
     return tasks
 
 

@@ -23,6 +23,7 @@ from lowmem_layers.record.manifest import Manifest, Status
 from lowmem_layers.record.run_json import RUN_FILE, write_manifest
 from lowmem_layers.record.scores import SCORES_FOLDER, read_table, write_table
 from lowmem_layers.record.spec import Specification, StudySpec, default_folder
+from lowmem_layers.record.unused import check_used
 from lowmem_layers.record.values import CollectedValues
 from lowmem_layers.study.contracts import Engine, Prepare, Prepared, ReadTasks
 from lowmem_layers.study.description import describe_run
@@ -48,11 +49,11 @@ def run_study(
     `read` (of tasks) say where the work is done; left out, it is done here.
 
     Raises:
-        RecordError: the folder holds another run, is damaged, in use or cannot be written.
-        LowmemLayersError: the model, the tasks or the budget are unusable.
+        LowmemLayersError: options, model or tasks are unusable; the folder holds another run, or is in use.
         KeyboardInterrupt: interrupted; the record is consistent and the same call resumes.
     """
     specification, announce = spec.resolved(), undisturbed(announce)
+    check_used(specification.passed)
     folder = Path(out) if out is not None else default_folder(specification)
     if prepare is None:
         from lowmem_layers.study.prepare import prepare_study, read_tasks
@@ -96,7 +97,13 @@ def _complete(folder: Path, known: Manifest, specification: Specification, read:
     except DamagedError:
         return None  # the items: they are written anew
     earlier.read_all()
-    return None if earlier.damaged else Run(folder, known, run.values)
+    if earlier.damaged:
+        return None
+    if known.resolved.value != specification.value:  # no number of the record: how it is looked at, from now on
+        passed = replace(known.passed, value=specification.passed.value)
+        known = replace(known, resolved=replace(known.resolved, passed=passed, value=specification.value))
+        write_manifest(folder, known)
+    return Run(folder, known, run.values)
 
 
 def _settled(

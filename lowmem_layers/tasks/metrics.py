@@ -86,7 +86,7 @@ def metric_named(name: str) -> Metric:
     raise UsageError(f"there is no value {name!r}", f"{did_you_mean(name, VALUES)}values: {', '.join(VALUES)}")
 
 
-def check_allowed(metric: Metric, has_choices: bool, has_likeliest: bool) -> None:
+def check_allowed(metric: Metric, has_choices: bool, has_likeliest: bool, task: str = "") -> None:
     """See that items have what a metric compares: several choices, or what the likeliest tokens would have had.
 
     Raises:
@@ -94,7 +94,7 @@ def check_allowed(metric: Metric, has_choices: bool, has_likeliest: bool) -> Non
     """
     if metric.needs_choices and not has_choices:
         raise UsageError(
-            f"{metric.name} compares choices, and some items have only one",
+            f"{metric.name} compares choices, and some items{task and f' of {task}'} have only one",
             "use loglikelihood or nll_per_byte for text, greedy for continuations",
         )
     if metric.needs_likeliest and not has_likeliest:
@@ -118,8 +118,8 @@ def item_values(
     NaN is never chosen, and an item whose gold choice has NaN is wrong. Minus infinity is the smallest number.
     `loglikelihood` and `nll_per_byte` pass on what the gold choice has. `full` is the full model's coalition, with
     which `kl` compares: NaN where a choice of either is NaN, minus infinity where one that the full model holds
-    possible has become impossible. `margin` and `probability` are NaN where any
-    choice of the item is NaN, and where all choices are minus infinity.
+    possible has become impossible. `margin` and `probability` are NaN where any choice of the item is NaN, and where
+    all choices are minus infinity.
 
     Shapes: `loglikelihoods` (items, coalitions, choices), NaN beyond an item's own choices; `gold` (items,);
         `choice_chars` and `choice_bytes` (items, choices), 0 beyond an item's own choices. Result (items, coalitions).

@@ -104,6 +104,20 @@ def test_a_complete_run_is_given_back_without_loading_a_model(tmp_path, bench, s
         run_study(spec, tmp_path / "r", prepare=refuse, read=lambda _: changed)
 
 
+def test_a_complete_run_is_shown_by_the_value_that_is_asked_for_now(tmp_path, bench, spec):
+    whole = bench()
+    first = run_study(spec, tmp_path / "r", prepare=whole.prepare)
+    tasks, before = whole.prepare(spec.resolved(), lambda _: None).tasks, digests(first.folder)
+    asked = replace(spec, value="margin")
+    again = run_study(asked, tmp_path / "r", prepare=whole.prepare, read=lambda _: tasks)
+    assert again.findings.sides[-1].value == "margin"
+    assert open_run(tmp_path / "r").findings.sides[-1].value == "margin", "the report says the same"
+    assert open_run(tmp_path / "r").manifest.passed == asked
+    back = run_study(spec, tmp_path / "r", prepare=whole.prepare, read=lambda _: tasks)
+    assert back.findings.sides[-1].value == first.findings.sides[-1].value
+    assert digests(tmp_path / "r") == before
+
+
 def test_an_unfinished_run_loads_its_model(tmp_path, bench, engine, spec):
     made = bench(engine=engine(fail_at=2))
     with pytest.raises(KeyboardInterrupt):

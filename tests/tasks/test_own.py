@@ -6,7 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowmem_layers.errors import TaskError
+from lowmem_layers import StudySpec
+from lowmem_layers.errors import TaskError, UsageError
+from lowmem_layers.study.prepare import read_tasks
 from lowmem_layers.tasks import load_tasks
 from lowmem_layers.tasks.own import read_own_task
 
@@ -172,3 +174,18 @@ def test_any_text_is_read_or_refused(text, tmp_path):
     path.write_text(text, encoding="utf-8", newline="")
     with pytest.raises(TaskError):
         read_own_task(path)
+
+
+def test_a_metric_that_the_items_do_not_allow_is_refused_before_anything_is_measured(write, tmp_path, jsonl):
+    """A run of items with one choice each was measured to its end, and failed there."""
+
+    jsonl(tmp_path / "one.jsonl", [{"q": "Tin is a", "o": ["metal"]}, {"q": "Rain is", "o": ["wet"]}])
+    text = 'data = "one.jsonl"\ncontext = "{{ q }}"\nchoices = "o"\ngold = 0\n'
+    for said, message in (("acc_norm", "acc_norm compares choices, and some items of mine"), ("greedy", "greedy asks")):
+        path = write(text + f'metric = "{said}"\n')
+        with pytest.raises(UsageError, match=message):
+            read_tasks(StudySpec(tasks=(path,), value="loglikelihood").resolved())
+    path = write(text + 'metric = "loglikelihood"\n')
+    assert len(read_tasks(StudySpec(tasks=(path,)).resolved())[0].items) == 2
+    with pytest.raises(UsageError, match="acc compares choices"):
+        read_tasks(StudySpec(tasks=(path,), value="acc").resolved())
