@@ -30,7 +30,7 @@ from benchmarks.gpu import against, cards, ceilings, company, correct, fast, mem
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.setting import Case, Result, Setting, forget_homes
 from lowmem_layers.model.accelerators import release_cached
-from lowmem_layers.model.devices import resolve_device, resolve_dtype, settle_arithmetic
+from lowmem_layers.model.devices import resolve_device, resolve_dtype, settle_for_models
 from lowmem_layers.model.memory import is_machines_fault, is_shortage
 
 _MOST_PROCESSES = 8  # a card that fails in every case is not asked a hundred times
@@ -62,7 +62,7 @@ def main() -> None:
     if unknown := sorted(set(only) - set(SECTIONS)):
         sys.exit(f"there is no section {', '.join(unknown)}: choose from {', '.join(SECTIONS)}")
     device = resolve_device(chosen.device)
-    settle_arithmetic(device)
+    settle_for_models(device)
     chosen.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-", dir=chosen.out) as folder:

@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ _COALITIONS = [(), (0,), (1,), (0, 1), (0, 2), (3,), (1, 3)]
 def cases(setting: Setting) -> Iterator[Case]:
     """List what is compared, the likeliest faults first."""
     yield "formats", lambda: _formats(setting)
+    yield "masked attention", lambda: _attention(setting)
     yield "homes", lambda: _homes(setting)
     yield "one expert at a time", lambda: _one_expert(setting)
     from tests.families import FAMILIES, HYBRIDS
@@ -117,6 +119,31 @@ def _formats(setting: Setting) -> Result:
             if not torch.equal(found.cpu().nan_to_num(), expected.nan_to_num()):
                 wrong.append(f"{name} in {dtype}: by up to {(found.cpu() - expected).abs().max().item():.3g}")
     return {"right": not wrong, "formats": len(packed), "wrong": wrong, "not compared": missing}
+
+
+def _attention(setting: Setting) -> Result:
+    """Compare masked attention with the CPU's in float64, at lengths around the sizes of a kernel's blocks.
+
+    With one, a few and all heads of keys and values, as transformers calls the kernel for each of them.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    attend: Any = sdpa_attention_forward
+    generator, gaps = torch.Generator().manual_seed(0), dict[str, float]()
+    for key_heads, width in ((1, 64), (2, 128), (8, 80), (1, 256)):
+        module: Any = SimpleNamespace(num_key_value_groups=8 // key_heads, is_causal=True)
+        worst = 0.0
+        for length in (1, 2, 7, 31, 32, 33, 34, 63, 64, 65, 66, 97, 127, 128, 129, 193, 257):
+            q, k, v = (torch.randn(3, heads, length, width, generator=generator) for heads in (8, key_heads, key_heads))
+            hidden = torch.rand(3, 1, length, length, generator=generator) > 0.5
+            mask = torch.zeros(hidden.shape).masked_fill_(hidden & ~torch.eye(length, dtype=torch.bool), -1e4)
+            given = [each.to(setting.dtype) for each in (q, k, v, mask)]
+            expected = attend(module, *(each.double() for each in given))[0]
+            found = attend(module, *(each.to(setting.device) for each in given))[0]
+            worst = max(worst, (found.cpu().double() - expected).abs().max().item())
+        gaps[f"{key_heads} heads of keys, width {width}"] = worst
+    limit = 0.05 if setting.dtype.itemsize == 2 else 5e-5  # a mask read in a wrong place is off by about 1
+    return {"right": all(each <= limit for each in gaps.values()), "limit": limit, **gaps}
 
 
 class _SlowHome:
