@@ -26,6 +26,7 @@ from lowmem_layers.acting.mixtures import bits_in, contenders, measure_contender
 from lowmem_layers.acting.proxies import block_influence_version
 from lowmem_layers.acting.prune import FORMS
 from lowmem_layers.acting.versions import Version, measure_versions, random_version, version_table
+from lowmem_layers.engine import Engine
 from lowmem_layers.engine.changes import Changes
 from lowmem_layers.findings.run import Run
 from lowmem_layers.model.change import parse_change
@@ -51,7 +52,9 @@ class OneModel:
         if self._first is None:
             self._first = prepare_study(replace(spec, change="remove"), announce, earlier)
         changes = Changes.alike(len(self._first.players), parse_change(spec.change), shelf=self._shelf)
-        return replace(self._first, engine=self._first.engine.changed(changes))  # pyright: ignore
+        engine = self._first.engine
+        assert isinstance(engine, Engine)  # what `prepare_study` makes without workers
+        return replace(self._first, engine=engine.changed(changes))
 
 
 def measure(asked: argparse.Namespace) -> None:

@@ -36,7 +36,8 @@ def tables_of(n_items: int, effect: float) -> tuple[FloatArray, FloatArray]:
     """List (b, c) on a grid that holds all but a negligible part of the probability. Shapes: (b, c) twice."""
     expected = n_items * effect + 3.0
     broken, repaired = np.arange(int(expected + 4.0 * expected**0.5 + 3.0)), np.arange(MOST_REPAIRED)
-    return tuple(x.astype(float) for x in np.meshgrid(broken, repaired, indexing="ij"))  # type: ignore[return-value]
+    table_broken, table_repaired = np.meshgrid(broken, repaired, indexing="ij")
+    return table_broken.astype(float), table_repaired.astype(float)
 
 
 def log_probability(
@@ -61,7 +62,7 @@ def steps(shape: tuple[int, int]) -> coo_array:
     implied, rejected = (np.concatenate([one.ravel(), two.ravel()]) for one, two in zip(more, fewer, strict=True))
     row, size = np.arange(len(implied)), place.size
     many = coo_array((np.repeat([1.0, -1.0], len(row)), (np.tile(row, 2), np.r_[implied, rejected])), (len(row), size))
-    return vstack([hstack([many, 0 * many]), hstack([0 * many, -many])])
+    return coo_array(vstack([hstack([many, 0 * many]), hstack([0 * many, -many])]))
 
 
 def least_coverage(p: FloatArray, floor: float, ceiling: float = 1.0) -> float | None:

@@ -165,7 +165,7 @@ def scored(
     for done, place in enumerate(rest, 1):
         found[names[place]] = engine.score([items[place]], wanted[place])[0]
         if file is not None and (done % 10 == 0 or done == len(rest)):
-            np.savez(file, **found)  # pyright: ignore
+            np.savez(file, allow_pickle=False, **found)
         print(f"  {done} items, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
     print(f"{part}: {time.perf_counter() - begin:.0f} s, {engine.counted_applications} applications", flush=True)
     return [found[name] for name in names]

@@ -35,6 +35,7 @@ from lowmem_layers.game.answers.interactions import interaction_pairs, interacti
 from lowmem_layers.game.estimators.weights import estimator_weights, largest_window
 from lowmem_layers.game.uncertainty.errors import contributions
 from lowmem_layers.game.uncertainty.intervals import Interval
+from lowmem_layers.game.values.table import IntArray
 
 MARGINS = 40_000  # items in a population
 
@@ -45,13 +46,13 @@ class Population:
 
     table: ValueTable
     other: ValueTable  # the same items under a slightly different model
-    starts: np.ndarray
-    sizes: np.ndarray
+    starts: IntArray
+    sizes: IntArray
 
     def sample(self, n_items: int, rng: np.random.Generator) -> tuple[ValueTable, ValueTable]:
         """Draw clusters until about `n_items` items are there; both models get the same ones."""
         count = max(2, round(n_items / self.sizes.mean()))
-        drawn = rng.integers(0, len(self.starts), count)
+        drawn: list[int] = rng.integers(0, len(self.starts), count).tolist()
         rows = np.concatenate([np.arange(self.starts[g], self.starts[g] + self.sizes[g]) for g in drawn])
         codes = np.repeat(np.arange(count), self.sizes[drawn])
         names = tuple(str(i) for i in range(len(rows)))
@@ -62,7 +63,7 @@ class Population:
 def build(kind: str, n_layers: int, clustered: bool, seed: int = 0) -> Population:
     """Build a population of items for all windows of up to 4 sublayers."""
     rng = np.random.default_rng(seed)
-    players = tuple(p.name for p in players_of(["ffn"] * n_layers))
+    players = tuple(p.name for p in players_of(("ffn",) * n_layers))
     n = len(players)
     coalitions = tuple(windows(n, 4))
     effects = np.sort(rng.gamma(0.4, 1.0, n))[::-1]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.parity_harness import harness_class
 from benchmarks.setting import all_windows, finish, parser, real_items, start_resident
 from lowmem_layers.engine import ready_engine
 from lowmem_layers.model.anatomy.decoder import DecoderModel
@@ -89,13 +90,13 @@ def careful_forwards(model: DecoderModel) -> Evaluate:
 
 def harness(model: DecoderModel) -> Evaluate:
     """(c): lm-evaluation-harness' own class, given the same tokens."""
-    from lm_eval.models.huggingface import HFLM
-
     wrapped: dict[int, Any] = {}
 
     def evaluate(items: Sequence[EncodedItem], size: int) -> np.ndarray:
         if size not in wrapped:
-            wrapped[size] = HFLM(pretrained=model.module, tokenizer=model.tokenizer, batch_size=size, device="cpu")
+            wrapped[size] = harness_class()(
+                pretrained=model.module, tokenizer=model.tokenizer, batch_size=size, device="cpu"
+            )
         requests = [
             (("", ""), list(row.tokens[: -row.n_scored]), list(row.tokens[-row.n_scored :])) for row in rows_of(items)
         ]

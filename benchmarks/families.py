@@ -15,6 +15,7 @@ import resource
 import time
 import warnings
 from collections import Counter
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def judge(model_type: str) -> dict[str, Any]:
     """Say whether the engine is right, wrong or refuses; or how it crashed."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     start = time.monotonic()
     try:
         module = tiny_model(model_type)

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto import modeling_auto as auto
 
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, set_tensor
@@ -66,9 +66,9 @@ _COMPASS = {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE),
 }
-_TOWER = CONFIG_MAPPING["siglip_vision_model"](
-    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14,
-    model_args={"embed_dim": 64},
+_TOWER = AutoConfig.for_model(
+    "siglip_vision_model", hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    image_size=28, patch_size=14, model_args={"embed_dim": 64},
 )  # fmt: skip
 """Another tower in place of one that is built by timm, a package that need not be installed: text meets neither."""
 
@@ -210,7 +210,7 @@ def _shrunk(config_class: Any, given: dict[str, Any]) -> Any:
             changed[name] = {**value, "mrope_section": [2, 3, 3]}
         if name in subs:
             kind = (value if isinstance(value, dict) else own if isinstance(own, dict) else {}).get("model_type")
-            inner = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else subs[name]
+            inner = CONFIG_MAPPING[kind] if kind and kind in CONFIG_MAPPING else subs[name]
             if hasattr(own, "to_dict"):
                 changed[name] = own
             elif hasattr(inner, "to_dict"):

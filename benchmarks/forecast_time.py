@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    speed.time.perf_counter = time.process_time  # type: ignore[attr-defined]
+    speed.time.perf_counter = time.process_time
     engine = ready_engine(load_model(ModelSpec(dtype="float32", quant=options.quant, device="cpu")))
     target = {"none": "none", "4bit": "nf4"}[options.quant]
     found = []

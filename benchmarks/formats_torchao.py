@@ -86,6 +86,7 @@ def _mapping(name: str) -> Callable[[], Any]:
 
 
 _MX, _FP4 = "torchao.prototype.mx_formats", "float4_e2m1fn_x2"
+_INT3, _INT4 = "int3", "int4"  # by name: torch makes them, and its stubs lack them
 _INTX, _A8 = "IntxWeightOnlyConfig", "Int8DynamicActivationIntxWeightConfig"
 
 TORCHAO: dict[str, Case] = {
@@ -96,15 +97,17 @@ TORCHAO: dict[str, Case] = {
     "torchao-float8-row": case(float8("PerRow")),
     "torchao-float8-tensor": case(float8("PerTensor")),
     "torchao-8da4w": case(
-        configured(_A8, weight_dtype=torch.int4, weight_granularity=_granularity("PerGroup", 32))
+        configured(_A8, weight_dtype=getattr(torch, _INT4), weight_granularity=_granularity("PerGroup", 32))
     ),
     "torchao-8da4w-asymmetric": case(
         configured(
-            _A8, weight_dtype=torch.int4, weight_granularity=_granularity("PerGroup", 32),
+            _A8, weight_dtype=getattr(torch, _INT4), weight_granularity=_granularity("PerGroup", 32),
             weight_mapping_type=_mapping("ASYMMETRIC"),
         )
     ),
-    "torchao-int3": case(configured(_INTX, weight_dtype=torch.int3, granularity=_granularity("PerGroup", 32))),
+    "torchao-int3": case(
+        configured(_INTX, weight_dtype=getattr(torch, _INT3), granularity=_granularity("PerGroup", 32))
+    ),
     "torchao-int8-axis": case(configured(_INTX, weight_dtype=torch.int8, granularity=_granularity("PerAxis", 0))),
     "torchao-nvfp4": case(configured("NVFP4WeightOnlyConfig", _MX + ".inference_workflow")),
     "torchao-nvfp4-one-scale": case(

@@ -43,14 +43,17 @@ class Judge:
 
     def fault_of(self, kind: str, what: str, words: list[str]) -> str:
         """Run a command; say what is wrong with how it ended, or nothing."""
-        streams = [io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace") for _ in range(2)]
+        written = io.BytesIO()  # to stderr, by its bytes as a terminal gets them
+        stdout, stderr = (
+            io.TextIOWrapper(stream, encoding="utf-8", errors="backslashreplace") for stream in (io.BytesIO(), written)
+        )
         before = psutil.Process().memory_info().rss
         start, cpu_start = time.monotonic(), time.process_time()
         self.strays = []
         signal.alarm(6 * LONGEST_S)
         try:
             self.is_running = True
-            with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
                 status = run_command_line(words)
         except TooSlow as error:
             return f"not done after {6 * LONGEST_S} s, but at {_frames(error)}"
@@ -65,8 +68,8 @@ class Judge:
                 self.slowest[kind], (took_s, cpu_s, text)
             )
         self.ended[kind][status] += 1
-        streams[1].flush()
-        said = streams[1].buffer.getvalue().decode().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+        stderr.flush()
+        said = written.getvalue().decode().splitlines()
         n_errors = sum(line.startswith("error:") for line in said)
         if status not in (0, 1, 2) or n_errors != (status != 0):
             return f"exit status {status} with {n_errors} lines of error"

@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +40,26 @@ _SENTENCES = (
 def make(args: argparse.Namespace) -> None:
     """Quantise a model with gptqmodel, on the CPU."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-    from gptqmodel import GPTQModel, QuantizeConfig  # pyright: ignore[reportMissingImports]
-
+    gptqmodel = import_module("gptqmodel")
     texts = [" ".join(_SENTENCES[(i + j) % len(_SENTENCES)] for j in range(4)) for i in range(16)]
-    config = QuantizeConfig(
+    config = gptqmodel.QuantizeConfig(
         bits=args.bits, group_size=args.group_size, desc_act=args.act_order, sym=not args.asymmetric,
         act_group_aware=args.group_size > 0 and not args.act_order, device="cpu", offload_to_disk=False,
         format="gptq_v2" if args.version_2 else "gptq",
     )  # fmt: skip
-    model = GPTQModel.load(args.source, config)
+    model = gptqmodel.GPTQModel.load(args.source, config)
     model.quantize(texts, batch_size=4)
     model.save(args.out)
 
 
 def reference(args: argparse.Namespace) -> None:
     """Write the dense weights that gptqmodel reads from a checkpoint. Shapes: (out, in), float16."""
-    from gptqmodel import BACKEND, GPTQModel  # pyright: ignore[reportMissingImports]
     from safetensors.torch import save_file
 
-    model = GPTQModel.load(args.checkpoint, device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
+    gptqmodel = import_module("gptqmodel")
+    model = gptqmodel.GPTQModel.load(
+        args.checkpoint, device="cpu", backend=gptqmodel.BACKEND.TORCH, dtype=torch.float16
+    )
     layers = {name: module for name, module in model.model.named_modules() if hasattr(module, "qweight")}
     dense = {f"{name}.weight": module.dequantize_weight().T.contiguous().half() for name, module in layers.items()}
     save_file(dense, args.file)

@@ -63,14 +63,17 @@ class Point:
         return f"{Path(self.line[0]).name}:{self.line[1]} pass {self.passes}"
 
 
-def forked(action: Action, point: Point | None = None, kill_after_s: float | None = None) -> int:
-    """Run an action in a process of its own; give its exit status, or minus the signal that killed it."""
+def forked(action: Action, point: Point | float | None = None) -> int:
+    """Run an action in a process of its own; give its exit status, or minus the signal that killed it.
+
+    It is killed at `point`: a point that it comes to by itself, or so many seconds after its start.
+    """
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            if point is not None:
+            if isinstance(point, Point):
                 sys.settrace(tracer(point))
             action()
             status = 0
@@ -78,8 +81,8 @@ def forked(action: Action, point: Point | None = None, kill_after_s: float | Non
             traceback.print_exc()
         finally:
             os._exit(status)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
+    if isinstance(point, float):
+        time.sleep(point)
         os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -160,8 +163,7 @@ class Trial:
         action = self.action(place)
         n_died = 0
         for point in points:
-            at = {"kill_after_s": point} if isinstance(point, float) else {"point": point}
-            status = forked(action, **at)  # pyright: ignore[reportArgumentType]
+            status = forked(action, point)
             n_died += status in (-signal.SIGKILL, -signal.SIGXFSZ)
             if status > 0:
                 return f"the run failed (exit status {status})"

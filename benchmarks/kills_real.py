@@ -103,8 +103,7 @@ class RealTrial:
         folder = self.place / name
         n_died, missed, words = 0, "", ", then ".join(map(words_of, points))
         for point in points:
-            at = {"kill_after_s": point} if isinstance(point, float) else {"point": point}
-            status = forked(lambda: self.run(folder), **at)  # pyright: ignore[reportArgumentType]
+            status = forked(lambda: self.run(folder), point)
             n_died += status in _KILLED
             if status == 0:
                 missed = "ended before that moment" if isinstance(point, float) else "did not pass there"
@@ -124,7 +123,7 @@ class RealTrial:
 
 def words_of(point: Point | float) -> str:
     """Say where a kill is."""
-    return f"after {point:.2f} s" if isinstance(point, float) else f"at {point.words}"
+    return f"at {point.words}" if isinstance(point, Point) else f"after {point:.2f} s"
 
 
 def record(folder: Path) -> dict[str, str]:

@@ -75,7 +75,7 @@ def compare_mixture(binary: str, source: str, n_layers: int) -> None:
     """Print, for each format, how many tensors have the type and the bytes that are expected."""
     reader = GGUFReader(source)
     n_all = max(int(tensor.name.split(".")[1]) for tensor in reader.tensors if tensor.name.startswith("blk.")) + 1
-    players = players_of(["ffn"] * n_all)
+    players = players_of(("ffn",) * n_all)
     names = [name for name, row in QUANT_FORMATS.items() if row.runtime == "llama.cpp"]
     formats = [names[place % len(names)] for place in range(len(players))]
     with tempfile.TemporaryDirectory() as folder:

@@ -109,9 +109,9 @@ def our_engine(model: str | None) -> Any:
     """Load the model with this package, unquantised, in float32."""
     from lowmem_layers.engine import ready_engine
     from lowmem_layers.model import ModelSpec, load_model
+    from lowmem_layers.model.spec import EMBEDDED_MODEL
 
-    named = {"model": model} if model else {}
-    return ready_engine(load_model(ModelSpec(**named, quant="none", dtype="float32", device="cpu")))
+    return ready_engine(load_model(ModelSpec(model or EMBEDDED_MODEL, quant="none", dtype="float32", device="cpu")))
 
 
 def compare(name: str, side: HarnessSide, engine: Any, options: argparse.Namespace, scratch: Path) -> Row:

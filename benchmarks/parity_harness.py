@@ -49,11 +49,17 @@ def hf_model(folder: str, gguf: str | None) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **keywords).eval()
 
 
-def harness_model(model: Any, tokenizer: Any, options: argparse.Namespace) -> Any:
-    """Build the harness' model; if it has no weights, it only tokenises."""
+def harness_class() -> Any:
+    """Give lm-evaluation-harness' class; its decorator declares it as the base class of all, which takes nothing."""
     from lm_eval.models.huggingface import HFLM
 
-    class Recording(HFLM):
+    return HFLM
+
+
+def harness_model(model: Any, tokenizer: Any, options: argparse.Namespace) -> Any:
+    """Build the harness' model; if it has no weights, it only tokenises."""
+
+    class Recording(harness_class()):
         """Keep the requests as they are about to be fed: (context tokens, continuation tokens)."""
 
         recorded: list[tuple[list[int], list[int]]]

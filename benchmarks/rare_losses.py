@@ -45,14 +45,14 @@ def draw(kind: str, rate: float, n_items: int, rng: np.random.Generator) -> Valu
     else:
         much = 9.0 if kind == "log-likelihood" else 0.9
         steady = rate * much * rng.uniform(0.7, 1.3, n_items)
-        values = 0.95 - np.stack([np.zeros(n_items), steady, much * rare], axis=1)
+        values = 0.95 - np.stack([np.zeros(n_items), steady, much * rare.astype(float)], axis=1)
     bounded = kind != "log-likelihood"
     return ValueTable(
         ("steady", "rare"), tuple(single_removals(2)), values, codes, None, "", bounded, Planned(n_items, sizes.max())
     )
 
 
-def measure(kind: str, rate: float, n_items: int, runs: int) -> dict[str, object]:
+def measure(kind: str, rate: float, n_items: int, runs: int) -> dict[str, str | float]:
     """Count the runs in which either rule states an order at any look."""
     wrong = {"bets": 0, "t": 0} if kind != "log-likelihood" else {"t": 0}
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ import json
 import numpy as np
 from scipy.special import stdtrit
 
-from lowmem_layers.game.estimators.weights import estimator_weights
+from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.game.uncertainty.errors import Influence, influence_of, with_coin_flip_item
 from lowmem_layers.game.uncertainty.intervals import mean_interval
@@ -38,7 +38,7 @@ def changes(rng: np.random.Generator, n_items: int, runs: int, base: float, effe
     return sign * whole
 
 
-def influence(rows: np.ndarray, estimator: str) -> Influence:
+def influence(rows: np.ndarray, estimator: Estimator) -> Influence:
     """Go through the package's own way from contributions to an estimate. Shapes: `rows` (items, runs)."""
     weights = np.repeat(estimator_weights(estimator, COALITIONS, NAMES)[[MATTERS]], rows.shape[1], axis=0)
     return with_coin_flip_item(influence_of(rows, np.arange(len(rows))), weights, len(rows), len(rows))

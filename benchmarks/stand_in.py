@@ -48,7 +48,7 @@ class StandIn:
             )
             for index in range(self.n_items)
         )
-        players = players_of(["ffn"] * self.n_layers)
+        players = players_of(("ffn",) * self.n_layers)
         model = {"id": "made-up", "dtype": "float32", "players": len(players)}
         return Prepared(players, tuple(self.tasks(specification)), encoded, self, model, {"threads": 1})
 

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     options.workers = options.workers or {"overhead": 8, "kills": 4}.get(options.what)
     result = {"overhead": overhead, "kills": kills, "speed": speed}[options.what](options)
-    import ray
-
-    versions = {"ray": ray.__version__, "python": platform.python_version()}
+    versions = {"ray": version("ray"), "python": platform.python_version()}
     machine = {"cpus": os.cpu_count(), "load": round(os.getloadavg()[0], 2)}
     print(json.dumps({options.what: result, "options": vars(options), "versions": versions, "machine": machine}))
 
