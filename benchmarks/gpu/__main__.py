@@ -30,8 +30,10 @@ from benchmarks.gpu import against, cards, ceilings, company, correct, fast, mem
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.setting import Case, Result, Setting, forget_homes
 from lowmem_layers.model.accelerators import release_cached
-from lowmem_layers.model.devices import resolve_device, resolve_dtype, settle_arithmetic
+from lowmem_layers.model.devices import resolve_device, resolve_dtype, settle_for_models
 from lowmem_layers.model.memory import is_machines_fault, is_shortage
+
+_MOST_PROCESSES = 8  # a card that fails in every case is not asked a hundred times
 
 # each section's share of the time; what it leaves over goes to those behind it
 SECTIONS: dict[str, tuple[Callable[[Setting], Iterator[Case]], float]] = {
@@ -54,13 +56,13 @@ def main() -> None:
     options.add_argument("--dtype", default="auto")
     options.add_argument("--shape", default="full", choices=["full", "tiny"], help="tiny: to try the command out")
     options.add_argument("--out", type=Path, default=Path(), help="folder of gpu.json and gpu.md")
-    options.add_argument("--go-on", action="store_true", help="leave out the cases that gpu.json there has already")
+    options.add_argument("--go-on", type=int, default=0, metavar="N", help="leave out what gpu.json has: the Nth time")
     chosen = options.parse_args()
     only = chosen.only.split(",") if chosen.only else list(SECTIONS)
     if unknown := sorted(set(only) - set(SECTIONS)):
         sys.exit(f"there is no section {', '.join(unknown)}: choose from {', '.join(SECTIONS)}")
     device = resolve_device(chosen.device)
-    settle_arithmetic(device)
+    settle_for_models(device)
     chosen.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lowmem-layers-", dir=chosen.out) as folder:
@@ -69,10 +71,11 @@ def main() -> None:
         if chosen.go_on:
             setting.found = json.loads((chosen.out / "gpu.json").read_text())["sections"]
         answers = run(setting, only, chosen.minutes, lambda: save(setting, about, chosen.out))
-    if not answers:
+    if not answers and chosen.go_on < _MOST_PROCESSES:
         print("the GPU failed: a new process goes on with the next case", flush=True)
         left = max(0.0, chosen.minutes - (time.monotonic() - start) / 60)
-        words = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--go-on", "--minutes", f"{left:.2f}"]
+        words = [sys.executable, "-m", "benchmarks.gpu", *sys.argv[1:], "--go-on", str(chosen.go_on + 1),
+                 "--minutes", f"{left:.2f}"]  # fmt: skip
         os.execv(sys.executable, words)  # in the place of this process, which holds memory of the card
     print((chosen.out / "gpu.md").read_text())
 

@@ -24,6 +24,7 @@ from lowmem_layers.model.anatomy.dissection import dissect
 from lowmem_layers.model.anatomy.removal import without
 from lowmem_layers.model.checkpoint.skeleton import set_tensor
 from lowmem_layers.model.homes.places import is_quantised
+from lowmem_layers.model.memory import available_device_bytes
 from lowmem_layers.tasks.items import EncodedChoice, EncodedItem
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -135,7 +136,8 @@ def _compare(setting: Setting, task: str, module: Any, n_layers: int | None) -> 
     """Time ours and theirs on the same items, in turns."""
     anatomy = dissect(module)  # not examined: offloaded weights lie on no device between their uses
     ours = random_model(setting, "llama-3-8b", "device", n_layers=n_layers)
-    engine = ready_engine(ours, layout="trie", budget_bytes=None if not setting.is_gpu else 8 << 30)
+    budget = min(8 << 30, available_device_bytes(setting.device) // 2) if setting.is_gpu else None  # theirs needs some
+    engine = ready_engine(ours, layout="trie", budget_bytes=budget)
     work = int(0.4 * measure_products(setting.device, setting.dtype, seconds=0.1) * max(0.5, setting.left_s() / 20))
     items, coalitions = filled_tile(engine, ours, task, 10**7 if setting.tiny else work, setting)
     batch, times = _best_batch(module, items[:32], setting)

@@ -152,7 +152,7 @@ class Sweep:
         if program.whole:
             self._run_whole(layer, steps, live, rounded)
             if is_last:
-                _keep_scored(live)
+                _keep_scored(live, self.sizes.chunk_tokens)
             live.stretcher.forget()
             return
         if program.parallel and attn and ffn:
@@ -161,7 +161,7 @@ class Sweep:
         if attn:
             self._advance(layer, "attn", attn, live, rounded)
         if is_last and not program.ffn_mixes:
-            _keep_scored(live)
+            _keep_scored(live, self.sizes.chunk_tokens)
         if ffn:
             self._advance(layer, "ffn", ffn, live, rounded)
         if live.pending is not None and ffn:
@@ -171,7 +171,7 @@ class Sweep:
         if isinstance(scale := program.anatomy.scale, torch.Tensor):
             live.states.mul_(scale)
         if is_last and program.ffn_mixes:
-            _keep_scored(live)
+            _keep_scored(live, self.sizes.chunk_tokens)
         live.stretcher.forget()
 
     def _run_whole(self, layer: int, steps: Mapping[Role, Step], live: Live, rounded: Rounded) -> None:
@@ -256,7 +256,7 @@ class Sweep:
                 yield part
                 self.counter.count_work(part.numel() * self.head.vocabulary)
 
-        by_slot = self.head.loglikelihoods(parts(), pairs)
+        by_slot = self.head.loglikelihoods(parts(), pairs, self.sizes.head_rows)
         return pairs.owners, by_slot[list(self.tree.final_slots)]
 
 
@@ -277,9 +277,19 @@ def _fork(step: Step, live: Live) -> None:
             live.pending[target] = live.pending[source]
 
 
-def _keep_scored(live: Live) -> None:
-    """Drop all positions but the scored ones. Shapes: (slots, g, T, D) → (slots, 1, S, D)."""
-    live.states = live.states.flatten(1, 2)[:, live.scored][:, None]
-    if live.pending is not None:
-        live.pending = live.pending.flatten(1, 2)[:, live.scored][:, None]
+def _keep_scored(live: Live, chunk_tokens: int) -> None:
+    """Drop all positions but the scored ones. Shapes: (slots, g, T, D) → (slots, 1, S, D).
+
+    They move to the front of their state, a chunk at a time: of a text all are scored, and twice they may not fit.
+    """
+    n_scored = len(live.scored)
+
+    def kept(states: torch.Tensor) -> torch.Tensor:
+        flat = states.flatten(1, 2)  # (slots, g · T, D)
+        for some in flat.split(max(1, chunk_tokens // n_scored)):
+            some[:, :n_scored] = some[:, live.scored]
+        return flat[:, :n_scored].unsqueeze(1)
+
+    live.states = kept(live.states)
+    live.pending = None if live.pending is None else kept(live.pending)
     live.scored_only = True

@@ -62,6 +62,35 @@ def settle_arithmetic(device: torch.device) -> dict[str, str]:
     return {"tf32": "off", "16-bit sums": "float32", "masked attention": "memory-efficient, math"}
 
 
+def settle_for_models(device: torch.device) -> dict[str, str]:
+    """Settle a GPU's arithmetic and transformers' attention, before a model computes; say so for the run's record."""
+    _settle_attention(device)
+    return settle_arithmetic(device)
+
+
+def _settle_attention(device: torch.device) -> None:
+    """Let transformers copy keys and values that all heads share, for CUDA's memory-efficient attention.
+
+    It repeats a single head as a view, and of such the kernel reads the mask of a row's last token in the wrong place
+    where the row has 1, 33, 65 … tokens (pytorch/pytorch, issue 191937; torch up to 2.13 at least). The copies are what
+    placement counts. (Gemma 3 with 1B, StarCoder.)
+    """
+    if device.type != "cuda":
+        return
+    from transformers.integrations import sdpa_attention
+
+    repeat = sdpa_attention.repeat_kv
+    if getattr(repeat, "copies", False):
+        return
+
+    def repeat_and_copy(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
+        repeated = repeat(hidden_states, n_rep)  # (B, heads, T, D)
+        return repeated.contiguous() if repeated.device.type == "cuda" and not repeated.stride(1) else repeated
+
+    repeat_and_copy.copies = True  # pyright: ignore[reportFunctionMemberAccess]
+    sdpa_attention.repeat_kv = repeat_and_copy
+
+
 def describe_gpu(device: torch.device) -> dict[str, str]:
     """Name a GPU, its capability and the versions of what runs on it, for the run's record; nothing of a CPU."""
     if not is_gpu(device):

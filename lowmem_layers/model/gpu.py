@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowmem_layers.model.accelerators import device_memory, is_gpu
 from lowmem_layers.model.placement import GPU_CONTEXT_BYTES
@@ -74,7 +75,8 @@ def _run_first_kernels(device: torch.device) -> None:
     for dtype in (torch.float32, narrow):
         x = torch.ones(1, 4, 64, 64, dtype=dtype, device=device)  # (B, heads, T, D)
         mask = torch.zeros(1, 1, 64, 64, dtype=dtype, device=device)
-        y = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask) @ x
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):  # cuDNN's takes memory, and no run uses it
+            y = torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask) @ x
         torch.nn.functional.silu(torch.nn.functional.rms_norm(y, (64,))).log_softmax(-1)[:, [0, 1]].add_(1)
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()

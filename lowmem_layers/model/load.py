@@ -24,7 +24,7 @@ from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, Safet
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
 from lowmem_layers.model.checkpoint.texts import AGAIN, keep_texts, read_config, read_tokenizer, unreadable
-from lowmem_layers.model.devices import describe_gpu, dtype_name, resolve_device, resolve_dtype, settle_arithmetic
+from lowmem_layers.model.devices import describe_gpu, dtype_name, resolve_device, resolve_dtype, settle_for_models
 from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking
 from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
 from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
@@ -203,7 +203,7 @@ def fill_model(
     found, request, device = inspection, inspection.request, inspection.device
     dtype, packing = dtype_name(inspection.dtype), inspection.packing.label
     announce(f"loading {found.source.name} on {device.type} in {dtype}; decoder layers' weights: {packing}")
-    arithmetic, gpu = settle_arithmetic(device), describe_gpu(device)
+    arithmetic, gpu = settle_for_models(device), describe_gpu(device)
     cap_allocator(device, request.max_gpu_memory)
     for line in _remarks(found):
         announce(line)

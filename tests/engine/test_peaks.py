@@ -93,6 +93,7 @@ def item(n_context: int, n_choices: int, n_scored: int, name: str) -> EncodedIte
         pytest.param("mixtral", "mixtral-8x7b", (147, 2, 1), 0.85, marks=pytest.mark.slow),
         pytest.param("gemma2", "gemma-2-9b", (147, 2, 1), 0.9, marks=pytest.mark.slow),
         ("gemma2", "gemma-2-9b", (1500, 2, 1), 0.84),  # its attention is eager, and scores take the most
+        ("llama", "llama-3-8b", (8, 1, 3000), 0.7),  # a text, of which every token is scored
     ],
 )
 def test_a_tile_allocates_what_the_budget_counts(family: str, name: str, lengths: Any, least: float) -> None:
@@ -105,7 +106,7 @@ def test_a_tile_allocates_what_the_budget_counts(family: str, name: str, lengths
             config = shipped_config(name)
         model = wide_model(family, config, mode)
         sizes = sizes_for(torch.device("cuda"), model.shape.vocabulary)
-        items = [item(*lengths, name=str(i)) for i in range(max(1, 4096 // lengths[0]))]
+        items = [item(*lengths, name=str(i)) for i in range(max(1, 4096 // (lengths[0] + lengths[2])))]
         coalitions = windows(8, 4)
         with mode, torch.no_grad():
             engine = Engine(model, layout="trie", budget_bytes=1 << 36, sizes=sizes)

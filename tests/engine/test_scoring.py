@@ -42,6 +42,16 @@ def test_blocks_of_the_log_softmax_change_no_bit():
     assert torch.equal(one, many)
 
 
+def test_pieces_of_the_logits_change_no_bit():
+    """Of a text more positions are scored than logits are made of at once, also in a piece of a few rows at the end."""
+    model = DecoderModel(families.tiny_model("llama"))
+    model.examine()
+    states = torch.randn(20, 2, 32, generator=torch.Generator().manual_seed(0))
+    pairs, head = pairs_of([ROW], len(ROW), ROW.scored_nodes), Head(model, 5)
+    whole = head.loglikelihoods([states], pairs)
+    assert all(torch.equal(head.loglikelihoods([states], pairs, rows), whole) for rows in (1, 17, 39, 40, 100))
+
+
 def test_the_likeliest_tokens_have_as_much_only_where_they_are_the_choices_own():
     model = DecoderModel(families.tiny_model("llama"))
     model.examine()

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations import sdpa_attention
 
 from lowmem_layers.model import devices
-from lowmem_layers.model.devices import describe_gpu, resolve_dtype, settle_arithmetic
+from lowmem_layers.model.devices import describe_gpu, resolve_dtype, settle_arithmetic, settle_for_models
+from tests.fake_cuda import fake_gpu
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -58,3 +60,19 @@ def test_the_record_names_the_gpu_and_what_runs_on_it(monkeypatch: pytest.Monkey
     assert found.get("rocm") == hip
     assert ("cuda" in found) == (hip is None)
     assert describe_gpu(CPU) == {}
+
+
+def test_shared_keys_are_copied_for_each_head_on_cuda_alone(monkeypatch: pytest.MonkeyPatch, flags: Any) -> None:
+    """A view of one head has stride 0, of which the memory-efficient kernel reads a wrong mask at 33 tokens."""
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", sdpa_attention.repeat_kv)  # put back at the end
+    original = sdpa_attention.repeat_kv
+    settle_for_models(CPU)
+    assert sdpa_attention.repeat_kv is original
+    settle_for_models(CUDA)
+    settle_for_models(CUDA)  # once is enough
+    with fake_gpu() as mode, mode:
+        for device, heads, stride in (("cpu", 1, 0), ("cuda:0", 1, 33 * 16), ("cuda:0", 2, 33 * 16)):
+            keys = torch.empty(3, 33, heads, 16, device=device).transpose(1, 2)
+            repeated = sdpa_attention.repeat_kv(keys, 4)
+            assert repeated.shape == (3, 4 * heads, 33, 16)
+            assert repeated.stride(1) == stride, device

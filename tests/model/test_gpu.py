@@ -63,18 +63,26 @@ def test_no_kernel_is_loaded_that_the_card_refuses(
 ) -> None:
     """A GTX 1080 or P100 raises CUBLAS_STATUS_NOT_SUPPORTED at a product of bfloat16."""
     seen: set[torch.dtype] = set()
+    by_cudnn: list[bool] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
     ones = torch.ones
 
     def on_host(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         seen.add(dtype)
         return ones(*shape, dtype=dtype)
 
+    def attend(*args: Any, **more: Any) -> torch.Tensor:
+        by_cudnn.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*args, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(torch, "ones", on_host)
     monkeypatch.setattr(torch, "zeros", on_host)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     FIRST_KERNELS(CUDA)
     assert seen == {torch.float32, narrow}
+    assert by_cudnn == [False, False]
 
 
 @pytest.mark.parametrize("used_mib", [300, 290, 300 + 30_000])

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from lowmem_layers.model.memory import only_new_objects_collected
+from lowmem_layers.model.memory import only_new_objects_collected, release_model
 from tests.model.conftest import save_model
 
 WIDE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8}
@@ -65,3 +66,14 @@ def test_what_exists_is_left_out_of_collections_and_the_caller_s_choice_stays(by
             assert after == chosen == before == 0
     finally:
         gc.freeze()  # as it was: see conftest.py
+
+
+def test_pinned_host_memory_is_handed_back_with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps it for later buffers of the same size; the next run of a grid has others."""
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("card"))
+    monkeypatch.setattr(torch._C, "_accelerator_emptyHostCache", lambda: done.append("host"), raising=False)
+    release_model()
+    assert done == ["card", "host"]
