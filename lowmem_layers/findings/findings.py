@@ -219,8 +219,9 @@ def cut_line(rows: Sequence[ItemRow]) -> str:
 
 
 def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
-    """Name the sublayers with the largest estimates, the paper's choice of cornerstones."""
-    order = [position for position in found.order() if np.isfinite(found.value[position])]
+    """Name the sublayers with the largest estimates, the paper's choice of cornerstones; none that is not measured."""
+    measured = np.isfinite(found.value) & ~found.unreached
+    order = [position for position in found.order() if measured[position]]
     return [found.players[position] for position in order[:count]]
 
 
