@@ -8,6 +8,7 @@ model's own head gives them; in float32, as this package computes them; and in f
 
 from __future__ import annotations
 
+import argparse
 import json
 from unittest import mock
 
@@ -27,6 +28,7 @@ def in_float64(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 
 def main() -> None:
     """Score the built-in questions in three ways, and print a table as JSON."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     model = load_model(ModelSpec(dtype="bfloat16", device="cpu"))
     (task,) = load_tasks(["quick"])
     items = encode_task(task, model.tokenizer, max_length=model.max_length)

@@ -6,6 +6,7 @@ Every checksum is compared. What is printed, as JSON: how many items are finishe
 alone costs (nats of the gold answer's log-likelihood, on average over the finished items of each task).
 """
 
+import argparse
 import hashlib
 import json
 import sys
@@ -82,4 +83,9 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run folder")
+    options = parser.parse_args()
+    if not (options.run / "run.json").is_file():
+        parser.error(f"{options.run} is not a run folder: it has no run.json")
+    main(options.run)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from lowmem_layers.acting.forms import Form
 from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.run import Run
-from lowmem_layers.findings.words import minus
+from lowmem_layers.findings.words import counted, minus
 from lowmem_layers.game.answers.foresight import Foresight, choose_greedily, foresee, unknown_to
 from lowmem_layers.game.players.coalitions import Removed, coalition_name, parse_coalition
 from lowmem_layers.game.players.groups import group_players
@@ -84,7 +84,8 @@ def half_tables(run: Run, value: str | None, *, held_out: bool) -> list[ValueTab
         half = table.take_items(rows) if rows else None
         if half is None or half.n_clusters < 2:
             raise UsageError(
-                f"{table.task} has {table.n_items} items: too few for one half to choose by and one to measure with",
+                f"{table.task} has {counted(table.n_items, 'item')}: too few for one half to choose by and one to "
+                "measure with",
                 "measure more items, with a larger --limit or another task",
             )
         found.append(half)

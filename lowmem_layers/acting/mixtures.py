@@ -16,6 +16,7 @@ from lowmem_layers.acting.proxies import statistics_of
 from lowmem_layers.acting.versions import N_RANDOM, checked_items, held_out_items, measured_columns, values_of
 from lowmem_layers.engine.changes import Changes
 from lowmem_layers.errors import RemovalError
+from lowmem_layers.findings.words import counted
 from lowmem_layers.game.answers.allotment import allot
 from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, mean_over_tasks
 from lowmem_layers.game.values.table import FloatArray, ValueTable
@@ -125,7 +126,7 @@ def measure_contenders(
     """
     run, items = measured.runs[0], held_out_items(measured.runs[0], prepared)
     mixtures = list(dict.fromkeys(mixture for each in of for mixture in each.mixtures))
-    say(f"measuring {len(mixtures)} mixtures on {len(items)} items that were held out")
+    say(f"measuring {counted(len(mixtures), 'mixture')} on {counted(len(items), 'held-out item')}")
     scores = _scores(measured, prepared, mixtures, items)
     # 1) each contender's weights: the mean over its mixtures
     column = {mixture: place + 1 for place, mixture in enumerate(mixtures)}

@@ -22,6 +22,7 @@ from lowmem_layers.acting.versions import (
 )
 from lowmem_layers.errors import RemovalError
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import counted
 from lowmem_layers.model.checkpoint.source import find_source
 from lowmem_layers.study.contracts import Prepare, Prepared
 from lowmem_layers.study.prepare import model_spec
@@ -55,7 +56,8 @@ def measure_choice(
                 versions.append(block_influence_version(prepared, seen, choice.units, n_units))
             except RemovalError as error:
                 say(f"note: no choice by block influence: {error.message}")
-    say(f"measuring {len(versions)} versions on {len(held_out_items(run, prepared))} items that were held out")
+    n_items = len(held_out_items(run, prepared))
+    say(f"measuring {counted(len(versions), 'version')} on {counted(n_items, 'held-out item')}")
     tables = measure_versions(run, prepared, versions, value, lambda done, n: say(f"tile {done} of {n}"))
     foreseen = [expected_loss(run, version.removals, value) for version in versions]
     table = version_table(tables, versions, foreseen)

@@ -15,6 +15,7 @@ from lowmem_layers.errors import UsageError
 from lowmem_layers.findings.comparing import correlation_words
 from lowmem_layers.findings.importance import N_TOP
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import counted
 from lowmem_layers.game.estimators.weights import Estimator, estimator_weights
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.uncertainty.errors import Influence, estimate_influence, influence_of, mean_over_tasks
@@ -76,7 +77,7 @@ def measure_proxies(
     items = {(item.task, item.id): item for item in checked_items(run, prepared)}
     parts: dict[str, list[Influence]] = {proxy: [] for proxy in ("", *PROXIES)}
     for table in tables:
-        say(f"driving {table.n_items} items of {table.task} through the full model")
+        say(f"driving {counted(table.n_items, 'item')} of {table.task} through the full model")
         found = statistics_of(prepared, [items[table.task, item] for item in table.items or ()])
         # 2) importance and proxies, with pieces of error that stand side by side
         weights = estimator_weights(name, table.coalitions, table.players)

@@ -124,14 +124,14 @@ def proxies(
 
 def _choice_lines(choice: Choice) -> list[str]:
     """Say what goes and what that is expected to cost."""
-    from lowmem_layers.findings.words import minus
+    from lowmem_layers.findings.words import counted, minus
 
     lines = [f"removed: {', '.join(choice.names)}"]
     if choice.n_items:
         metric, ci = choice.metric, choice.ci
         loss = minus(f"{choice.loss:.2f} {metric.unit} of {metric.words} [{ci.low:.2f}, {ci.high:.2f}]")
         lines.append(
-            f"expected loss: {loss}, by the {choice.n_items} items it was chosen by (a choice looks better on these "
-            "than on others)"
+            f"expected loss: {loss}, by the {counted(choice.n_items, 'item')} it was chosen by (a choice looks better "
+            "on these than on others)"
         )
     return lines + [f"note: {line}" for line in choice.unknown]

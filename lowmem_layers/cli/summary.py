@@ -99,7 +99,8 @@ def importance_table(manifest: Manifest, sides: Sequence[Side], n_rows: int | No
         for side in sides:
             value, ci = side.scale * side.overall.value[place], side.overall.ci.times(side.scale).at(place)
             ends = interval(ci.low, ci.high, _digits(side, value))
-            cells.append(number(value, _digits(side, value)) + ("" if ends == "–" else f" {ends}"))
+            shown = "–" if side.overall.unreached[place] else number(value, _digits(side, value))
+            cells.append(shown + ("" if ends == "–" else f" {ends}"))
         drop = sides[-1].scale * overall.ablation_drop[place]
         ranks = overall.rank_ci.at(place)
         ends = dict.fromkeys((number(ranks.low, 0), number(ranks.high, 0)))  # one where both are the same

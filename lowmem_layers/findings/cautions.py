@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowmem_layers.findings.words import minus
+from lowmem_layers.findings.words import counted, minus
 from lowmem_layers.game.answers.importance import Importance
 
 _MOST_NAMED = 5
@@ -69,5 +69,5 @@ def _too_few(words: str, found: Importance) -> str:
     ends = f"{least:,} to {most:,} items on (the most for {found.players[worst]})" if least < most else f"{most:,} on"
     return (
         f"by {words}, the intervals of {len(short)} of {len(found.players)} sublayers may be too short after "
-        f"{found.n_items:,} items: going by their skewness they hold from {ends}"
+        f"{counted(found.n_items, 'item')}: going by their skewness they hold from {ends}"
     )

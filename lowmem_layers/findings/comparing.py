@@ -80,11 +80,6 @@ def compare_runs(
     }
 
 
-def packing_of(run: Run) -> str:
-    """Name the packing that a run's weights had, as `run.json` says it (`GGUF Q4_1`, `nf4`); else what was asked."""
-    return run.manifest.model.packing or run.manifest.resolved.quant
-
-
 def differences(a: Run, b: Run) -> list[str]:
     """Name what is not the same in two runs' models, options and tasks."""
     found = []
@@ -95,7 +90,7 @@ def differences(a: Run, b: Run) -> list[str]:
         found.append("the model's weights")
     pairs = {name: (getattr(a.manifest.resolved, name), getattr(b.manifest.resolved, name)) for name in _PROTOCOL}
     pairs["dtype"] = models[0].dtype, models[1].dtype
-    pairs["packing"] = packing_of(a), packing_of(b)
+    pairs["packing"] = a.manifest.packing, b.manifest.packing
     found += [f"{name} ({_said(one)} / {_said(two)})" for name, (one, two) in pairs.items() if one != two]
     if a.tasks != b.tasks:
         found.append(f"tasks ({', '.join(a.tasks)} / {', '.join(b.tasks)})")

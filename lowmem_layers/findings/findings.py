@@ -18,6 +18,7 @@ from lowmem_layers.findings.importance import N_TOP, estimates
 from lowmem_layers.findings.paper import refusal, tables_of
 from lowmem_layers.findings.perplexity import perplexity_lines
 from lowmem_layers.findings.statement import verdict
+from lowmem_layers.findings.words import counted
 from lowmem_layers.game.answers.cornerstone import Cornerstones, cornerstones
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.answers.interactions import Interactions, interactions
@@ -195,11 +196,8 @@ def cornerstone_lines(
     judged: Sequence[tuple[str, Cornerstones]], tasks: Sequence[TaskLevel], sides: Sequence[Side]
 ) -> list[str]:
     """Say which sublayers matter most: by the rule, for each task, and the paper's top 3, for each side."""
-    n_items = {each.task: each.n_items for each in tasks}
-    lines = [
-        f"cornerstone sublayers of {task}: {', '.join(found.names) or f'none certain after {n_items[task]:,} items'}"
-        for task, found in judged
-    ]
+    after = {each.task: f"none certain after {counted(each.n_items, 'item')}" for each in tasks}
+    lines = [f"cornerstone sublayers of {task}: {', '.join(found.names) or after[task]}" for task, found in judged]
     for side in sides:
         sure = ", ".join(side.overall.certain_top)
         lines.append(
@@ -221,8 +219,9 @@ def cut_line(rows: Sequence[ItemRow]) -> str:
 
 
 def top_sublayers(found: Importance, count: int = N_TOP) -> list[str]:
-    """Name the sublayers with the largest estimates, the paper's choice of cornerstones."""
-    order = [position for position in found.order() if np.isfinite(found.value[position])]
+    """Name the sublayers with the largest estimates, the paper's choice of cornerstones; none that is not measured."""
+    measured = np.isfinite(found.value) & ~found.unreached
+    order = [position for position in found.order() if measured[position]]
     return [found.players[position] for position in order[:count]]
 
 

@@ -53,6 +53,7 @@ IMPORTANCE_SCHEMA = pa.schema(
 CONTRADICTION = (
     "estimate and drop have opposite signs: most windows start from models that lack a neighbour, perhaps collapsed"
 )
+UNREACHED = "no removal order reached it before its cut: the 0 is no measurement"
 _MEMBERSHIP = {1: "in", -1: "out", 0: "undecided"}
 
 
@@ -121,7 +122,10 @@ def as_table(found: Sequence[Importance], code: Sequence[AsCode] = ()) -> pa.Tab
             "n_items": [each.n_items] * n_players,
             "n_clusters": [each.n_clusters] * n_players,
             "level": [each.level] * n_players,
-            "note": [CONTRADICTION if yes else "" for yes in each.contradicts],
+            "note": [
+                UNREACHED if unreached else CONTRADICTION if contradicts else ""
+                for unreached, contradicts in zip(each.unreached, each.contradicts, strict=True)
+            ],
             "value_as_code": code[place].value if code else [None] * n_players,
             "share_as_code": code[place].share if code else [None] * n_players,
         }

@@ -138,8 +138,9 @@ def _ends(name: str, ci: Interval[float]) -> dict[str, float]:
 
 
 def _name(run: Run) -> str:
-    quant = run.manifest.resolved.quant
-    return run.manifest.model.id if quant == "none" else f"{run.manifest.model.id} {quant}"
+    """Name a run's model, and the packing that its weights had (not what was asked: a GGUF file keeps its own)."""
+    packing = run.manifest.packing
+    return run.manifest.model.id if packing == "none" else f"{run.manifest.model.id} {packing}"
 
 
 def _per_cent(fraction: float | None, *, others: bool = False) -> float | None:

@@ -79,8 +79,7 @@ class Run(RunRecord):
         who = "groups of sublayers" if design.grouping is not None else "sublayers"
         lines = [
             f"Run {self.folder}: {manifest.status}",
-            f"{manifest.model.id}, {manifest.model.dtype}, quantisation "
-            f"{manifest.model.packing or manifest.resolved.quant}",
+            f"{manifest.model.id}, {manifest.model.dtype}, quantisation {manifest.packing}",
             f"{len(design.players)} {who}, {len(manifest.plan.coalitions):,} coalitions ({design.coalitions})"
             f"{'' if manifest.change == REMOVE else f', {manifest.change.words}'}",
         ]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-
-import numpy as np
+from math import isfinite, isnan
 
 _HYPHEN_AS_MINUS = re.compile(r"(?<!\w)-(?=\d)")
 
 
 def number(value: float, digits: int) -> str:
     """Write a number with a hyphen as its minus, which programs read too; NaN is a dash, a rounded 0 has no sign."""
-    if not np.isfinite(value):
-        return "–" if np.isnan(value) else str(value)
+    if not isfinite(value):
+        return "–" if isnan(value) else str(value)
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
@@ -22,9 +21,14 @@ def p_value(value: float) -> str:
     return "<0.001" if value < 0.0005 else number(value, 3)
 
 
+def counted(count: int, thing: str) -> str:
+    """Write how many there are: `1 item`, `2 items`, `1,000 tiles`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def interval(low: float, high: float, digits: int) -> str:
     """Write an interval; a dash where an end is not finite."""
-    if not (np.isfinite(low) and np.isfinite(high)):
+    if not (isfinite(low) and isfinite(high)):
         return "–"
     return f"[{number(low, digits)}, {number(high, digits)}]"
 

@@ -149,6 +149,11 @@ class Manifest:
         return parse_change(self.resolved.change)
 
     @property
+    def packing(self) -> str:
+        """Name the packing that the weights had (`GGUF Q4_1`, `nf4`, `none`); where no record says, what was asked."""
+        return self.model.packing or self.resolved.quant
+
+    @property
     def passed(self) -> StudySpec:
         """Give the options as they were passed."""
         return self.resolved.passed

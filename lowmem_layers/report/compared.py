@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.comparing import CORRECTIONS, correlation_words, packing_of
+from lowmem_layers.findings.comparing import CORRECTIONS, correlation_words
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
 from lowmem_layers.game.players.groups import Group
@@ -133,7 +133,7 @@ def _names(a: Run, b: Run) -> tuple[str, str]:
     sides = []
     for run in (a, b):
         model = run.manifest.model
-        packing = packing_of(run)
+        packing = run.manifest.packing
         width = model.dtype if packing == "none" else packing
         sides.append((model.id, width, ", ".join(run.tasks)))
     told = [place for place in range(len(sides[0])) if sides[0][place] != sides[1][place]]

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.comparing import packing_of
 from lowmem_layers.findings.findings import Side
 from lowmem_layers.findings.run import Run
 from lowmem_layers.findings.words import minus
@@ -181,4 +180,4 @@ def quantisations(runs: Sequence[tuple[str, Run, Side]]) -> dict[str, Figure]:
 
 def _width(run: Run) -> str:
     """Name what a run's weights were packed in; unpacked ones have a dtype."""
-    return shown(run.manifest.model.dtype if packing_of(run) == "none" else packing_of(run))
+    return shown(run.manifest.model.dtype if run.manifest.packing == "none" else run.manifest.packing)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lowmem_layers.findings.words import counted
 from lowmem_layers.game.estimators.permutation import first_cut
 from lowmem_layers.game.players.coalitions import Removed, chain
 from lowmem_layers.game.players.design import Design
@@ -43,7 +44,8 @@ def settle_cuts(prepared: Prepared, design: Design, seed: int, announce: Announc
         walks = [order for order, cut in zip(design.orders, cuts, strict=True) if cut is None]
         wanted = {removed for order in walks for removed in chain(order, depth)}
         new = sorted(wanted - set(known), key=lambda removed: (len(removed), removed))
-        announce(StageStarted(f"pilot: {len(walks)} removal orders down to {depth} removed, {len(items)} items"))
+        walked = f"{counted(len(walks), 'removal order')} down to {depth} removed"
+        announce(StageStarted(f"pilot: {walked}, {counted(len(items), 'item')}"))
         known |= _measure(prepared, design, items, new)
         tables = _tables(prepared, design, items, known)
         for place, order in enumerate(design.orders):

@@ -221,7 +221,7 @@ def local_records(folder: Path, name: str, source: HubSource, split: str) -> tup
     Returns the records and the name of what was found.
 
     Raises:
-        TaskError: there is no such folder, or it has no data of the task.
+        TaskError: there is no such folder, it has no data of the task, or it is itself the task's own.
     """
     if not folder.is_dir():
         raise TaskError(f"--data-dir {folder} is not a folder", "give the folder that holds TASK.jsonl")
@@ -235,5 +235,12 @@ def local_records(folder: Path, name: str, source: HubSource, split: str) -> tup
     # the folder may itself be the copy
     if folder.name == source.repository or (source.config and (folder / source.config).is_dir()):
         return folder_records(folder, split, source.config)
+    if own := _files_of(folder, "validation") or _files_of(folder, "test"):
+        whole = folder.resolve()
+        parent = f"give --data-dir {whole.parent}"
+        raise TaskError(
+            f"--data-dir {folder} holds {own[0].name} itself; what is meant is the folder above a folder {name}",
+            parent if whole.name == name else f"name the folder {name}, and {parent}",
+        )
     there = ", ".join(sorted(file.name for file in folder.iterdir())[:12]) or "nothing"
     raise TaskError(f"no data file {folder / name}.jsonl", f"the folder holds: {there}")

@@ -15,7 +15,6 @@ from lowmem_layers.findings.comparing import (
     compare_runs,
     comparison_table,
     differences,
-    packing_of,
 )
 from lowmem_layers.findings.equivalence import equivalence_lines, with_equivalence
 from lowmem_layers.findings.interactions import interaction_table
@@ -136,7 +135,7 @@ def test_runs_of_one_width_are_told_apart_by_their_packing(tmp_path, bench):
 
     given, other = packed("GGUF Q4_1", "float32"), packed("nf4", "bfloat16")
     assert differences(given, other) == ["dtype (float32 / bfloat16)", "packing (GGUF Q4_1 / nf4)"]
-    assert packing_of(one) == "4bit"  # what was asked, where the record says no more
+    assert one.manifest.packing == "4bit"  # what was asked, where the record says no more
     assert _names(given, other) == ("A GGUF Q4_1", "B nf4")
 
 

@@ -9,7 +9,11 @@ import pytest
 
 from lowmem_layers import open_run, run_study
 from lowmem_layers.errors import RecordError, UsageError
+from lowmem_layers.findings.findings import top_sublayers
+from lowmem_layers.findings.importance import UNREACHED, as_table
 from lowmem_layers.findings.paper import tables_of
+from lowmem_layers.game.answers.importance import estimate_permutations
+from lowmem_layers.game.values.table import ValueTable
 
 COLUMNS = [
     "task",
@@ -105,3 +109,17 @@ def test_other_values_and_smaller_windows_have_no_such_column(tmp_path, bench, s
     with pytest.raises(UsageError, match="has windows of up to 2 sublayers") as refused:
         tables_of([two], as_code=True)
     assert "--max-removed 3" in refused.value.hint
+
+
+def test_whom_no_removal_order_reached_has_no_estimate():
+    """Their 0 stood in the table, and their names in the top 3, above sublayers that were measured below 0."""
+    players = ("attn.0", "ffn.0", "attn.1", "ffn.1")
+    orders = [(0, 1, 2, 3), (1, 0, 3, 2)]
+    rng = np.random.default_rng(0)
+    coalitions = ((), (0,), (0, 1), (1,))
+    table = ValueTable(players, coalitions, np.array([0.0, 1.0, 2.0, 1.5]) + 0.1 * rng.normal(size=(40, 4)))
+    found = estimate_permutations(table, [*orders, *orders], cuts=[1, 1, 1, 1])
+    assert found.unreached.tolist() == [False, False, True, True]
+    assert top_sublayers(found) == ["attn.0", "ffn.0"], "below 0, but measured"
+    notes = as_table([found]).column("note").to_pylist()
+    assert [note == UNREACHED for note in notes] == [False, False, True, True]

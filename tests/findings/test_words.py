@@ -15,7 +15,7 @@ from lowmem_layers.findings.comparing import agreement_lines, compare_runs
 from lowmem_layers.findings.drivers import driver_lines, find_drivers
 from lowmem_layers.findings.power import foretell, power_lines
 from lowmem_layers.findings.statement import judge
-from lowmem_layers.findings.words import minus
+from lowmem_layers.findings.words import counted, minus
 from tests.dictionary import Bench, DictionaryEngine
 
 HYPHEN = re.compile(r"(?<!\w)-\d")
@@ -60,3 +60,8 @@ def test_every_sentence_with_a_number_below_zero_has_a_minus_sign(gaining):
 
 def test_hyphens_within_words_stay():
     assert minus("SmolLM2-135M: -0.52 nats [-1.0, 2e-5], top-3") == "SmolLM2-135M: −0.52 nats [−1.0, 2e-5], top-3"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 items"), (1, "1 item"), (2, "2 items"), (1_000, "1,000 items")])
+def test_one_is_no_plural(count, text):
+    assert counted(count, "item") == text

@@ -42,7 +42,7 @@ def test_by_hand():
     # a-b: 10-6-7+1; a-c given that b is gone: 7-1-5+0; b-c: 10-7-9+5.
     assert by_pair(result) == {(0, 1): -2.0, (0, 2): 1.0, (1, 2): -1.0}
     assert np.isnan(result.ci.low).all()
-    assert result.kind(0) == "none"
+    assert result.kind(0) == "not significant"
 
 
 def test_additive_games_have_none():

@@ -74,6 +74,26 @@ def test_an_unknown_model_gets_its_own_top_three():
         ("meta-llama/Meta-Llama-3-8B-Instruct", None),
         ("meta-llama/Meta-Llama-3-8B-Instruct 4bit", None),
         ("meta-llama/Llama-3.1-8B", None),
+        *(
+            (f"/some where/Meta-Llama-3-8B {packing}", "Llama-3-8B")
+            for packing in (
+                "nf4",
+                "int8",
+                "GGUF Q4_K and others",
+                "GPTQ 4-bit",
+                "AWQ 4-bit",
+                "bitsandbytes nf4",
+                "bitsandbytes int8",
+                "HQQ 4-bit",
+                "FP8 blocks",
+                "MXFP4",
+                "torchao Int4, Int8",
+                "compressed-tensors W4/8A16 int",
+                "modelopt NVFP4",
+            )
+        ),
+        ("Meta-Llama-3-8B-Instruct nf4", None),
+        ("Meta-Llama-3-8B tuned nf4", None),
     ],
 )
 def test_published_models_are_recognised(label, model):

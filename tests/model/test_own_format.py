@@ -180,6 +180,7 @@ def test_a_packing_that_the_config_does_not_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is packed by GPTQ, but config\.json does not say so"):
         reader.read_layer(0)
     plain = choose_packing("none", None, requantize=False)
+    assert (plain.target, plain.label) == ("none", "not quantised"), "a display that says 'weights none' says nothing"
     with pytest.raises(CheckpointError, match=r"qweight is packed, but config\.json does not say how"):
         SafetensorsReader(tmp_path, model, converter, places, plain, None, torch.float32)
 

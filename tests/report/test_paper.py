@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from lowmem_layers import open_run
+from lowmem_layers.findings.paper import tables_of
 from lowmem_layers.game.answers.importance import estimate
 from lowmem_layers.game.players.coalitions import windows
 from lowmem_layers.game.players.player import players_of
@@ -114,3 +115,8 @@ def test_latex_tables_compile(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "t.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_study_tables_name_the_packing_that_the_weights_had(pair):
+    """A GGUF file keeps its own packing under --quant 4bit: 'm 4bit' was no name for it."""
+    assert [row.model for row in tables_of(pair).table1] == ["m", "m nf4"]

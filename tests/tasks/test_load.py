@@ -79,6 +79,18 @@ def test_a_missing_file_says_what_is_there(tmp_path):
     assert "piqa.jsonl" in caught.value.hint
 
 
+@pytest.mark.parametrize("file", ["valid.jsonl", "test.jsonl"])
+@pytest.mark.parametrize(("folder", "hint"), [("boolq", "give --data-dir"), ("b", "name the folder boolq, and give")])
+def test_a_task_s_own_folder_says_which_folder_is_meant(folder, hint, file, tmp_path):
+    own = tmp_path / folder
+    own.mkdir()
+    (own / file).write_text("{}")
+    with pytest.raises(TaskError, match=rf"holds {file} itself.* the folder above a folder boolq") as caught:
+        load_tasks(["boolq"], data_dir=own)
+    assert caught.value.hint.startswith(hint)
+    assert caught.value.hint.endswith(str(tmp_path))
+
+
 def test_a_data_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(TaskError, match="not a folder"):
         load_tasks(["boolq"], data_dir=tmp_path / "nowhere")

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from lowmem_layers.cli.display.progress import Progress, advance, spell_rate, spell_time
 from lowmem_layers.cli.output import spelled_for, visible
+from lowmem_layers.findings.words import counted
 from lowmem_layers.study.events import (
     Event,
     ModelExamined,
@@ -40,7 +41,7 @@ class PlainDisplay:
             case StageStarted(stage):
                 line = stage
             case TasksRead(tasks, n_items):
-                line = ", ".join(f"{task}: {n} items" for task, n in zip(tasks, n_items, strict=True))
+                line = ", ".join(f"{task}: {counted(n, 'item')}" for task, n in zip(tasks, n_items, strict=True))
             case ModelPlaced():
                 where = f"home {event.home}, computed on {event.device} in {event.dtype}"
                 line = f"{event.model}, weights {event.packing}, {where}"
@@ -55,8 +56,8 @@ class PlainDisplay:
                 )
             case RunPlanned():
                 line = (
-                    f"{event.n_items} items × {event.n_coalitions} coalitions of {event.n_players} players, "
-                    f"{event.n_tiles} tiles ({event.tiles_done} done already)"
+                    f"{counted(event.n_items, 'item')} × {counted(event.n_coalitions, 'coalition')} of "
+                    f"{event.n_players} players, {counted(event.n_tiles, 'tile')} ({event.tiles_done} done already)"
                 )
             case RunFinished():
                 line = event.status

@@ -14,6 +14,7 @@ from lowmem_layers.cli.display.memory import Memory
 from lowmem_layers.cli.display.progress import Progress, spell_rate, spell_time
 from lowmem_layers.cli.display.shape import layer_strip, leading_bars
 from lowmem_layers.cli.output import visible
+from lowmem_layers.findings.words import counted
 from lowmem_layers.study.events import Step
 
 # The stages of a run, in order: while one goes on, when it is done, and in one word
@@ -76,7 +77,7 @@ def draw(
         parts += [*strip]
         left -= len(strip)
     if left >= 2:
-        parts.append(_line(f"nats lost without it, after {at.items_done} items, 95 %", "bold"))
+        parts.append(_line(f"nats lost without it, after {counted(at.items_done, 'item')}, 95 %", "bold"))
         parts.append(leading_bars(at.plan.players, at.standing, min(left - 1, 20), width))
     return Group(*parts)
 
@@ -90,9 +91,9 @@ def _what_runs(at: Progress) -> str:
         words += [f"{at.placed.device} {at.placed.dtype}"]
     if at.tasks is not None:
         tasks = f"{len(at.tasks.tasks)} tasks, " if len(at.tasks.tasks) > 1 else ""
-        words.append(f"{tasks}{sum(at.tasks.n_items):,} items")
+        words.append(f"{tasks}{counted(sum(at.tasks.n_items), 'item')}")
     if at.plan is not None:
-        words.append(f"{at.plan.n_coalitions:,} coalitions")
+        words.append(counted(at.plan.n_coalitions, "coalition"))
     return " · ".join(words)
 
 
@@ -148,7 +149,7 @@ def _counts(at: Progress) -> str:
     if at.plan is None:
         return ""
     done, total = at.evaluations
-    tiles = f"saved: {at.tiles_done} of {at.plan.n_tiles} tiles, items {at.items_done}/{at.plan.n_items}"
+    tiles = f"saved: {at.tiles_done} of {counted(at.plan.n_tiles, 'tile')}, items {at.items_done}/{at.plan.n_items}"
     return f"{tiles} · evaluations {done:,}/{total:,}"
 
 

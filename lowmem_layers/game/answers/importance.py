@@ -61,6 +61,12 @@ class Importance:
         return (negative & (self.ablation_ci.low > 0)) | (positive & (self.ablation_ci.high < 0))
 
     @property
+    def unreached(self) -> NDArray[np.bool_]:
+        """Tell whom no removal order reached before its cut: their 0 is no measurement. Shapes: (players,)."""
+        unknown = np.isnan(self.ci.low)
+        return unknown & (self.estimator == "permutation") & ~unknown.all()
+
+    @property
     def certain_top(self) -> tuple[str, ...]:
         """Name who is certainly in the top k, all of them together, the most important first."""
         return tuple(self.players[p] for p in self.order() if self.rank_together.high[p] <= self.top_k)

@@ -46,9 +46,9 @@ class Interactions:
     level: float
 
     def kind(self, pair: int) -> str:
-        """Name a pair's interaction: redundancy, synergy, or none where it is not significant."""
+        """Name a pair's interaction: redundancy, synergy, or not significant, which proves no absence of either."""
         if not self.significant[pair]:
-            return "none"
+            return "not significant"
         return "redundancy" if self.value[pair] < 0 else "synergy"
 
 

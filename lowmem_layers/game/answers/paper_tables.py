@@ -29,7 +29,9 @@ CODE_LARGEST = 3  # L in the authors' public code, by default
 _OWN_TOP = "three largest mean shares"
 
 _PACKINGS = r"(?:[-._ ](?:hf|v0\.1|gguf|gptq|awq|bnb|none|int[48]|[48]bit|b?f(?:loat|p)?(?:16|32)|i?q\d\w*))*"
-_PUBLISHED = re.compile(r"(?:meta-)?(llama-3-8b|llama-3-70b|mixtral-8x7b)" + _PACKINGS)
+# what a run's record calls a packing of the checkpoint's own, with whatever follows: `GPTQ 4-bit`, `torchao Int4`
+_OWN = r"(?: (?:nf4|fp4|gguf|gptq|awq|bitsandbytes|hqq|torchao|compressed-tensors|modelopt|fp8|mxfp4|nvfp4)\b.*)?"
+_PUBLISHED = re.compile(r"(?:.*/)?(?:meta-)?(llama-3-8b|llama-3-70b|mixtral-8x7b)" + _PACKINGS + _OWN)
 
 PUBLISHED_CORNERSTONES: dict[str, tuple[str, ...]] = {
     "Llama-3-8B": ("attn.0", "ffn.0", "ffn.1"),
@@ -51,10 +53,10 @@ PUBLISHED_OTHER_DROPS: dict[str, dict[str, float]] = {
 def published_model(label: str) -> str | None:
     """Recognise one of the study's three base models in a label, hub id or file name, else None.
 
-    `meta-llama/Meta-Llama-3-8B`, `Meta-Llama-3-8B 4bit`, `Meta-Llama-3-8B.Q4_K_M.gguf`: a model quantised is still that
+    `meta-llama/Meta-Llama-3-8B`, `Meta-Llama-3-8B nf4`, `Meta-Llama-3-8B.Q4_K_M.gguf`: a model quantised is still that
     model. Other members of the families (`-Instruct`, Llama 3.1) are other models and are not recognised.
     """
-    found = _PUBLISHED.fullmatch(label.rsplit("/", 1)[-1].lower())
+    found = _PUBLISHED.fullmatch(label.lower())
     known = {name.lower(): name for name in PUBLISHED_CORNERSTONES}
     return None if found is None else known[found[1]]
 

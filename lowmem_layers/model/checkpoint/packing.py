@@ -93,7 +93,7 @@ def choose_packing(quant: Quant, own: OwnPacking | None, *, requantize: bool) ->
     """
     target = _TARGET[quant]
     if own is None:
-        return Packing(False, target, target)
+        return Packing(False, target, "not quantised" if target == "none" else target)
     if requantize:
         again = "" if target == "none" else f" and packed as {target}"
         return Packing(False, target, f"{own.label}, unpacked{again}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from lowmem_layers.findings.findings import Findings, Side
 from lowmem_layers.findings.run import Run
-from lowmem_layers.findings.words import minus, number
+from lowmem_layers.findings.words import counted, minus, number
 from lowmem_layers.game.answers.importance import Importance
 from lowmem_layers.game.players.design import Design
 from lowmem_layers.model.change import REMOVE
@@ -64,8 +64,8 @@ def _who(found: Importance, design: Design) -> str:
             f"{_listed(sure)} {'is' if len(sure) == 1 else 'are'} among {top} {certain}. {places} open: {candidates}."
         )
     return (
-        f"No sublayer is certain yet to be among {top}: after {found.n_items:,} items, {len(maybe)} {what} may be. "
-        f"Ahead are {_listed([found.players[place] for place in found.order()[:k]])}."
+        f"No sublayer is certain yet to be among {top}: after {counted(found.n_items, 'item')}, {len(maybe)} {what} "
+        f"may be. Ahead are {_listed([found.players[place] for place in found.order()[:k]])}."
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowmem_layers.errors import UsageError
-from lowmem_layers.findings.comparing import agreement_lines, compare_runs, differences, packing_of
+from lowmem_layers.findings.comparing import agreement_lines, compare_runs, differences
 from lowmem_layers.findings.run import Run
 from lowmem_layers.game.answers.compare import Comparison
 from lowmem_layers.report.page.data import Json, numbers
@@ -73,7 +73,7 @@ def run_titles(runs: Sequence[Run]) -> list[str]:
     if len({run.manifest.change for run in runs}) > 1:
         titles = [f"{title} · {run.manifest.change.words}" for title, run in zip(titles, runs, strict=True)]
     for more in (
-        lambda run: run.manifest.model.dtype if packing_of(run) == "none" else packing_of(run),
+        lambda run: run.manifest.model.dtype if run.manifest.packing == "none" else run.manifest.packing,
         lambda run: ", ".join(run.tasks),
         lambda run: str(run.folder),
     ):

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from lowmem_layers.findings.run import Run
+from lowmem_layers.findings.words import counted
 from lowmem_layers.record.manifest import Manifest
 from lowmem_layers.record.spec import StudySpec
 
@@ -53,7 +54,7 @@ def summary(manifest: Manifest, tasks: Sequence[str], n_items: int) -> str:
     meaning += f" The ablation drop of a {player} is the loss when it alone is {done}."
     return (
         f"{manifest.model.id} in {manifest.model.dtype} (quantisation {manifest.resolved.quant}) "
-        f"was scored on {n_items:,} items of {', '.join(tasks)}: complete{removed}."
+        f"was scored on {counted(n_items, 'item')} of {', '.join(tasks)}: complete{removed}."
         f"{' ' + meaning if removed else ''}"
     )
 
