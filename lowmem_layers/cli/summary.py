@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
@@ -40,12 +40,13 @@ def summarise(
 
     # 1) importance; no number is cut short, whatever the terminal's width
     if findings.sides:
-        width, console.width = console.width, max(console.width, _WIDEST)
+        size = console.size  # whole, with its height: a width alone means nothing to a dumb terminal
+        width, console.size = size.width, ConsoleDimensions(max(size.width, _WIDEST), size.height)
         table = importance_table(run.manifest, findings.sides, n_rows)
         if console.measure(table).maximum > width:
             table.padding = 0  # the box has a space between columns: 80 in all then hold them, intervals included
         console.print(Spelled(table), crop=False)
-        console.width = width
+        console.size = size
         hidden = 0 if n_rows is None else len(findings.sides[-1].overall.players) - n_rows
         if hidden > 0:
             say(f"{hidden} more rows: lowmem-layers importance {folder}, or --all-rows with run")

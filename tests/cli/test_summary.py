@@ -107,3 +107,14 @@ def test_a_group_has_a_groups_colour_whatever_it_is_called(tmp_path, bench):
 def test_control_characters_are_spelled_out():
     assert visible("a\x1b[2Jb\tc\n") == "a\\x1b[2Jb\\x09c\\x0a"
     assert visible("ünicode – stays [as] it is") == "ünicode – stays [as] it is"
+
+
+def test_a_dumb_terminal_cuts_no_number_or_heading(finished):
+    """The library gives such a terminal 80 columns, whatever width was set: 'possib…' and '(nat…' stood there."""
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, color_system=None, _environ={"TERM": "dumb"})
+    assert console.is_dumb_terminal
+    summarise(finished, finished.findings, Path("p"), console, n_rows=None)
+    head = stream.getvalue().split("─")[0]
+    assert "possible" in head
+    assert "…" not in head
