@@ -32,6 +32,7 @@ class DictionaryEngine:
     scored: list[tuple[str, ...]] = field(default_factory=list)
     poison: dict[str, float] = field(default_factory=dict)
     narrowed: list[dict[str, Any]] = field(default_factory=list)
+    memory: dict[str, int] = field(default_factory=dict)
 
     def plan_tiles(self, items: Sequence[Any], coalitions: Sequence[Any]) -> list[list[int]]:
         """Deal the items out in an order that is not theirs."""
@@ -56,7 +57,8 @@ class DictionaryEngine:
 
     def describe(self) -> dict[str, Any]:
         """Describe nothing much, and where memory is to have run out."""
-        return {"tile_items": self.tile_items, **({"narrowed": self.narrowed} if self.narrowed and self.scored else {})}
+        narrowed = {"narrowed": self.narrowed} if self.narrowed and self.scored else {}
+        return {"tile_items": self.tile_items, "memory": self.memory, **narrowed}
 
     def _block(self, item: EncodedItem, coalitions: Sequence[Any]) -> np.ndarray:
         rows = []

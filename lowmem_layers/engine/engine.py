@@ -34,7 +34,7 @@ from lowmem_layers.model.accelerators import is_gpu, release_cached
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.forward import has_wide_head
 from lowmem_layers.model.change import REMOVE
-from lowmem_layers.model.memory import available_device_bytes, is_shortage
+from lowmem_layers.model.memory import available_device_bytes, is_shortage, memory_account
 from lowmem_layers.model.placement import usual_states_bytes
 from lowmem_layers.tasks.items import EncodedItem
 
@@ -47,7 +47,8 @@ class Engine:
 
     `budget_bytes` bounds the states, masks, intermediates and logits of a tile (not the weights); `sizes` and
     `tile_work` (multiply-adds) follow from the device where they are not given. All of them are in `describe()`: a
-    run that is resumed with the same ones repeats the same numbers bit for bit.
+    run that is resumed with the same ones repeats the same numbers bit for bit. `narrowed_to` are the smaller sizes
+    that such a run went on with, after memory had run out.
 
     `changes` say what becomes of the sublayers that a coalition names; they are removed where nothing is given.
     `layout` lays items out as token tries or as plain rows. With `auto` the examination decides; with `trie` or
@@ -60,6 +61,7 @@ class Engine:
         *,
         budget_bytes: int | None = None,
         sizes: Sizes | None = None,
+        narrowed_to: Sizes | None = None,
         tile_work: int | None = None,
         layout: Layout = "auto",
         changes: Changes | None = None,
@@ -70,7 +72,8 @@ class Engine:
         self.budget_bytes = budget_bytes or usual_states_bytes(free)
         # What suits the device, and leaves room for states.
         usual = sizes_for(model.device, model.shape.vocabulary)
-        self.sizes = sizes or sizes_within(usual, Widths.of(model.shape), model.device, self.budget_bytes)
+        self.planned = sizes or sizes_within(usual, Widths.of(model.shape), model.device, self.budget_bytes)
+        self.sizes = narrowed_to or self.planned
         self.tile_work = tile_work or tile_work_for(model.device, model.shape.n_streamed)
         self.verdict: Verdict | None = None
         self.counted_applications = 0
@@ -225,10 +228,11 @@ class Engine:
             EngineError: no layout was given, and the engine was not examined.
         """
         found = asdict(self.verdict) if self.verdict is not None else {}
-        sizes = {**asdict(self.sizes), "budget_bytes": self.budget_bytes, "tile_work": self.tile_work}
+        sizes = {**asdict(self.planned), "budget_bytes": self.budget_bytes, "tile_work": self.tile_work}
         head = {"head": "float32"} if has_wide_head(self.model.module) else {}
         narrowed = {"narrowed": list(self.narrowed)} if self.narrowed else {}
-        return {"layout": self.layout, "sizes": sizes, "self_test": found, **head, **narrowed}
+        memory = memory_account(self.model.device)
+        return {"layout": self.layout, "sizes": sizes, "self_test": found, "memory": memory, **head, **narrowed}
 
     def _tree(self, coalitions: Sequence[Removed]) -> PrefixTree:
         key = tuple(coalitions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lowmem_layers.errors import ModelError
@@ -106,6 +108,14 @@ def describe_gpu(device: torch.device) -> dict[str, str]:
     if driver := driver_version():
         found["driver"] = driver
     return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+
+
+def describe_kernels(config: Any) -> dict[str, str]:
+    """Name transformers' implementations of attention and, in a mixture, of experts, as its config does."""
+    names = {"attention": "_attn_implementation", "experts": "_experts_implementation"}
+    has_experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    chosen = {what: getattr(config, name, None) for what, name in names.items() if what != "experts" or has_experts}
+    return {what: str(value) for what, value in chosen.items() if value}
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

@@ -24,7 +24,14 @@ from lowmem_layers.model.checkpoint.safetensors_reader import LayerReader, Safet
 from lowmem_layers.model.checkpoint.skeleton import build_skeleton, layers_prefix, quiet_transformers
 from lowmem_layers.model.checkpoint.source import Source, find_source
 from lowmem_layers.model.checkpoint.texts import AGAIN, keep_texts, read_config, read_tokenizer, unreadable
-from lowmem_layers.model.devices import describe_gpu, dtype_name, resolve_device, resolve_dtype, settle_for_models
+from lowmem_layers.model.devices import (
+    describe_gpu,
+    describe_kernels,
+    dtype_name,
+    resolve_device,
+    resolve_dtype,
+    settle_for_models,
+)
 from lowmem_layers.model.formats import FOUR_BIT, INT8, OwnPacking
 from lowmem_layers.model.gpu import cap_allocator, device_overhead_bytes
 from lowmem_layers.model.homes.cache import cache_path, fingerprint_files
@@ -94,6 +101,7 @@ class Inspection:
             },
             "dtype": dtype_name(self.dtype),
             "device": self.device.type,
+            **describe_kernels(text_config(self.module)),
         }  # fmt: skip
 
 

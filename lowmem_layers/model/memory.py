@@ -49,6 +49,26 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_account(device: torch.device) -> dict[str, int]:
+    """Say what memory this process has taken at most, for the run's record.
+
+    `host_peak_bytes` is the resident set's. Of CUDA, torch's allocator is asked: `gpu_peak_bytes` are its tensors',
+    `gpu_reserved_peak_bytes` what it took from the driver for them; `gpu_retries` counts how often it handed back
+    what it had kept before it found room, `gpu_out_of_memory` how often it found none.
+    """
+    account = {"host_peak_bytes": peak_bytes()}
+    if device.type != "cuda":
+        return account
+    counted = torch.cuda.memory_stats(device)
+    return {
+        **account,
+        "gpu_peak_bytes": torch.cuda.max_memory_allocated(device),
+        "gpu_reserved_peak_bytes": torch.cuda.max_memory_reserved(device),
+        "gpu_retries": counted.get("num_alloc_retries", 0),
+        "gpu_out_of_memory": counted.get("num_ooms", 0),
+    }
+
+
 def release_freed_memory() -> None:
     """Hand memory that was freed back to the system, where the C library (glibc) can be asked to.
 

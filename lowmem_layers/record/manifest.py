@@ -90,14 +90,22 @@ class EngineRecord:
     """How the engine computes.
 
     `layout` and `sizes` decide the order of additions; `self_test` and `more` are what the engine says besides;
-    `narrowed` names the tiles before which memory ran out, and the smaller chunks from there on.
+    `narrowed` names the tiles before which memory ran out, and the smaller chunks from there on. `memory` is the most
+    that any call has taken, see `memory_account`.
     """
 
     layout: str | None = None
     sizes: Mapping[str, Size] = field(default_factory=dict)
     self_test: Mapping[str, Json] = field(default_factory=dict)
     narrowed: tuple[Mapping[str, Json], ...] = ()
+    memory: Mapping[str, Size] = field(default_factory=dict)
     more: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def sizes_now(self) -> dict[str, Any]:
+        """Give the chunk sizes that a run goes on with: those of its beginning, or what memory has left of them."""
+        last = self.narrowed[-1] if self.narrowed else {}
+        return {name: last.get(name, size) for name, size in self.sizes.items()}
 
     def to_json(self) -> dict[str, Json]:
         """Give everything that is known of the engine, as JSON takes it."""
@@ -105,6 +113,8 @@ class EngineRecord:
         found: dict[str, Json] = {**known, "sizes": dict(self.sizes), "self_test": dict(self.self_test)}
         if self.narrowed:
             found["narrowed"] = [dict(each) for each in self.narrowed]
+        if self.memory:
+            found["memory"] = dict(self.memory)
         return {**found, **self.more}
 
 
@@ -162,9 +172,12 @@ class Manifest:
         """Give the same record with another status, and more time on its account."""
         return replace(self, status=status, elapsed_s=round(self.elapsed_s + elapsed_s, 3), stopped=stopped)
 
-    def with_narrowed(self, narrowed: Sequence[Mapping[str, Json]]) -> Manifest:
-        """Give the same record with further tiles before which memory ran out."""
-        return replace(self, engine=replace(self.engine, narrowed=(*self.engine.narrowed, *narrowed)))
+    def with_memory(self, narrowed: Sequence[Mapping[str, Json]], memory: Mapping[str, Size]) -> Manifest:
+        """Give the same record with further tiles before which memory ran out, and what another call has taken."""
+        most = dict(self.engine.memory)
+        for name, size in memory.items():
+            most[name] = max(size, most.get(name, 0))
+        return replace(self, engine=replace(self.engine, narrowed=(*self.engine.narrowed, *narrowed), memory=most))
 
 
 def described(about: Mapping[str, Json], kind: type[Described], rest: str) -> Described:

@@ -30,5 +30,6 @@ def shortage_note(narrowed: Mapping[str, Any], which: str) -> Noted:
     """Say where memory ran out, and `which` tiles are computed in smaller chunks from then on."""
     return Noted(
         f"out of memory in the tile of {narrowed['task']} {narrowed['first_item']}: computed again in chunks of "
-        f"{narrowed['chunk_tokens']} tokens, as are {which}; the last bits of their numbers may differ"
+        f"{narrowed['chunk_tokens']} tokens and {narrowed['head_rows']} rows of logits, as are {which}; "
+        "the last bits of their numbers may differ"
     )

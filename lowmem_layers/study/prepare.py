@@ -73,14 +73,15 @@ def prepare_study(
     limits = {"max_length": found.max_length, "n_known": found.shape.vocabulary}
     encoded = encode_tasks(tasks, found.tokenizer, bos=spec.bos, **limits)
     # 3) decide: where the weights live, and what that leaves for the states
-    sizes = Sizes.of(earlier.sizes) if earlier is not None else None
+    planned, sizes = (Sizes.of(earlier.sizes), Sizes.of(earlier.sizes_now)) if earlier is not None else (None, None)
     placement = place_weights(spec, found, encoded, sizes)
     # 4) do: read the weights, and see whether the model can be believed
     announce(_placed(found, placement))
     announce(StageStarted("reading the weights", "weights"))
     model = fill_model(found, placement, lambda line: announce(Noted(line)), lambda *of: announce(LayerRead(*of)))
     changes = _changes(spec, model, encoded, placement)
-    engine = Engine(model, budget_bytes=placement.states_bytes, sizes=sizes, changes=changes)
+    budget_bytes = placement.states_bytes
+    engine = Engine(model, budget_bytes=budget_bytes, sizes=planned, narrowed_to=sizes, changes=changes)
     _examine(engine, spec.change, announce, clock)
     if measure is not None:
         announce(MachineMeasured(measure(model.device, model.dtype)))

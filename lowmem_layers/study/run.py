@@ -139,7 +139,7 @@ def _settled(
     manifest = replace(
         manifest, created=known.created, elapsed_s=known.elapsed_s, plan=known.plan, stopped=known.stopped
     )
-    return manifest.with_narrowed(known.engine.narrowed)
+    return manifest.with_memory(known.engine.narrowed, known.engine.memory)
 
 
 @dataclass
@@ -167,7 +167,8 @@ class _Ending:
         status = "interrupted" if kind is not None and issubclass(kind, KeyboardInterrupt) else usual
         elapsed_s = self.clock() - self._start
         ended = self.manifest.with_status(status, max(0.0, elapsed_s), self.stopped)
-        self.manifest = ended.with_narrowed(self.engine.describe().get("narrowed", ()))
+        about = self.engine.describe()
+        self.manifest = ended.with_memory(about.get("narrowed", ()), about.get("memory", {}))
         # When the disk is full, the error on its way says more than a second one would.
         with contextlib.suppress(RecordError) if kind is not None else contextlib.nullcontext():
             if (self.folder / RUN_FILE).exists():  # a run that could not begin leaves no run.json

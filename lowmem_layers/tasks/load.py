@@ -220,6 +220,8 @@ def _read(data: _DataSet, options: _Options) -> Task:
             record.fail("id", f"{item.id!r} was already used in {seen[item.id]}", "ids must be unique within a task")
         seen[item.id] = record.where
         items.append(item)
+    if data.source["kind"] == "task file":  # the benchmarks' clusters are part of what records know them by
+        items = _repeats_together(items)
     shots = data.shots if options.fewshot is None else options.fewshot
     if shots == 0:
         return _build(data.name, tuple(items), data.metric, data.source)
@@ -236,6 +238,19 @@ def _read(data: _DataSet, options: _Options) -> Task:
     prefixed, prefix = with_examples(items, first_distinct(examples, shots), shots)
     task = _build(data.name, prefixed, data.metric, data.source)
     return replace(task, shared_prefix=prefix, source={**task.source, "fewshot": shots})
+
+
+def _repeats_together(items: Sequence[Item]) -> list[Item]:
+    """Put an item that says the same as an earlier one into its cluster: it is no independent observation.
+
+    Items whose cluster is given keep it.
+    """
+    first: dict[tuple[tuple[str, ...], tuple[str, ...]], str] = {}
+    clusters = [first.setdefault((item.contexts, item.continuations), item.cluster) for item in items]
+    return [
+        replace(item, cluster=cluster) if item.cluster == item.id else item
+        for item, cluster in zip(items, clusters, strict=True)
+    ]
 
 
 def _build(name: str, items: tuple[Item, ...], metric: Value, source: dict[str, Any]) -> Task:

@@ -275,7 +275,7 @@ class CrewEngine:
 
     def describe(self) -> dict[str, Any]:
         """Say what decides the numbers, and in which tiles memory ran out on any worker."""
-        rest = {name: value for name, value in self._about.items() if name != "narrowed"}
+        rest = {name: value for name, value in self._about.items() if name not in ("narrowed", "memory")}
         return {**rest, **({"narrowed": list(self._narrowed)} if self._narrowed else {})}
 
     def note_narrowed(self, scored: Scored, announce: Announce) -> None:

@@ -13,6 +13,7 @@ from lowmem_layers.engine import engine as engines
 from lowmem_layers.engine.engine import ready_engine
 from lowmem_layers.engine.sweep import Sizes, Sweep
 from lowmem_layers.errors import RemovalError, ShortageError
+from lowmem_layers.findings.run import open_run
 from lowmem_layers.model.anatomy import branches
 from lowmem_layers.model.anatomy.decoder import DecoderModel
 from lowmem_layers.model.anatomy.removal import refusing
@@ -64,6 +65,33 @@ def test_a_tile_is_computed_again_in_smaller_chunks(model, monkeypatch, error) -
     assert sum(told) == ready_engine(model, layout="rows").work(items, COALITIONS), "work that was lost is not counted"
     engine.score(items, COALITIONS)
     assert len(engine.narrowed) == 2, "later tiles keep the smaller chunks"
+
+
+def test_a_resumed_run_goes_on_in_the_chunks_that_memory_left(tmp_path, monkeypatch) -> None:
+    """What is asked of memory at the second start is what the run needs now, and the plan stays the first one's."""
+    options = ["run", "--limit", "2", "--max-removed", "0", "--out", str(tmp_path / "r"), "--no-cache"]
+    real_score = engines.Engine.score
+
+    def score(self: engines.Engine, *of: Any) -> Any:  # the examination, before it, has the memory that it needs
+        failing(patch, SHORTAGES[0], above=300)
+        return real_score(self, *of)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines.Engine, "score", score)
+        assert run_command_line(options) == 0
+    first = open_run(tmp_path / "r").manifest.engine
+    assert [first.sizes["chunk_tokens"], first.sizes_now["chunk_tokens"]] == [1024, 256]
+    assert first.memory["host_peak_bytes"] > 1 << 26
+    (tmp_path / "r" / "scores" / "tile-00000.parquet").unlink()
+    seen: list[tuple[int, ...]] = []
+    real = Sweep.visit_layers
+    monkeypatch.setattr(
+        Sweep, "visit_layers", lambda self, live: (seen.append(self.sizes.chunk_tokens), real(self, live))[1]
+    )
+    assert run_command_line(options) == 0
+    second = open_run(tmp_path / "r").manifest.engine
+    assert set(seen) == {256}
+    assert (second.sizes, second.narrowed) == (first.sizes, first.narrowed)
 
 
 def test_the_end_of_all_tries_is_one_line_with_a_hint(model, monkeypatch) -> None:

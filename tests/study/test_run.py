@@ -204,12 +204,21 @@ def test_where_memory_ran_out_is_announced_once_and_kept_in_the_record(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         run_study(spec, tmp_path / "r", prepare=failing.prepare, announce=heard.append)
     assert notes(heard) == [
-        "out of memory in the tile of one q0: computed again in chunks of 512 tokens, as are all tiles after it; "
-        "the last bits of their numbers may differ"
+        "out of memory in the tile of one q0: computed again in chunks of 512 tokens and 256 rows of logits, "
+        "as are all tiles after it; the last bits of their numbers may differ"
     ]
     again = {**short, "first_item": "q5"}
     run_study(spec, tmp_path / "r", prepare=bench(engine=engine(narrowed=[again])).prepare)
     assert [dict(each) for each in open_run(tmp_path / "r").manifest.engine.narrowed] == [short, again]
+
+
+def test_the_record_keeps_the_most_memory_of_all_calls(tmp_path, bench, engine, spec):
+    first = bench(engine=engine(fail_at=2, memory={"host_peak_bytes": 300, "gpu_peak_bytes": 20}))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path / "r", prepare=first.prepare)
+    second = engine(memory={"host_peak_bytes": 200, "gpu_peak_bytes": 30})
+    run_study(spec, tmp_path / "r", prepare=bench(engine=second).prepare)
+    assert open_run(tmp_path / "r").manifest.engine.memory == {"host_peak_bytes": 300, "gpu_peak_bytes": 30}
 
 
 def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):

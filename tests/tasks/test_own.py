@@ -189,3 +189,13 @@ def test_a_metric_that_the_items_do_not_allow_is_refused_before_anything_is_meas
     assert len(read_tasks(StudySpec(tasks=(path,)).resolved())[0].items) == 2
     with pytest.raises(UsageError, match="acc compares choices"):
         read_tasks(StudySpec(tasks=(path,), value="acc").resolved())
+
+
+def test_an_item_that_is_there_twice_is_one_observation(write, tmp_path, jsonl):
+    """Twice the same items made intervals narrower by a factor of √2."""
+    jsonl(tmp_path / "items.jsonl", [*ROWS, ROWS[0], {**ROWS[0], "options": ["no", "yes"]}])
+    (task,) = load_tasks([write(PLAIN)])
+    assert [item.cluster for item in task.items] == ["mine-0", "mine-1", "mine-0", "mine-3"]
+    assert len({item.id for item in task.items}) == 4
+    (given,) = load_tasks([write(PLAIN + 'cluster = "{{ topic }}"\n')])
+    assert [item.cluster for item in given.items] == ["snow", "fire", "snow", "snow"]
