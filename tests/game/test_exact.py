@@ -123,3 +123,8 @@ def test_shapiq_absent(monkeypatch):
     with pytest.raises(UsageError) as raised:
         to_shapiq(ValueTable(("a",), ((),), np.zeros((1, 1))))
     assert "pip install" in raised.value.hint
+
+
+def test_exact_values_of_too_many_players_are_refused():
+    with pytest.raises(UsageError, match=r"of 15 players need 2\^15"):
+        shapley(ValueTable(tuple(f"p{i}" for i in range(15)), ((),), np.zeros((1, 1))))
