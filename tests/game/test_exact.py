@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, all_coalitions, estimate
-from lowmem_layers.game.estimators.exact import shapley_by_layers, shapley_by_orders
-from lowmem_layers.game.values.games import additive_game, airport_game, gloves_game, majority_game, unanimity_game
 from lowmem_layers.game.values.shapiq_game import to_shapiq
+from tests.game.exact_routes import shapley_by_layers, shapley_by_orders
+from tests.game.games import additive_game, airport_game, gloves_game, majority_game, unanimity_game
 
 GAMES = [
     additive_game([1.0, -2.0, 0.5, 4.0]),
@@ -125,14 +125,6 @@ def test_shapiq_absent(monkeypatch):
     assert "pip install" in raised.value.hint
 
 
-def test_too_many_players_for_a_route_are_refused():
-    table = ValueTable(tuple(f"p{i}" for i in range(15)), ((),), np.zeros((1, 1)))
-    for route in (shapley, shapley_by_orders, shapley_by_layers):
-        with pytest.raises(UsageError, match="15"):
-            route(table)
-
-
-@pytest.mark.parametrize("quota", [0, 6])
-def test_a_majority_nobody_can_reach_is_refused(quota):
-    with pytest.raises(UsageError, match="quota"):
-        majority_game(5, quota)
+def test_exact_values_of_too_many_players_are_refused():
+    with pytest.raises(UsageError, match=r"of 15 players need 2\^15"):
+        shapley(ValueTable(tuple(f"p{i}" for i in range(15)), ((),), np.zeros((1, 1))))

@@ -18,7 +18,7 @@ from lowmem_layers.game import (
     players_of,
     windows,
 )
-from lowmem_layers.game.values.games import additive_game
+from tests.game.games import additive_game
 
 PLAYERS = players_of(["ffn", "ffn", "moe"])
 

@@ -9,7 +9,7 @@ from scipy import stats
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, cornerstones, interactions, windows
 from lowmem_layers.game.uncertainty.multiplicity import adjusted
-from lowmem_layers.game.values.games import ClosedFormGame, additive_game, unanimity_game
+from tests.game.games import ClosedFormGame, additive_game, unanimity_game
 
 NAMES = ("attn.0", "ffn.0", "attn.1", "ffn.1", "attn.2", "ffn.2", "attn.3", "ffn.3")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lowmem_layers.errors import UsageError
 from lowmem_layers.game import ValueTable, estimate, estimator_weights, windows
 from lowmem_layers.game.estimators.weights import largest_window
-from lowmem_layers.game.values.games import additive_game
+from tests.game.games import additive_game
 
 
 def names(n):

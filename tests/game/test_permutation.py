@@ -22,7 +22,7 @@ from lowmem_layers.game.answers.compare import Walks
 from lowmem_layers.game.estimators.permutation import at_chance, first_cut, permutation_influence, walked_orders
 from lowmem_layers.game.uncertainty.errors import mean_over_tasks
 from lowmem_layers.game.uncertainty.intervals import mean_interval
-from lowmem_layers.game.values.games import airport_game, gloves_game
+from tests.game.games import airport_game, gloves_game
 
 
 def noisy_game(n_items, rng):

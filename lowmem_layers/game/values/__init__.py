@@ -1,1 +1,1 @@
-"""Values: the table of one metric, an item and coalition each, and games whose answer is known."""
+"""Values: the table of one metric, an item and coalition each."""

@@ -11,7 +11,6 @@ from math import comb
 
 import numpy as np
 
-from lowmem_layers.errors import UsageError
 from lowmem_layers.game.players.coalitions import Removed
 from lowmem_layers.game.values.table import FloatArray, ValueTable
 
@@ -42,8 +41,6 @@ def additive_game(worths: Sequence[float]) -> ClosedFormGame:
 def majority_game(n_players: int, quota: int | None = None) -> ClosedFormGame:
     """More than half (or `quota`) of the players win 1; by symmetry everyone's value is 1/N."""
     needed = n_players // 2 + 1 if quota is None else quota
-    if not 1 <= needed <= n_players:
-        raise UsageError(f"a quota of {needed} of {n_players} players", "choose a quota between 1 and N")
     return ClosedFormGame("majority", n_players, lambda s: float(len(s) >= needed), np.full(n_players, 1 / n_players))
 
 
