@@ -98,7 +98,7 @@ class EngineRecord:
     sizes: Mapping[str, Size] = field(default_factory=dict)
     self_test: Mapping[str, Json] = field(default_factory=dict)
     narrowed: tuple[Mapping[str, Json], ...] = ()
-    memory: Mapping[str, Size] = field(default_factory=dict)
+    memory: Mapping[str, Count] = field(default_factory=dict)
     more: Mapping[str, Json] = field(default_factory=dict)
 
     @property
@@ -172,7 +172,7 @@ class Manifest:
         """Give the same record with another status, and more time on its account."""
         return replace(self, status=status, elapsed_s=round(self.elapsed_s + elapsed_s, 3), stopped=stopped)
 
-    def with_memory(self, narrowed: Sequence[Mapping[str, Json]], memory: Mapping[str, Size]) -> Manifest:
+    def with_memory(self, narrowed: Sequence[Mapping[str, Json]], memory: Mapping[str, Count]) -> Manifest:
         """Give the same record with further tiles before which memory ran out, and what another call has taken."""
         most = dict(self.engine.memory)
         for name, size in memory.items():

@@ -67,6 +67,15 @@ def test_a_tile_is_computed_again_in_smaller_chunks(model, monkeypatch, error) -
     assert len(engine.narrowed) == 2, "later tiles keep the smaller chunks"
 
 
+def test_smaller_chunks_of_an_earlier_call_do_not_change_what_the_run_is(model) -> None:
+    planned, left = Sizes(1024, 512, 64), Sizes(256, 128, 64)
+    engine = ready_engine(model, layout="rows", sizes=planned, narrowed_to=left)
+    assert engine.sizes == left
+    assert engine.describe()["sizes"]["chunk_tokens"] == 1024
+    assert "narrowed" not in engine.describe()
+
+
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_chunks_that_memory_left(tmp_path, monkeypatch) -> None:
     """What is asked of memory at the second start is what the run needs now, and the plan stays the first one's."""
     options = ["run", "--limit", "2", "--max-removed", "0", "--out", str(tmp_path / "r"), "--no-cache"]

@@ -213,12 +213,14 @@ def test_where_memory_ran_out_is_announced_once_and_kept_in_the_record(tmp_path,
 
 
 def test_the_record_keeps_the_most_memory_of_all_calls(tmp_path, bench, engine, spec):
-    first = bench(engine=engine(fail_at=2, memory={"host_peak_bytes": 300, "gpu_peak_bytes": 20}))
+    first = bench(engine=engine(fail_at=2, memory={"host_peak_bytes": 300, "gpu_peak_bytes": 20, "gpu_retries": 0}))
     with pytest.raises(KeyboardInterrupt):
         run_study(spec, tmp_path / "r", prepare=first.prepare)
     second = engine(memory={"host_peak_bytes": 200, "gpu_peak_bytes": 30})
     run_study(spec, tmp_path / "r", prepare=bench(engine=second).prepare)
-    assert open_run(tmp_path / "r").manifest.engine.memory == {"host_peak_bytes": 300, "gpu_peak_bytes": 30}
+    assert open_run(tmp_path / "r").manifest.engine.memory == {
+        "host_peak_bytes": 300, "gpu_peak_bytes": 30, "gpu_retries": 0
+    }  # fmt: skip
 
 
 def test_two_processes_do_not_write_one_run(tmp_path, bench, spec):
