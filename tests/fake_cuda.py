@@ -92,7 +92,8 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
         "torch.cuda.mem_get_info": lambda *_: (16 << 30, 16 << 30),
         "torch.nn.functional.scaled_dot_product_attention": _attention,
     }
-    methods = {"__getitem__": _getitem, "__setitem__": _setitem, "contiguous": _contiguous}
+    methods = {"__getitem__": _getitem, "__setitem__": _setitem, "contiguous": _contiguous,
+               "copy_": _copy, "__invert__": _invert}  # fmt: skip
     with ExitStack() as stack:
         for name, value in patches.items():
             stack.enter_context(mock.patch(name, value))
@@ -128,6 +129,14 @@ def _attention(
 
 def _contiguous(self: torch.Tensor, **_: Any) -> torch.Tensor:
     return self if self.is_contiguous() else aten.clone(self, memory_format=torch.contiguous_format)
+
+
+def _copy(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    return aten.copy_(self, source, non_blocking)
+
+
+def _invert(self: torch.Tensor) -> torch.Tensor:
+    return aten.bitwise_not(self)
 
 
 def _getitem(self: torch.Tensor, index: Any) -> torch.Tensor:
