@@ -107,7 +107,8 @@ class MemoryLimits:
     """What may be taken. Units: bytes. `on_gpu`: the GPU computes, and not the CPU.
 
     `states` is the most that states take where a single item does not need more (None: all that is left). `context` is
-    what the process takes of the GPU besides tensors. Without `streams`, weights live on the device or nowhere.
+    what the process takes of the GPU besides tensors. Without `streams`, weights live on the device or nowhere. `free`
+    is what there is for this process, of the GPU and of the host's memory (None: unknown).
     """
 
     on_gpu: bool
@@ -116,6 +117,7 @@ class MemoryLimits:
     states: int | None = None
     context: int = GPU_CONTEXT_BYTES
     streams: bool = True
+    free: tuple[int, int] | None = None
 
     def left_by(self, placement: Placement, room: int) -> int:
         """Count what a placement leaves on the computing device, for states of which an item needs `room` bytes."""
@@ -179,7 +181,8 @@ def limits_now(
         free = context + free_gpu
         gpu_limit = context + usual_states_bytes(free_gpu) if gpu is None else min(gpu, free)
     usual = _USUAL_STATES_BYTES if not on_gpu and cpu is None else None
-    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual, context, streams)
+    free_bytes = context + free_gpu, free_cpu
+    return MemoryLimits(on_gpu, gpu_limit, free_cpu if cpu is None else cpu, usual, context, streams, free_bytes)
 
 
 def place(sizes: ModelBytes, offload: Offload, limits: MemoryLimits, *, spare: Spare = NO_SPARE) -> Placement:
@@ -243,6 +246,11 @@ def _refusal(
         suffix = " (or a narrower --quant, whose layers are smaller)"
     if for_states:
         suffix += "; or fewer sublayers removed at once (--max-removed), or no very long items"
+    owners = {"--max-gpu-memory": "the GPU", "--max-cpu-memory": "the machine"}
+    for (name, owner), free in zip(owners.items(), limits.free or (), strict=False):
+        if name in broken and broken[name][0] > free:  # no option gives what is not there
+            has = f"{owner} has no more than {format_bytes(free)} free"
+            return BudgetError(message, f"{has}: close other programs, or take a smaller model{suffix}")
     rounded = {name: -(-n // _STEP_BYTES) * _STEP_BYTES >> 20 for name, (n, _) in broken.items()}
     changes = " and ".join(f"{name} {mib}MiB" for name, mib in rounded.items())
     return BudgetError(message, f"the smallest change that fits: {changes}{suffix}")

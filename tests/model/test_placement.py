@@ -59,6 +59,26 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     place(SIZES, "auto", MemoryLimits(True, 7744 << 20, 64 * GIB))
 
 
+@pytest.mark.parametrize(
+    ("gpu", "free_gpu", "hint"),
+    [
+        (2 * GIB, 20 * GIB, "the smallest change that fits: --max-gpu-memory 7744MiB"),
+        (2 * GIB, 3 * GIB, "the GPU has no more than 3.5 GiB free: close other programs"),
+        (None, 3 * GIB, "the GPU has no more than 3.5 GiB free: close other programs"),
+    ],
+)
+def test_no_option_is_advised_that_asks_for_more_than_there_is(gpu: int | None, free_gpu: int, hint: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        place(SIZES, "auto", limits_now(on_gpu=True, gpu=gpu, cpu=None, free_gpu=free_gpu, free_cpu=64 * GIB))
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_machine_without_the_memory_is_told_so() -> None:
+    with pytest.raises(BudgetError) as caught:
+        place(SIZES, "auto", limits_now(on_gpu=False, gpu=None, cpu=None, free_gpu=0, free_cpu=1 * GIB))
+    assert caught.value.hint.startswith("the machine has no more than 1.0 GiB free: close other programs")
+
+
 def test_a_refused_home_names_one_that_fits() -> None:
     with pytest.raises(BudgetError) as caught:
         place(SIZES, "none", MemoryLimits(True, 24 * GIB, 16 * GIB))
