@@ -111,7 +111,8 @@ def _attention(
     A build for CPUs would choose the one of many steps, which keeps float32 scores of all heads.
     Source: torch 2.13, aten/native/transformers/attention.cpp.
     """
-    if query.device.type != "cuda" or query.dtype == torch.float64 or enable_gqa:
+    takes = query.shape[1] == key.shape[1] and query.dtype != torch.float64  # heads that keys share are refused
+    if query.device.type != "cuda" or not takes or enable_gqa:
         return _ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:

@@ -268,6 +268,13 @@ Tensor mm_to(const Tensor& a, const Tensor& b, at::ScalarType to) {
   Aliases seen;
   return seen.out(at::mm(seen.in(a).to(to), seen.in(b).to(to)));
 }
+Tensor depthwise(const Tensor& x, const Tensor& weight, at::IntArrayRef, const std::optional<Tensor>& bias,
+                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation) {
+  Aliases seen;
+  std::optional<Tensor> added;
+  if (bias.has_value() && bias->defined()) added = seen.in(*bias);
+  return seen.out(at::conv2d(seen.in(x), seen.in(weight), added, stride, padding, dilation, x.size(1)));
+}
 Tensor histc(const Tensor& t, int64_t bins, const at::Scalar& low, const at::Scalar& high) {
   Aliases seen;  // whole numbers have such a kernel on CUDA alone
   return seen.out(at::histc(seen.in(t).to(at::kDouble), bins, low, high).to(t.scalar_type()));
@@ -298,6 +305,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("empty_strided", TORCH_FN(empty_strided));
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&on_host>());
   m.impl("mm.dtype", TORCH_FN(mm_to));
+  m.impl("_conv_depthwise2d", TORCH_FN(depthwise));
   m.impl("histc", TORCH_FN(histc));
   m.impl("_scaled_dot_product_efficient_attention", TORCH_FN(efficient));
 }

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.families import FAMILIES, HYBRIDS
 from tests.simulated_card import build
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,13 @@ def test_a_run_on_the_card_finds_what_the_cpu_finds(library: Path, tmp_path: Pat
     done = start([*card, "--out", str(tmp_path / "tight")], SIMULATED_CARD_BYTES=str(1100 << 20))
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(scores(tmp_path / "tight"), found["none"], rtol=0, atol=1e-3)
+
+
+def test_every_family_on_the_card_is_what_the_cpu_computes(library: Path) -> None:
+    done = start(["tests.simulated_card", str(library), "tests.card_families"])
+    assert done.returncode == 0, done.stderr
+    n_families = len({**FAMILIES, **HYBRIDS})
+    assert done.stdout == f"{2 * n_families} cases\n"
 
 
 def test_the_gpu_benchmark_runs_to_its_end(library: Path, tmp_path: Path) -> None:

@@ -173,11 +173,14 @@ def _pair_bytes(config: Any, itemsize: int) -> int:
     """Count what attention keeps for a pair of tokens of a row. Units: bytes.
 
     Its mask for every state, as a number and once more in a width that the kernel takes. Eager attention also keeps
-    scores, masked ones and weights of each head, and its softmax is float32.
+    scores, masked ones and weights of each head, and its softmax is float32. So does torch's own attention where keys
+    that all heads share are handed to it as one head (Falcon-7B): its kernels refuse them, and it goes step by step, in
+    float32. Source: torch 2.13, `_scaled_dot_product_attention_math`.
     """
     masks = 3 * itemsize
     if getattr(config, "_attn_implementation", None) != "eager":
-        return masks
+        shares = config.model_type == "falcon" and config.multi_query and not config.new_decoder_architecture
+        return masks + (config.num_attention_heads * 4 * 4 if shares else 0)
     each = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]  # Dots3's layers differ
     return masks + max(getattr(layer, "num_attention_heads", 0) for layer in each) * (3 * itemsize + 4)
 

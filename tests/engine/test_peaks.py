@@ -32,6 +32,10 @@ GEMMA_2_9B = {
 }  # fmt: skip
 
 
+FALCON_7B = {"hidden_size": 4544, "num_attention_heads": 71, "vocab_size": 65024}
+CONFIGS = {"gemma-2-9b": GEMMA_2_9B, "falcon-7b": FALCON_7B}
+
+
 class Allocated(TorchDispatchMode):
     """Adds up the bytes of all storages on the GPU that were made while it watches and are alive."""
 
@@ -93,14 +97,16 @@ def item(n_context: int, n_choices: int, n_scored: int, name: str) -> EncodedIte
         pytest.param("mixtral", "mixtral-8x7b", (147, 2, 1), 0.85, marks=pytest.mark.slow),
         pytest.param("gemma2", "gemma-2-9b", (147, 2, 1), 0.9, marks=pytest.mark.slow),
         ("gemma2", "gemma-2-9b", (1500, 2, 1), 0.84),  # its attention is eager, and scores take the most
+        # one key for all heads: torch keeps the scores, too, so that one state at a time is computed, in no full chunk
+        pytest.param("falcon", "falcon-7b", (1500, 2, 1), 0.3, marks=pytest.mark.slow),
         ("llama", "llama-3-8b", (8, 1, 3000), 0.7),  # a text, of which every token is scored
     ],
 )
 def test_a_tile_allocates_what_the_budget_counts(family: str, name: str, lengths: Any, least: float) -> None:
     with fake_gpu() as mode:
-        if family == "gemma2":
+        if name in CONFIGS:
             config = tiny_model(family, num_hidden_layers=4).config
-            for key, value in GEMMA_2_9B.items():
+            for key, value in CONFIGS[name].items():
                 setattr(config, key, value)
         else:
             config = shipped_config(name)
@@ -121,4 +127,4 @@ def test_a_tile_allocates_what_the_budget_counts(family: str, name: str, lengths
         positions = sum(len(row) for row in engine._rows(items)) * engine._tree(coalitions).n_slots
         filled = replace(sizes, chunk_tokens=min(sizes.chunk_tokens, positions))
         counted += Widths.of(model.shape).chunk_bytes(filled)
-    assert least * counted <= watched.peak <= counted
+    assert least * counted <= watched.peak <= counted, watched.peak / counted
