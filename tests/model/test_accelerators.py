@@ -87,6 +87,10 @@ def test_weights_are_at_home_on_the_device_or_the_model_is_refused(name: str) ->
     with pytest.raises(BudgetError, match="on device") as caught:
         place_with_states(sizes, "auto", limits_now(gpu=None, free_gpu=4 * GIB, **free))
     assert "--offload" not in caught.value.hint
+    assert caught.value.hint.startswith("the GPU has no more than 4.5 GiB free")
+    with pytest.raises(BudgetError, match="on device") as caught:
+        place_with_states(sizes, "auto", limits_now(gpu=4 * GIB, free_gpu=8 * GIB, **free))
+    assert "--offload" not in caught.value.hint
     assert "--max-gpu-memory" in caught.value.hint
     streaming = limits_now(gpu=None, free_gpu=4 * GIB, **free | {"streams": True})
     assert place_with_states(sizes, "auto", streaming).home == "cpu"
