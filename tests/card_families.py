@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu.correct import _family
+from benchmarks.gpu.correct import compare_family
 from benchmarks.gpu.setting import Setting
 from tests.families import FAMILIES, HYBRIDS
 
@@ -18,7 +18,7 @@ def main() -> None:
     for name in (*FAMILIES, *HYBRIDS):
         for dtype in (torch.float32, torch.float64):
             with torch.no_grad():
-                found = _family(setting, name, dtype)
+                found = compare_family(setting, name, dtype)
             n_cases += 1
             if not found["right"]:
                 sys.stdout.write(f"{name} {dtype}: {found}\n")

@@ -90,7 +90,7 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
     patches = {
         "torch.cuda.get_device_capability": lambda *_: (9, 0),
         "torch.cuda.mem_get_info": lambda *_: (16 << 30, 16 << 30),
-        "torch.nn.functional.scaled_dot_product_attention": _attention,
+        "torch.nn.functional.scaled_dot_product_attention": attention_on_cuda,
     }
     methods = {"__getitem__": _getitem, "__setitem__": _setitem, "contiguous": _contiguous,
                "copy_": _copy, "__invert__": _invert}  # fmt: skip
@@ -102,7 +102,7 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
         yield FakeTensorMode()
 
 
-def _attention(
+def attention_on_cuda(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip

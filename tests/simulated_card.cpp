@@ -197,6 +197,16 @@ const std::set<std::string> kMayMix = {"aten::copy_", "aten::index.Tensor", "ate
 const std::set<std::string> kWait = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero",
                                      "aten::masked_select", "aten::_unique2", "aten::unique_consecutive"};
 
+// A tensor, or a list of them, each as `change` gives it; any other value as it is.
+template <class Change>
+c10::IValue with_tensors(const c10::IValue& value, Change change) {
+  if (value.isTensor()) return change(value.toTensor());
+  if (!value.isTensorList()) return value;
+  std::vector<Tensor> list;
+  for (const auto& each : value.toTensorVector()) list.push_back(change(each));
+  return c10::IValue(list);
+}
+
 void on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto n_args = schema.arguments().size();
@@ -214,13 +224,7 @@ void on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   bool host_index = false;
   for (size_t i = 0; i < n_args; ++i) {
     auto& value = (*stack)[first + i];
-    if (value.isTensor()) {
-      value = seen.in(value.toTensor());
-    } else if (value.isTensorList()) {
-      std::vector<Tensor> list;
-      for (const auto& each : value.toTensorVector()) list.push_back(seen.in(each));
-      value = c10::IValue(list);
-    } else if (value.isOptionalTensorList()) {
+    if (value.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> list;
       for (const auto& each : value.toOptionalTensorVector()) {
         if (each.has_value() && each->defined() && !each->is_cuda()) host_index = true;
@@ -229,6 +233,8 @@ void on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       value = c10::IValue(list);
     } else if (value.isDevice() && value.toDevice().is_cuda()) {
       value = c10::IValue(c10::Device(c10::kCPU));
+    } else {
+      value = with_tensors(value, [&](const Tensor& t) { return seen.in(t); });
     }
   }
   TORCH_CHECK(!(seen.saw_card && seen.saw_host) || kMayMix.count(name),
@@ -238,18 +244,8 @@ void on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   { at::AutoDispatchBelowADInplaceOrView below; op.callBoxed(stack); }
   seen.settle();
-  const auto n_returns = schema.returns().size();
-  const auto base = stack->size() - n_returns;
-  for (size_t i = 0; i < n_returns; ++i) {
-    auto& value = (*stack)[base + i];
-    if (value.isTensor()) {
-      value = seen.out(value.toTensor());
-    } else if (value.isTensorList()) {
-      std::vector<Tensor> list;
-      for (const auto& each : value.toTensorVector()) list.push_back(seen.out(each));
-      value = c10::IValue(list);
-    }
-  }
+  for (auto i = stack->size() - schema.returns().size(); i < stack->size(); ++i)
+    (*stack)[i] = with_tensors((*stack)[i], [&](const Tensor& t) { return seen.out(t); });
 }
 
 Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
@@ -316,6 +312,7 @@ void card_begin() { c10::SetAllocator(c10::DeviceType::CUDA, &card_allocator); }
 void card_limit(int64_t n) { limit = n; }
 void card_warn(int on) { warns = on != 0; }
 void card_reset_peak() { peak = allocated.load(); }
+void card_forget_failures() { n_failed = 0; }
 void card_release() { reserved = allocated.load(); }
 int64_t card_count(const char* what) {
   const std::string name(what);

@@ -1,9 +1,10 @@
 """A graphics card that computes real numbers on the host: `python -m tests.simulated_card LIBRARY MODULE ARGUMENTS…`
 
 A build of torch without CUDA is given what it lacks: `simulated_card.cpp` makes tensors that lie on `cuda:0`, within a
-memory that can run out; `torch.cuda` is replaced here by functions that answer as a card's would. So whatever runs on
-CUDA alone runs once from end to end: devices that are mixed, copies, what waits, the memory counted and the account of
-it, and real numbers to compare. Not seen: speed, kernels of CUDA's own, and streams, which do everything at once here.
+memory that can run out; `torch.cuda` is replaced here by functions that answer as a card's would. So a command runs as
+on CUDA from end to end: devices that are mixed, copies, what waits, the memory counted and the account of it, and real
+numbers to compare. Not seen: speed, kernels of CUDA's own, what the driver is asked (NVML), how CUDA begins, and
+streams, which do everything at once here.
 
 `SIMULATED_CARD_BYTES` is the card's memory; with `SIMULATED_CARD_LEAVES`, each tile is left so many bytes beside what
 is allocated when it begins.
@@ -115,6 +116,7 @@ def begin(library: str) -> None:
         "memory_allocated": lambda _=None: count("allocated"), "memory_reserved": lambda _=None: count("reserved"),
         "max_memory_allocated": lambda _=None: count("peak"), "max_memory_reserved": lambda _=None: count("reserved"),
         "reset_peak_memory_stats": lambda _=None: card.card_reset_peak(), "empty_cache": card.card_release,
+        "reset_accumulated_memory_stats": lambda _=None: card.card_forget_failures(),
         "set_per_process_memory_fraction": set_fraction, "synchronize": lambda _=None: None,
         "set_sync_debug_mode": lambda mode: card.card_warn(int(mode != "default")), "_sleep": lambda _: None,
         "Stream": Stream, "Event": Event, "stream": entered, "current_stream": lambda _=None: streams[-1],
@@ -124,13 +126,14 @@ def begin(library: str) -> None:
         assert hasattr(torch.cuda, name), f"torch.cuda has no {name} any more"
         setattr(torch.cuda, name, answer)
     torch.Tensor.record_stream = lambda *_: None
+    torch._C._accelerator_emptyHostCache = lambda: None  # the pinned memory here is not kept
     # torch's own profiler of kernels, and a benchmark of products that would take a CPU minutes
     profile = torch.profiler.profile
     torch.profiler.profile = lambda activities: profile(activities=[torch.profiler.ProfilerActivity.CPU])
     from lowmem_layers.forecast import machine
-    from tests.fake_cuda import _attention
+    from tests.fake_cuda import attention_on_cuda
 
-    torch.nn.functional.scaled_dot_product_attention = _attention
+    torch.nn.functional.scaled_dot_product_attention = attention_on_cuda
     machine.is_gpu = lambda _: False
     if left := os.environ.get("SIMULATED_CARD_LEAVES"):
         _leave(int(left), card)

@@ -111,7 +111,7 @@ def test_a_format_without_a_kernel_here_does_not_lose_the_others(
 
 
 def test_a_family_of_few_players_is_compared(setting: Setting) -> None:
-    assert correct._family(setting, "mamba", torch.float64)["right"]
+    assert correct.compare_family(setting, "mamba", torch.float64)["right"]
 
 
 def test_a_host_that_is_too_small_is_a_failed_case(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

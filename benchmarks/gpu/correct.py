@@ -48,10 +48,10 @@ def cases(setting: Setting) -> Iterator[Case]:
     names = [*_FIRST, *(name for name in (*FAMILIES, *HYBRIDS) if name not in _FIRST)]
     for name in names[:2] if setting.tiny else names:
         for dtype in (torch.float32, torch.float64):
-            yield f"{name} {str(dtype)[6:]}", lambda name=name, dtype=dtype: _family(setting, name, dtype)
+            yield f"{name} {str(dtype)[6:]}", lambda name=name, dtype=dtype: compare_family(setting, name, dtype)
 
 
-def _family(setting: Setting, name: str, dtype: torch.dtype) -> Result:
+def compare_family(setting: Setting, name: str, dtype: torch.dtype) -> Result:
     """Compare a family's sweep on the device with whole forward passes on the CPU, and with itself in other ways."""
     from tests.engine.conftest import random_items as tiny_items
     from tests.families import tiny_model

@@ -110,12 +110,11 @@ def describe_gpu(device: torch.device) -> dict[str, str]:
     return {**found, "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
 
-def describe_kernels(config: Any) -> dict[str, str]:
+def describe_kernels(config: Any, *, has_experts: bool) -> dict[str, str]:
     """Name transformers' implementations of attention and, in a mixture, of experts, as its config does."""
-    names = {"attention": "_attn_implementation", "experts": "_experts_implementation"}
-    has_experts = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    chosen = {what: getattr(config, name, None) for what, name in names.items() if what != "experts" or has_experts}
-    return {what: str(value) for what, value in chosen.items() if value}
+    attention = getattr(config, "_attn_implementation", None)
+    experts = getattr(config, "_experts_implementation", None) if has_experts else None
+    return {what: str(name) for what, name in {"attention": attention, "experts": experts}.items() if name}
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

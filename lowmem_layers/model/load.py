@@ -101,7 +101,9 @@ class Inspection:
             },
             "dtype": dtype_name(self.dtype),
             "device": self.device.type,
-            **describe_kernels(text_config(self.module)),
+            **describe_kernels(
+                text_config(self.module), has_experts=any(place.n_experts for place in self.places)
+            ),
         }  # fmt: skip
 
 

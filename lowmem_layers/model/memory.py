@@ -50,11 +50,12 @@ def peak_bytes() -> int:
 
 
 def memory_account(device: torch.device) -> dict[str, int]:
-    """Say what memory this process has taken at most, for the run's record.
+    """Say what memory was taken at most, for the run's record.
 
-    `host_peak_bytes` is the resident set's. Of CUDA, torch's allocator is asked: `gpu_peak_bytes` are its tensors',
-    `gpu_reserved_peak_bytes` what it took from the driver for them; `gpu_retries` counts how often it handed back
-    what it had kept before it found room, `gpu_out_of_memory` how often it found none.
+    `host_peak_bytes` is the resident set's, since the process began. Of CUDA, torch's allocator is asked, since a model
+    was last released: `gpu_peak_bytes` are its tensors', `gpu_reserved_peak_bytes` what it took from the driver for
+    them; `gpu_retries` counts how often it handed back what it had kept before it found room, `gpu_out_of_memory` how
+    often it found none.
     """
     account = {"host_peak_bytes": peak_bytes()}
     if device.type != "cuda":
@@ -89,6 +90,8 @@ def release_model() -> None:
     release_freed_memory()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # the next run's account is its own
+        torch.cuda.reset_accumulated_memory_stats()
         # pinned host memory is kept by an allocator of its own; the first name is new, the second as old as we accept
         empty = getattr(torch._C, "_accelerator_emptyHostCache", None) or getattr(torch._C, "_host_emptyCache", None)
         if empty is not None:

@@ -68,12 +68,14 @@ def test_what_exists_is_left_out_of_collections_and_the_caller_s_choice_stays(by
         gc.freeze()  # as it was: see conftest.py
 
 
-def test_pinned_host_memory_is_handed_back_with_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch keeps it for later buffers of the same size; the next run of a grid has others."""
+def test_pinned_host_memory_is_handed_back_with_a_model_and_counts_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps it for later buffers of the same size; the next run of a grid has others, and its own account."""
     done: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("card"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: done.append("peaks"))
+    monkeypatch.setattr(torch.cuda, "reset_accumulated_memory_stats", lambda: done.append("counts"))
     monkeypatch.setattr(torch._C, "_accelerator_emptyHostCache", lambda: done.append("host"), raising=False)
     release_model()
-    assert done == ["card", "host"]
+    assert done == ["card", "peaks", "counts", "host"]
